@@ -1,0 +1,31 @@
+"""The mathematics of masked diffusion: imports jax and nothing else of ours."""
+
+from mdlm_jax.diffusion import schedules, strategies
+from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, as_denoiser
+from mdlm_jax.diffusion.likelihood import Likelihood, nelbo
+from mdlm_jax.diffusion.objectives import LossAux, corrupted_loss, diffusion_loss, mlm_loss
+from mdlm_jax.diffusion.sampling import Trace, sample
+from mdlm_jax.diffusion.schedules import Schedule
+from mdlm_jax.diffusion.strategies import Strategy
+
+__all__ = [
+    "Corrupted",
+    "Denoiser",
+    "Hidden",
+    "Likelihood",
+    "LossAux",
+    "Schedule",
+    "Strategy",
+    "Trace",
+    "as_denoiser",
+    "corrupt",
+    "corrupt_mlm",
+    "corrupted_loss",
+    "diffusion_loss",
+    "mlm_loss",
+    "nelbo",
+    "sample",
+    "schedules",
+    "strategies",
+]

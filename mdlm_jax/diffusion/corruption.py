@@ -1,0 +1,210 @@
+"""Corruption: tokens in; a canvas with masks, and the positions to be predicted, out.
+
+Pairs. Two neighbouring rows share one u, and mask `k_a = ceil(u L_a)` and `k_b = L_b + 1 - ceil(u
+L_b)` tokens. Each count is uniform, and their sum is at most `max(L_a, L_b) + 1`, so what a pair
+masks fits `L + 1` slots, and the vocabulary projection does half the work of two rows.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.masks import Masks, bernoulli_masks, exact_masks, share_masks
+from mdlm_jax.diffusion.schedules import Schedule, linear
+
+Array = jax.Array
+
+
+class Corrupted(NamedTuple):
+    """A corrupted batch. Groups are single rows (G = B) or pairs of neighbours (G = B / 2).
+
+    Every leaf's leading axis runs along the rows, so a batch may be cut into microbatches.
+
+    Attributes:
+      canvas: i32[B, L], the tokens with some replaced.
+      t: f32[B], the time that a denoiser is told.
+      rate: f32[B], the share of the row's maskable tokens that is to be predicted.
+      positions: i32[G, C], where the slots' tokens are, in the group's rows laid end to end.
+      targets: i32[G, C], the clean tokens there.
+      weights: f32[G, C], each token's weight in the loss, 0 in an empty slot.
+    """
+
+    canvas: Array
+    t: Array
+    rate: Array
+    positions: Array
+    targets: Array
+    weights: Array
+
+
+def corrupt(
+    key: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    schedule: Schedule = linear(),
+    corruption: Literal["exact", "bernoulli"] = "exact",
+    weighting: Literal["elbo", "flat"] = "elbo",
+    maskable: Array | None = None,
+    rows: Array | None = None,
+    paired: bool | None = None,
+) -> Corrupted:
+    """Draws the masks of a whole batch, once.
+
+    Args:
+      key: of this step; the noise of a row is a function of (key, its number in `rows`).
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      schedule: turns the mask rate into the time; with Bernoulli masking it is
+        also the law of the rate.
+      corruption: "exact" draws how many tokens are masked, uniformly; "bernoulli" draws t
+        uniformly and masks each token alone.
+      weighting: "elbo" makes the loss the NELBO in nats per maskable token; "flat" the summed
+        cross-entropy of the masked tokens per maskable token.
+      maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`. rows:
+      i32[B], the rows' numbers in the global batch; default 0..B-1. paired: whether rows 2i and 2i
+      + 1 share slots, which saves half the projection. By default they
+        do with exact counts if B is even and the rows are seen to be neighbours in the global
+        batch; of `rows` that are traced under jit this must be said. The masks are the same.
+
+    Raises:
+      ValueError: on shapes or names that do not fit; on "flat" with exact counts and a schedule
+        that is not linear (a flat loss depends on the law of the rate, and exact counts have one).
+    """
+    maskable, rows, neighbours = _check_rows(tokens, mask_id, maskable, rows)
+    if corruption not in ("exact", "bernoulli"):
+        raise ValueError(f"corruption is {corruption!r}, it must be 'exact' or 'bernoulli'")
+    if weighting not in ("elbo", "flat"):
+        raise ValueError(f"weighting is {weighting!r}, it must be 'elbo' or 'flat'")
+    exact = corruption == "exact"
+    if weighting == "flat" and exact and schedule is not linear():
+        raise ValueError(
+            "flat weighting with exact counts trains the linear schedule: "
+            "take schedule=linear(), or corruption='bernoulli'"
+        )
+    if paired and not (exact and tokens.shape[0] % 2 == 0):
+        raise ValueError(
+            f"paired rows need exact counts and an even batch, not {corruption!r} and "
+            f"{tokens.shape[0]} rows"
+        )
+    paired = exact and neighbours if paired is None else paired
+
+    spread, placing = jax.random.split(key)
+    keys = noise.row_keys(placing, rows)
+    if exact:
+        u = noise.stratified(spread, rows // 2)  # one for each pair
+        masks = exact_masks(keys, u, rows, maskable=maskable, schedule=schedule)
+    else:
+        t = 1.0 - noise.stratified(spread, rows)  # (0, 1], where the weight is finite
+        masks = bernoulli_masks(keys, t, maskable=maskable, schedule=schedule)
+    weight = masks.weight if weighting == "elbo" else jnp.ones_like(masks.weight)
+    return lay_out(
+        tokens,
+        jnp.where(masks.selected, mask_id, tokens),
+        masks._replace(weight=weight / jnp.maximum(masks.length.sum(), 1)),
+        slots=tokens.shape[1] + int(paired),
+        paired=paired,
+    )
+
+
+def corrupt_mlm(
+    key: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    vocab_size: int,
+    rate: float = 0.15,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    maskable: Array | None = None,
+    rows: Array | None = None,
+) -> Corrupted:
+    """BERT's corruption (Devlin et al. 2019, section 3.1): a fixed share of each row is selected.
+
+    `max(1, round(rate * L))` of a row's L maskable tokens are selected; of these a share of
+    `mask_share` becomes the mask, `random_share` a uniformly random token other than the mask, and
+    the rest stays. The weights make the loss the mean nats per selected token.
+
+    Raises:
+      ValueError: on shapes or shares that do not fit.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"mlm: rate is {rate}, it must be in (0, 1]")
+    if min(mask_share, random_share) < 0 or mask_share + random_share > 1 + 1e-9:
+        raise ValueError(
+            f"mlm: mask_share is {mask_share} and random_share {random_share}, "
+            "they must not be negative and must sum to 1 at most"
+        )
+    maskable, rows, _ = _check_rows(tokens, mask_id, maskable, rows)
+    width = tokens.shape[1]
+    placing, fates, others = (noise.row_keys(k, rows) for k in jax.random.split(key, 3))
+    masks = share_masks(placing, rate, maskable=maskable)
+
+    other = (noise.row_uniform(others, width) * (vocab_size - 1)).astype(jnp.int32)
+    other = jnp.minimum(other, vocab_size - 2)  # the product may round up
+    other = other + (other >= mask_id)  # uniform on the vocabulary without the mask
+    fate = noise.row_uniform(fates, width)
+    replaced = jnp.where(fate < mask_share, mask_id, other)
+    changed = masks.selected & (fate < mask_share + random_share)
+    return lay_out(
+        tokens,
+        jnp.where(changed, replaced, tokens),
+        masks._replace(weight=masks.weight / jnp.maximum(masks.count.sum(), 1)),
+        slots=max(1, round(rate * width)),
+        paired=False,
+    )
+
+
+def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: bool) -> Corrupted:
+    """Lays what each group has masked into its slots, the first row's before the second's.
+
+    Args:
+      tokens: i32[B, L], clean.
+      canvas: i32[B, L], corrupted.
+      masks: of the rows, their weights as the loss is to have them.
+      slots: C, of each group; enough for what the group masks.
+      paired: whether a group is two rows or one.
+    """
+    batch, width = tokens.shape
+    group = 2 if paired else 1
+    order = masks.order.reshape(batch // group, group, width)
+    count, weight = (x.reshape(-1, group, 1) for x in (masks.count, masks.weight))  # [G, 1|2, 1]
+    slot = jnp.arange(slots)[None, :]  # [1, C]
+    if paired:
+        in_first = slot < count[:, 0]  # [G, C]
+        in_second = jnp.clip(slot - count[:, 0], 0, width - 1)
+        second = width + jnp.take_along_axis(order[:, 1], in_second, axis=1)
+        first = jnp.pad(order[:, 0], ((0, 0), (0, slots - width)))
+        positions = jnp.where(in_first, first, second)
+        weights = jnp.where(in_first, weight[:, 0], weight[:, 1])
+    else:
+        positions, weights = order[:, 0, :slots], weight[:, 0]
+    return Corrupted(
+        canvas=canvas,
+        t=masks.t,
+        rate=masks.count / jnp.maximum(masks.length, 1),
+        positions=positions,
+        targets=jnp.take_along_axis(tokens.reshape(batch // group, -1), positions, axis=1),
+        weights=jnp.where(slot < count.sum(axis=1), weights, 0.0),
+    )
+
+
+def _check_rows(tokens, mask_id, maskable, rows) -> tuple[Array, Array, bool]:
+    """`maskable` and `rows` with their defaults, and whether rows 2i and 2i + 1 are neighbours."""
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers [B, L], not {tokens.dtype}{list(tokens.shape)}")
+    maskable = tokens != mask_id if maskable is None else maskable
+    if maskable.shape != tokens.shape:
+        raise ValueError(f"maskable has shape {maskable.shape}, the tokens have {tokens.shape}")
+    batch = tokens.shape[0]
+    if rows is None:
+        return maskable, jnp.arange(batch), batch % 2 == 0
+    if rows.shape != (batch,):
+        raise ValueError(f"rows has shape {rows.shape}, it must be ({batch},)")
+    if batch % 2 or isinstance(rows, jax.core.Tracer):
+        return maskable, rows, False
+    pairs = np.asarray(rows).reshape(-1, 2)
+    return maskable, rows, bool(np.all(pairs[:, 0] ^ 1 == pairs[:, 1]))

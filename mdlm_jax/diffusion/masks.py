@@ -1,0 +1,113 @@
+"""Which tokens of a row are masked: one draw that serves exact counts and Bernoulli masking.
+
+Exact counts. For a row of `L` maskable tokens the continuous-time NELBO is
+
+    L * E_{k ~ U{1..L}} [ S_k / k ],
+
+with `S_k` the expected summed cross-entropy when a uniformly random set of k tokens is masked:
+integrate the binomial, `int_0^1 Bin(k; L, r) / r dr = 1 / k`, for every schedule. So k is drawn,
+not t: there is no epsilon, and the variance is finite, where the Bernoulli estimator's diverges
+logarithmically at t -> 0 for schedules that are linear there (the second moment of its integrand is
+`weight(t)^2 E[masked^2] ~ 1 / t`).
+
+One draw. Give each token an independent uniform score and mask the k lowest: the set is
+uniform, and the k-th lowest score has the law `Beta(k, L + 1 - k)` of the mask rate given k,
+independently of which set it is. Bernoulli masking at rate r masks the scores below r.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.schedules import Schedule
+
+Array = jax.Array
+
+
+class Masks(NamedTuple):
+    """The masks of each row.
+
+    Attributes:
+      order: i32[B, L], all positions in a random order, those that cannot be masked last.
+      count: i32[B], how many of the first in that order are masked.
+      length: i32[B], how many could be.
+      t: f32[B], the time that a denoiser is told.
+      weight: f32[B], of a masked token's cross-entropy in the row's NELBO.
+    """
+
+    order: Array
+    count: Array
+    length: Array
+    t: Array
+    weight: Array
+
+    @property
+    def selected(self) -> Array:
+        """bool[B, L], position by position."""
+        return _inverse(self.order) < self.count[:, None]
+
+
+def exact_masks(
+    keys: Array, u: Array, side: Array, *, maskable: Array, schedule: Schedule
+) -> Masks:
+    """Exactly `exact_counts(u, L, side)` masks a row, in a uniformly random place.
+
+    Args:
+      keys: [B], one a row.
+      u: f32[B] on [0, 1), uniform.
+      side: i32[B], see `exact_counts`.
+      maskable: bool[B, L].
+      schedule: turns the mask rate into the time.
+    """
+    order, scores, length = _random_order(keys, maskable)
+    count = exact_counts(u, length, side)
+    rate = jnp.take_along_axis(scores, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    t = schedule.rate_to_time(jnp.minimum(rate, 1.0))  # 1 where there is nothing to mask
+    return Masks(order, count, length, t, length / jnp.maximum(count, 1))
+
+
+def bernoulli_masks(keys: Array, t: Array, *, maskable: Array, schedule: Schedule) -> Masks:
+    """Each token alone with probability `1 - alpha(t)`, `t f32[B]` in (0, 1]."""
+    order, scores, length = _random_order(keys, maskable)
+    count = jnp.sum(scores < schedule.rate(t)[:, None], axis=1, dtype=jnp.int32)
+    return Masks(order, count, length, t, schedule.weight(t))
+
+
+def share_masks(keys: Array, rate: float, *, maskable: Array) -> Masks:
+    """`max(1, round(rate L))` masks a row, each of weight 1: BERT's one mask rate."""
+    order, _, length = _random_order(keys, maskable)
+    count = jnp.maximum(1, jnp.round(rate * length)).astype(jnp.int32)
+    ones = jnp.ones(length.shape, jnp.float32)
+    return Masks(order, jnp.where(length > 0, count, 0), length, rate * ones, ones)
+
+
+def exact_counts(u: Array, length: Array, side: Array) -> Array:
+    """Counts on {1..L}, uniform if `u` is on [0, 1): `i32[B]`, 0 where `L` is 0.
+
+    Two rows with one u and opposite sides take `ceil(u L_a)` and `L_b + 1 - ceil(u L_b)` (u from
+    (0, 1] there): each is uniform, and together they are at most `max(L_a, L_b) + 1`.
+    """
+    below = jnp.minimum((u * length).astype(jnp.int32), length - 1)  # the product may round up
+    count = jnp.where(side % 2 == 0, below + 1, length - below)
+    return jnp.where(length > 0, count, 0)
+
+
+def ranks(scores: Array) -> Array:
+    """Each position's place in the ascending order of `scores [B, L]`: `i32[B, L]`."""
+    return _inverse(jnp.argsort(scores, axis=1))
+
+
+def _inverse(order: Array) -> Array:
+    """The inverse of each row's permutation, `i32[B, L]`."""
+    places = jnp.broadcast_to(jnp.arange(order.shape[1]), order.shape)
+    return jnp.put_along_axis(jnp.zeros_like(places), order, places, axis=1, inplace=False)
+
+
+def _random_order(keys: Array, maskable: Array) -> tuple[Array, Array, Array]:
+    """Positions by ascending score `i32[B, L]`, those scores `f32[B, L]`, the lengths `i32[B]`."""
+    scores = jnp.where(maskable, noise.row_uniform(keys, maskable.shape[1]), jnp.inf)
+    order = jnp.argsort(scores, axis=1).astype(jnp.int32)
+    length = maskable.sum(axis=1, dtype=jnp.int32)
+    return order, jnp.take_along_axis(scores, order, axis=1), length

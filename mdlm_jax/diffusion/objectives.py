@@ -1,0 +1,172 @@
+"""Objectives: denoiser x corrupted batch -> loss in nats."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
+from mdlm_jax.diffusion.denoisers import Denoiser
+from mdlm_jax.diffusion.readouts import SlotNats, slot_cross_entropy, vocabulary_size
+from mdlm_jax.diffusion.schedules import Schedule, linear
+
+Array = jax.Array
+
+RATE_BINS = 10
+
+
+class LossAux(NamedTuple):
+    """What a loss tells besides itself, as sums: those of microbatches add up, leaf by leaf.
+
+    Attributes:
+      nats: f32[10], summed cross-entropy of the masked tokens of rows whose mask rate lies in
+        (0, 0.1], (0.1, 0.2], ..., (0.9, 1].
+      masked: i32[10], how many tokens these are.
+      correct: i32[10], how many of them have the highest logit at the clean token.
+    """
+
+    nats: Array
+    masked: Array
+    correct: Array
+
+    @property
+    def loss_by_rate(self) -> Array:
+        """Mean cross-entropy of a masked token by mask-rate bin, f32[10]; NaN in an empty bin."""
+        return self.nats / self.masked
+
+    @property
+    def accuracy(self) -> Array:
+        """Share of the masked tokens that the highest logit gets right."""
+        return self.correct.sum() / jnp.maximum(self.masked.sum(), 1)
+
+
+def diffusion_loss(
+    denoiser: Denoiser,
+    key: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    schedule: Schedule = linear(),
+    corruption: Literal["exact", "bernoulli"] = "exact",
+    maskable: Array | None = None,
+    weighting: Literal["elbo", "flat"] = "elbo",
+    rows: Array | None = None,
+) -> tuple[Array, LossAux]:
+    """The continuous-time NELBO of masked diffusion, estimated from one corruption of each row.
+
+        -log p(x) <= E_t [ weight(t) sum_{masked i} -log p(x_i | canvas) ]
+
+    (MD4, Shi et al. 2024, eq. 5; MDLM, Sahoo et al. 2024, eq. 10), over `corrupt`'s exact counts by
+    default. With the true conditionals the bound is an equality.
+
+    Args:
+      denoiser: built from the parameters to be trained, within the differentiated function.
+      key: of this step.
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      schedule, corruption, maskable, weighting, rows: as in `corrupt`.
+
+    Returns:
+      The loss in nats per maskable token (a float32 scalar), and a `LossAux`.
+
+    Raises:
+      ValueError: as `corrupt`.
+    """
+    corrupted = corrupt(
+        key,
+        tokens,
+        mask_id=mask_id,
+        schedule=schedule,
+        corruption=corruption,
+        weighting=weighting,
+        maskable=maskable,
+        rows=rows,
+    )
+    return corrupted_loss(denoiser, corrupted, mask_id=mask_id)
+
+
+def mlm_loss(
+    denoiser: Denoiser,
+    key: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    rate: float = 0.15,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    maskable: Array | None = None,
+    rows: Array | None = None,
+) -> tuple[Array, LossAux]:
+    """BERT's masked-LM loss (Devlin et al. 2019): the NELBO's integrand at one mask rate.
+
+    With `mask_share=1` it is the mean cross-entropy of the masked tokens when
+    `max(1, round(rate * L))` of each row are masked; the random and the kept tokens of the
+    original recipe leave the absorbing process.
+
+    Returns:
+      The loss in nats per selected token, and a `LossAux`.
+
+    Raises:
+      ValueError: as `corrupt_mlm`.
+    """
+    hidden = jax.eval_shape(denoiser.encode, tokens, jnp.full(tokens.shape[:1], rate))
+    corrupted = corrupt_mlm(
+        key,
+        tokens,
+        mask_id=mask_id,
+        vocab_size=vocabulary_size(denoiser.readout, hidden),
+        rate=rate,
+        mask_share=mask_share,
+        random_share=random_share,
+        maskable=maskable,
+        rows=rows,
+    )
+    return corrupted_loss(denoiser, corrupted, mask_id=mask_id)
+
+
+def corrupted_loss(
+    denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None = None
+) -> tuple[Array, LossAux]:
+    """The weighted cross-entropy of a corrupted batch: deterministic, differentiable.
+
+    The weights are normalised over the batch that `corrupt` saw, so that the losses of its
+    microbatches add up to the loss of the whole.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      corrupted: from `corrupt` or `corrupt_mlm`, or some of its leading rows.
+      mask_id: removed from the logits, where the denoiser has not done so.
+    """
+    slots = slot_nats(denoiser, corrupted, mask_id=mask_id)
+    filled = corrupted.weights > 0
+    bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
+    of_bin = bins[slot_rows(corrupted)][..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
+
+    def by_rate(values):  # [G, C] -> [10]
+        return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))
+
+    aux = LossAux(
+        nats=by_rate(jax.lax.stop_gradient(slots.nats)),
+        masked=by_rate(filled.astype(jnp.int32)),
+        correct=by_rate(slots.correct.astype(jnp.int32)),
+    )
+    return jnp.sum(corrupted.weights * slots.nats), aux
+
+
+def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> SlotNats:
+    """Encodes the canvas and reads out its slots."""
+    return slot_cross_entropy(
+        denoiser.readout,
+        denoiser.encode(corrupted.canvas, corrupted.t),
+        corrupted.positions,
+        corrupted.targets,
+        corrupted.weights > 0,
+        mask_id=mask_id,
+    )
+
+
+def slot_rows(corrupted: Corrupted) -> Array:
+    """The row that each slot belongs to, `i32[G, C]`."""
+    batch, width = corrupted.canvas.shape
+    groups = corrupted.positions.shape[0]
+    return (jnp.arange(groups) * (batch // groups))[:, None] + corrupted.positions // width

@@ -1,0 +1,160 @@
+"""From hidden states to cross-entropies and drawn tokens, without ever holding `[B, L, V]`."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion.denoisers import Hidden, PyTree, remove_mask
+
+Array = jax.Array
+
+# Logits held at a time, in elements: 512 MiB in float32. One chunk is faster than several as
+# long as it fits, and its logits are then kept for the backward pass.
+_LOGITS = 2**27
+
+
+class SlotNats(NamedTuple):
+    """Of each slot `[G, C]`: its cross-entropy (0 if it is empty), and whether the target won."""
+
+    nats: Array
+    correct: Array
+
+
+class Candidates(NamedTuple):
+    """Drawn tokens `i32[B, L]` and their log-probabilities `f32[B, L]`, where asked for."""
+
+    tokens: Array
+    log_prob: Array
+
+
+def vocabulary_size(readout: Callable[[PyTree, PyTree], Array], hidden: Hidden) -> int:
+    """V, from the shapes of what `encode` returns: nothing is computed."""
+
+    def one_position(x, axes):
+        return jax.ShapeDtypeStruct((1, *x.shape[axes:]), x.dtype)
+
+    at = jax.tree.map(lambda x: one_position(x, 2), hidden.at)
+    row = jax.tree.map(lambda x: one_position(x, 1), hidden.row)
+    return jax.eval_shape(readout, at, row).shape[-1]
+
+
+def slot_cross_entropy(
+    readout: Callable[[PyTree, PyTree], Array],
+    hidden: Hidden,
+    positions: Array,
+    targets: Array,
+    filled: Array,
+    *,
+    mask_id: int | None,
+) -> SlotNats:
+    """`-log p(target)` at the slots of each group.
+
+    The slots are gathered once and read out in chunks along C, so that a batch sharded over its
+    rows stays where it is; with more than one chunk the backward pass recomputes the logits.
+
+    Args:
+      readout: of the denoiser.
+      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      positions: i32[G, C] into the group's B / G rows laid end to end.
+      targets: i32[G, C].
+      filled: bool[G, C].
+      mask_id: removed from the logits where given.
+    """
+    groups, slots = positions.shape
+    width = jax.tree.leaves(hidden.at)[0].shape[1]
+    at = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), hidden.at)
+    row = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), hidden.row)
+    at = jax.tree.map(lambda x: _take(x, positions), at)  # [G, C, ...]
+    row = jax.tree.map(lambda x: _take(x, positions // width), row)
+
+    def of_chunk(chunk):
+        at, row, targets, filled = chunk  # leaves [G, c, ...]
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (at, row))
+        logits = remove_mask(readout(*flat).astype(jnp.float32), mask_id)
+        logits = logits.reshape(*targets.shape, -1)  # [G, c, V]
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        correct = filled & (target >= jax.lax.stop_gradient(logits).max(axis=-1))
+        return SlotNats(jnp.where(filled, log_total - target, 0.0), correct)
+
+    chunks = math.ceil(groups * slots * vocabulary_size(readout, hidden) / _LOGITS)
+    parts = (at, row, targets, filled)
+    if chunks <= 1:
+        return of_chunk(parts)
+    size = math.ceil(slots / chunks)
+    parts = jax.tree.map(lambda x: _split_slots(x, chunks, size), parts)
+    out = jax.lax.map(jax.checkpoint(of_chunk), parts)  # leaves [chunks, G, c]
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1)[:, :slots], out)
+
+
+def draw_tokens(
+    readout: Callable[[PyTree, PyTree], Array],
+    hidden: Hidden,
+    asked: Array,
+    keys: Array,
+    *,
+    mask_id: int,
+    chunk: int,
+) -> Candidates:
+    """Draws one token at each position that is asked for, and reads out no other.
+
+    The positions are compacted and read out `chunk` at a time by a `while_loop`, so any number of
+    them is served. The draw is Gumbel-max with exact tails: a float32 uniform cannot resolve
+    what a vocabulary of 50,000 puts in its tail. A token's noise depends on its row's key and its
+    position alone.
+
+    Args:
+      readout: of the denoiser.
+      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      asked: bool[B, L].
+      keys: [B], one a row.
+      mask_id: never drawn.
+      chunk: positions read out at a time.
+    """
+    batch, width = asked.shape
+    size = batch * width
+    chunk = min(chunk, size)
+    total = asked.sum()
+    where = jnp.nonzero(asked.reshape(-1), size=-(-size // chunk) * chunk, fill_value=size)[0]
+    at = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), hidden.at)
+
+    def read_chunk(carry):
+        start, tokens, log_prob = carry
+        index = jax.lax.dynamic_slice_in_dim(where, start, chunk)  # [c], `size` where empty
+        inside = jnp.minimum(index, size - 1)
+        row, position = inside // width, inside % width
+        of_row = jax.tree.map(lambda x: x[row], hidden.row)
+        logits = readout(jax.tree.map(lambda x: x[inside], at), of_row).astype(jnp.float32)
+        logits = remove_mask(logits, mask_id)  # [c, V]
+        gumbel = jax.vmap(
+            lambda key, i: jax.random.gumbel(
+                jax.random.fold_in(key, i), logits.shape[-1:], mode="high"
+            )
+        )(keys[row], position)
+        drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+        chosen = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
+        return (
+            start + chunk,
+            tokens.at[index].set(drawn, mode="drop"),
+            log_prob.at[index].set(chosen - jax.nn.logsumexp(logits, axis=-1), mode="drop"),
+        )
+
+    start = (jnp.int32(0), jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32))
+    _, tokens, log_prob = jax.lax.while_loop(lambda carry: carry[0] < total, read_chunk, start)
+    return Candidates(tokens.reshape(batch, width), log_prob.reshape(batch, width))
+
+
+def _take(x: Array, index: Array) -> Array:
+    """`x [G, M, ...]` at `index [G, C]` -> `[G, C, ...]`."""
+    return jax.vmap(lambda x, index: x[index])(x, index)
+
+
+def _split_slots(x: Array, chunks: int, size: int) -> Array:
+    """`[G, C, ...]` -> `[chunks, G, size, ...]`, padded with zeros (empty slots) at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, chunks * size - x.shape[1])
+    x = jnp.pad(x, padding).reshape(x.shape[0], chunks, size, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)

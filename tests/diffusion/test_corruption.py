@@ -1,0 +1,182 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mdlm_jax import corrupt, corrupt_mlm, schedules
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.masks import exact_counts
+
+MASK = 9
+KEY = jax.random.key(0)
+# Statistical tests: each p-value below is uniform if the code is right, so a false alarm has
+# probability 1e-4 a test; seeds are fixed.
+ALARM = 1e-4
+
+
+def tokens_of(batch, width, seed=0):
+    return jax.random.randint(jax.random.key(seed), (batch, width), 0, MASK)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_each_rows_count_is_uniform_given_the_row(side):
+    """Over keys, not over rows: a row tied to its stratum would fail."""
+    keys = jax.random.split(KEY, 8000)
+    corrupted = jax.jit(
+        jax.vmap(lambda key: corrupt(key, tokens_of(6, 5), mask_id=MASK).rate[2 + side])
+    )(keys)
+    counts = np.bincount(np.rint(np.asarray(corrupted) * 5).astype(int), minlength=6)
+    assert counts[0] == 0
+    assert stats.chisquare(counts[1:]).pvalue > ALARM
+
+
+def test_the_masked_set_is_uniform_given_its_size_and_the_time_has_its_beta_law():
+    tokens = jnp.zeros((20000, 4), jnp.int32)
+    corrupted = jax.jit(lambda key: corrupt(key, tokens, mask_id=MASK))(KEY)
+    masked = np.asarray(corrupted.canvas == MASK)
+    count = masked.sum(axis=1)
+    for k in (1, 2, 3):
+        sets = masked[count == k] @ (2 ** np.arange(4))
+        sizes = np.unique(sets, return_counts=True)[1]
+        assert len(sizes) == [0, 4, 6, 4][k]
+        assert stats.chisquare(sizes).pvalue > ALARM
+    for k in (1, 2, 4):
+        t = np.asarray(corrupted.t)[count == k]
+        assert stats.kstest(t, stats.beta(k, 5 - k).cdf).pvalue > ALARM
+    # ... independently of which set it is.
+    first = masked[count == 2][:, 0]
+    t = np.asarray(corrupted.t)[count == 2]
+    assert stats.ks_2samp(t[first], t[~first]).pvalue > ALARM
+
+
+def test_counts_are_spread_over_the_batch():
+    """The mean of n stratified uniforms has an error of order 1 / n, not 1 / sqrt(n)."""
+    u = jax.vmap(lambda key: noise.stratified(key, jnp.arange(256)))(jax.random.split(KEY, 50))
+    assert np.abs(np.asarray(u.mean(axis=1)) - 0.5).max() < 0.01  # plain draws: 0.018 is one sigma
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 2**31 - 1),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), min_size=1, max_size=20),
+)
+def test_pairs_fit_their_slots(seed, lengths):
+    lengths = np.array(lengths)
+    drawn = np.random.default_rng(seed).integers(2**24, size=len(lengths)) * np.float32(2.0**-24)
+    for u in (drawn, np.zeros_like(drawn), np.full_like(drawn, 1 - 2.0**-24)):
+        first = np.asarray(exact_counts(u, lengths[:, 0], np.zeros(len(u), int)))
+        second = np.asarray(exact_counts(u, lengths[:, 1], np.ones(len(u), int)))
+        for count, length in ((first, lengths[:, 0]), (second, lengths[:, 1])):
+            assert np.all(np.where(length > 0, (count >= 1) & (count <= length), count == 0))
+        assert np.all(first + second <= lengths.max(axis=1) + 1)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("corruption", ["exact", "bernoulli"])
+def test_slots_hold_exactly_what_is_masked(paired, corruption):
+    if paired and corruption == "bernoulli":
+        with pytest.raises(ValueError, match="paired rows need exact counts"):
+            corrupt(KEY, tokens_of(2, 4), mask_id=MASK, corruption=corruption, paired=True)
+        return
+    batch, width = 16, 7
+    tokens = tokens_of(batch, width)
+    maskable = jax.random.bernoulli(jax.random.key(1), 0.7, (batch, width)).at[3].set(False)
+    out = jax.jit(
+        lambda key: corrupt(
+            key, tokens, mask_id=MASK, maskable=maskable, corruption=corruption, paired=paired
+        )
+    )(KEY)
+    masked = np.asarray(out.canvas == MASK)
+    assert not np.any(masked & ~np.asarray(maskable))
+    assert np.all(np.where(masked, MASK, tokens) == out.canvas)
+    group = batch // out.positions.shape[0]
+    assert out.positions.shape == (batch // group, width + 1 if paired else width)
+    filled = np.asarray(out.weights) > 0
+    for g in range(batch // group):
+        positions = np.asarray(out.positions)[g][filled[g]]
+        expected = np.flatnonzero(masked[group * g : group * (g + 1)].reshape(-1))
+        assert sorted(positions) == list(expected)  # each once, none dropped
+        flat = np.asarray(tokens)[group * g : group * (g + 1)].reshape(-1)
+        assert np.all(np.asarray(out.targets)[g][filled[g]] == flat[positions])
+    length = np.asarray(maskable).sum(axis=1)
+    np.testing.assert_allclose(out.rate, masked.sum(axis=1) / np.maximum(length, 1), rtol=1e-6)
+    if corruption == "exact":  # each row's weights sum to its share of the maskable tokens
+        np.testing.assert_allclose(np.asarray(out.weights).sum(), 1.0, rtol=1e-5)
+
+
+def test_noise_is_a_function_of_key_and_row():
+    tokens = tokens_of(12, 6)
+    whole = jax.jit(lambda: corrupt(KEY, tokens, mask_id=MASK))()
+    for rows, slots in (([3], (1, 6)), ([4, 5, 6, 7], (2, 7)), ([11, 0, 5, 4], (4, 6))):
+        rows = np.array(rows)
+        part = jax.jit(lambda rows=rows: corrupt(KEY, tokens[rows], mask_id=MASK, rows=rows))()
+        assert np.array_equal(part.canvas, whole.canvas[rows])
+        assert np.array_equal(part.t, whole.t[rows])
+        assert part.positions.shape == slots  # rows that are not neighbours have their own slots
+
+
+def test_bernoulli_masks_each_token_alone_at_its_rate():
+    tokens = jnp.zeros((20000, 3), jnp.int32)
+    out = jax.jit(
+        lambda key: corrupt(
+            key, tokens, mask_id=MASK, corruption="bernoulli", schedule=schedules.polynomial(2)
+        )
+    )(KEY)
+    masked = np.asarray(out.canvas == MASK)
+    t = np.asarray(out.t)
+    assert stats.kstest(t, "uniform").pvalue > ALARM
+    for low in (0.2, 0.6):
+        inside = (t >= low) & (t < low + 0.2)
+        expected = np.array([np.mean(t[inside] ** 2**p) for p in range(3)])
+        assert abs(masked[inside].mean() - expected[1]) < 4.5 / np.sqrt(3 * inside.sum())
+        both = (masked[inside, 0] & masked[inside, 1]).mean()
+        assert abs(both - expected[2]) < 4.5 / np.sqrt(inside.sum())
+
+
+def test_mlm_selects_its_share_and_replaces_in_three_ways():
+    tokens = jnp.full((4000, 20), 2, jnp.int32)
+    out = jax.jit(lambda key: corrupt_mlm(key, tokens, mask_id=MASK, vocab_size=12))(KEY)
+    assert out.positions.shape == (4000, 3)
+    assert np.all(np.asarray(out.weights) > 0)
+    np.testing.assert_allclose(np.asarray(out.weights).sum(), 1.0, rtol=1e-5)
+    canvas = np.take_along_axis(np.asarray(out.canvas), np.asarray(out.positions), axis=1)
+    law = np.full(12, 0.1 / 11)
+    law[MASK], law[2] = 0.8, 0.1 + 0.1 / 11
+    assert stats.chisquare(np.bincount(canvas.ravel(), minlength=12), law * 12000).pvalue > ALARM
+    assert (np.asarray(out.canvas) != 2).sum() == (canvas != 2).sum()
+
+
+def test_mlm_selects_at_least_one_and_none_from_an_empty_row():
+    tokens = tokens_of(3, 8)
+    maskable = jnp.ones((3, 8), bool).at[1].set(False).at[2, 1:].set(False)
+    out = corrupt_mlm(
+        KEY,
+        tokens,
+        mask_id=MASK,
+        vocab_size=10,
+        maskable=maskable,
+        rate=0.05,
+        mask_share=1.0,
+        random_share=0.0,
+    )
+    assert list((np.asarray(out.canvas) == MASK).sum(axis=1)) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corruption": "exakt"}, "'exakt'.*'exact' or 'bernoulli'"),
+        ({"weighting": "none"}, "'none'.*'elbo' or 'flat'"),
+        ({"weighting": "flat", "schedule": schedules.cosine()}, "flat weighting with exact counts"),
+        ({"maskable": jnp.ones((2, 3), bool)}, r"maskable has shape \(2, 3\)"),
+        ({"rows": jnp.arange(3)}, r"rows has shape \(3,\)"),
+        ({"tokens": jnp.zeros((2, 4))}, r"integers \[B, L\], not float32\[2, 4\]"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(change, message):
+    arguments = {"tokens": tokens_of(2, 4), "mask_id": MASK} | change
+    with pytest.raises(ValueError, match=message):
+        corrupt(KEY, **arguments)

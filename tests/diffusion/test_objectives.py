@@ -1,0 +1,228 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import MASK, STRINGS, L
+
+from mdlm_jax import (
+    as_denoiser,
+    corrupt,
+    corrupted_loss,
+    diffusion_loss,
+    mlm_loss,
+    schedules,
+)
+from mdlm_jax.diffusion import readouts
+
+KEY = jax.random.key(0)
+ALL = {
+    "linear": schedules.linear(),
+    "cosine": schedules.cosine(),
+    "square": schedules.polynomial(2),
+}
+
+
+def possible(oracle):
+    return [(s, p) for s, p in zip(STRINGS, oracle.joint, strict=True) if p > 0]
+
+
+def test_exact_count_nelbo_of_every_string_is_its_negative_log_probability(oracle):
+    for string, p in possible(oracle):
+        assert oracle.exact_count_nelbo(string) == pytest.approx(-np.log(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_schedule_nelbo_of_every_string_is_its_negative_log_probability(oracle, name):
+    for string, p in possible(oracle)[::7]:
+        assert oracle.schedule_nelbo(string, ALL[name]) == pytest.approx(-np.log(p), rel=1e-5)
+
+
+def row_losses(denoiser, string, rows, seed=0, **options):
+    """The loss of each of many rows of one string, each row drawn on its own: `f32[rows]`."""
+    tokens = jnp.broadcast_to(jnp.asarray(string), (1, L))
+
+    @jax.jit
+    def run(keys):
+        def one(key):
+            return diffusion_loss(denoiser, key, tokens, mask_id=MASK, **options)[0]
+
+        return jax.vmap(one)(keys) * L
+
+    return np.asarray(run(jax.random.split(jax.random.key(seed), rows)), np.float64)
+
+
+# Bernoulli with a linear schedule is unbiased too, but its variance is infinite: the second moment
+# weight(t)^2 E[masked^2] goes like 1 / t, and "4 standard errors" means nothing there. With
+# polynomial(2) the weight is 2 / t and the rate t^2: the second moment stays bounded.
+ESTIMATORS = {
+    "exact": {},
+    "exact, cosine time": {"schedule": schedules.cosine()},
+    "bernoulli, square": {"corruption": "bernoulli", "schedule": schedules.polynomial(2)},
+}
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.5])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_monte_carlo_loss_agrees_with_enumeration(oracle, name, drift):
+    string, _ = max(possible(oracle), key=lambda pair: pair[1] * (pair[0][0] != pair[0][1]))
+    options = ESTIMATORS[name]
+    losses = row_losses(oracle.denoiser(drift), string, 20000, **options)
+    expected = oracle.schedule_nelbo(string, options.get("schedule", ALL["linear"]), drift)
+    error = losses.std(ddof=1) / np.sqrt(len(losses))
+    assert error > 0
+    assert abs(losses.mean() - expected) < 4 * error  # false alarm: 6e-5
+
+
+def test_exact_counts_have_the_smaller_variance(oracle):
+    string = STRINGS[np.argmax(oracle.joint)]
+    exact = row_losses(oracle.denoiser(), string, 20000)
+    bernoulli = row_losses(oracle.denoiser(), string, 20000, **ESTIMATORS["bernoulli, square"])
+    assert exact.var() < 0.8 * bernoulli.var()
+
+
+def table_denoiser(seed=0, width=6, vocab=11):
+    """A small differentiable denoiser whose logits depend on every token and on t."""
+    k1, k2, k3 = jax.random.split(jax.random.key(seed), 3)
+    parameters = {
+        "embed": jax.random.normal(k1, (vocab, 8)),
+        "mix": jax.random.normal(k2, (width, width)) / 3,
+        "out": jax.random.normal(k3, (8, vocab)),
+    }
+
+    def build(p, mask_id=vocab - 1):
+        def logits(tokens, t):
+            hidden = jnp.einsum("lm,bmd->bld", p["mix"], p["embed"][tokens])
+            return jnp.tanh(hidden + t[:, None, None]) @ p["out"]
+
+        return as_denoiser(logits, mask_id)
+
+    return parameters, build
+
+
+TOKENS = jax.random.randint(jax.random.key(5), (8, 6), 0, 10)
+
+
+def plain_loss(build, parameters, corrupted, tokens, total):
+    """The same loss from full logits, one plain formula."""
+    logits = build(parameters).readout(
+        build(parameters).encode(corrupted.canvas, corrupted.t).at, ()
+    )
+    logits = logits.reshape(*tokens.shape, -1)
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    masked = corrupted.canvas == 10
+    weight = (masked.sum(axis=1) + (tokens.shape[1] - masked.sum(axis=1))) / masked.sum(axis=1)
+    return jnp.sum(jnp.where(masked, nats, 0).sum(axis=1) * weight) / total
+
+
+@pytest.mark.parametrize("logits_at_a_time", [2**27, 100])
+def test_gathered_and_chunked_loss_equals_the_plain_formula(monkeypatch, logits_at_a_time):
+    monkeypatch.setattr(readouts, "_LOGITS", logits_at_a_time)
+    parameters, build = table_denoiser()
+    corrupted = jax.jit(lambda: corrupt(KEY, TOKENS, mask_id=10))()
+
+    def fast(p):
+        return corrupted_loss(build(p), corrupted, mask_id=10)[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(fast))(parameters)
+    plain, plain_gradient = jax.jit(
+        jax.value_and_grad(lambda p: plain_loss(build, p, corrupted, TOKENS, TOKENS.size))
+    )(parameters)
+    np.testing.assert_allclose(value, plain, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, plain_gradient)
+
+
+def test_splitting_a_batch_changes_nothing():
+    parameters, build = table_denoiser()
+    maskable = jnp.arange(6) < jnp.array([6, 3, 4, 6, 5, 1, 2, 6])[:, None]
+
+    @jax.jit
+    def of_rows(tokens, maskable, rows):
+        return diffusion_loss(
+            build(parameters), KEY, tokens, mask_id=10, maskable=maskable, rows=rows
+        )
+
+    whole, aux = of_rows(TOKENS, maskable, jnp.arange(8))
+
+    # Microbatches of one corruption: the losses and the aux add up.
+    corrupted = corrupt(KEY, TOKENS, mask_id=10, maskable=maskable)
+    halves = [
+        corrupted_loss(
+            build(parameters), jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], corrupted)
+        )
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(sum(loss for loss, _ in halves), whole, rtol=1e-6)
+    added = jax.tree.map(jnp.add, halves[0][1], halves[1][1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), added, aux)
+
+    # Single rows, each told its number: means weighted by their maskable tokens.
+    total = 0.0
+    for row in range(8):
+        one = slice(row, row + 1)
+        loss, _ = of_rows(TOKENS[one], maskable[one], jnp.array([row]))
+        total += loss * maskable[one].sum()
+    np.testing.assert_allclose(total / maskable.sum(), whole, rtol=1e-5)
+
+
+def test_mlm_is_the_integrand_at_its_rate(oracle):
+    """With all selected tokens masked, at k of L: the mean cross-entropy S_k / k."""
+    string = STRINGS[np.argmax(oracle.joint)]
+    tokens = jnp.broadcast_to(jnp.asarray(string), (1, L))
+    for rate, k in ((0.15, 1), (0.5, 2), (1.0, 4)):
+
+        @jax.jit
+        @jax.vmap
+        def run(key, rate=rate):
+            return mlm_loss(
+                oracle.denoiser(),
+                key,
+                tokens,
+                mask_id=MASK,
+                rate=rate,
+                mask_share=1,
+                random_share=0,
+            )[0]
+
+        losses = np.asarray(run(jax.random.split(KEY, 4000)), np.float64)
+        sets = [nats / k for positions, nats in oracle.set_nats(string) if len(positions) == k]
+        assert np.ptp(losses) <= np.ptp(sets) + 1e-4
+        error = losses.std() / np.sqrt(len(losses)) + 1e-5
+        assert abs(losses.mean() - np.mean(sets)) < 4 * error
+
+
+def test_flat_weighting_is_the_summed_cross_entropy_per_maskable_token():
+    parameters, build = table_denoiser()
+    corrupted = corrupt(KEY, TOKENS, mask_id=10, weighting="flat")
+    loss, aux = corrupted_loss(build(parameters), corrupted)
+    flat, _ = diffusion_loss(build(parameters), KEY, TOKENS, mask_id=10, weighting="flat")
+    assert flat == loss
+    np.testing.assert_allclose(loss, aux.nats.sum() / TOKENS.size, rtol=1e-5)
+
+
+def test_aux_counts_by_rate():
+    parameters, build = table_denoiser()
+    corrupted = corrupt(KEY, TOKENS, mask_id=10)
+    _, aux = corrupted_loss(build(parameters), corrupted)
+    masked = np.asarray(corrupted.canvas == 10)
+    bins = np.zeros(10, int)
+    for row in masked:
+        bins[int(np.ceil(row.sum() / 6 * 10 - 1e-6)) - 1] += row.sum()
+    assert np.array_equal(aux.masked, bins)
+    logits = build(parameters).readout(
+        build(parameters).encode(corrupted.canvas, corrupted.t).at, ()
+    )
+    right = np.asarray(logits.reshape(8, 6, -1).argmax(axis=-1) == TOKENS) & masked
+    assert aux.correct.sum() == right.sum()
+    np.testing.assert_allclose(aux.accuracy, right.sum() / masked.sum(), rtol=1e-6)
+    filled = bins > 0
+    np.testing.assert_allclose(aux.loss_by_rate[filled], (aux.nats / bins)[filled], rtol=1e-6)
+    assert np.all(np.isnan(aux.loss_by_rate[~filled]))
+
+
+def test_the_mask_cannot_be_predicted():
+    """Whoever leaves the mask's logit in gets it removed: the loss is that of the other tokens."""
+    parameters, build = table_denoiser()
+    with_mask, without = build(parameters, mask_id=None), build(parameters)
+    loss, _ = diffusion_loss(with_mask, KEY, TOKENS, mask_id=10)
+    np.testing.assert_allclose(loss, diffusion_loss(without, KEY, TOKENS, mask_id=10)[0], rtol=1e-6)
+    assert loss < corrupted_loss(with_mask, corrupt(KEY, TOKENS, mask_id=10))[0]

@@ -1,0 +1,126 @@
+"""Batches of packed rows: training batches are a function of (seed, step), evaluation's of rows."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mdlm_jax.data.packing import Rows
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Training batches, of which this process reads its slice.
+
+    Attributes:
+      rows: what is read, N rows.
+      order: endless `grain.MapDataset` of row indices, every N of them a new permutation.
+      batch_size: rows B of the global batch.
+      process_index: which slice of every batch is this process'.
+      process_count: number of slices.
+    """
+
+    rows: Rows
+    order: Any
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step (0, 1, ...), whichever were read before.
+
+        Returns:
+          tokens i32[b, L], maskable bool[b, L] (all true: separators count), label i32[b], with
+          `b = B / process_count`: rows `step * B + process_index * b + 0..b-1` of the endless
+          shuffled sequence.
+        """
+        count = self.batch_size // self.process_count
+        first = step * self.batch_size + self.process_index * count
+        ids = np.array([self.order[i] for i in range(first, first + count)])
+        return _read(self.rows, ids)
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """`at(start_step)`, `at(start_step + 1)`, ... without end, read ahead in a thread."""
+        import grain
+
+        steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.at)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+
+
+def train_batches(
+    rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> TrainBatches:
+    """Shuffled batches without end: each epoch visits every row once, in an order of its own.
+
+    Batches run on across the end of an epoch, so that no row is left out.
+
+    Args:
+      rows: N rows.
+      batch_size: rows of the global batch, of all processes together.
+      seed: 0 <= seed < 2**32.
+      process_index: this process, 0 <= process_index < process_count.
+      process_count: must divide `batch_size`.
+
+    Raises:
+      ValueError: an argument is out of its range, or there are fewer rows than a batch takes.
+    """
+    import grain  # It imports jax.
+
+    _check_batch_size(batch_size)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in [0, process_count={process_count}), got {process_index}"
+        )
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
+    if len(rows) < batch_size:
+        raise ValueError(f"batch_size {batch_size} exceeds the corpus: it has {len(rows)} rows")
+    order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    return TrainBatches(rows, order, batch_size, process_index, process_count)
+
+
+def eval_batches(rows: Rows, *, batch_size: int) -> Iterator[Batch]:
+    """Every row once, in order.
+
+    The last batch is filled up with rows of zeros that have no maskable position, whose ids go on
+    from N.
+
+    Yields:
+      tokens i32[B, L], maskable bool[B, L], label i32[B], rows i32[B] (the index of each row).
+
+    Raises:
+      ValueError: `batch_size` is below 1.
+    """
+    _check_batch_size(batch_size)
+    return (_eval_batch(rows, i, batch_size) for i in range(0, len(rows), batch_size))
+
+
+def _eval_batch(rows: Rows, first: int, batch_size: int) -> Batch:
+    ids = np.arange(first, first + batch_size, dtype=np.int32)
+    batch = _read(rows, ids[ids < len(rows)])
+    missing = batch_size - len(batch["label"])
+    filled = {
+        name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+        for name, values in batch.items()
+    }
+    return {**filled, "rows": ids}
+
+
+def _read(rows: Rows, ids: np.ndarray) -> Batch:
+    tokens = np.asarray(rows.tokens[ids], np.int32)
+    return {
+        "tokens": tokens,
+        "maskable": np.ones(tokens.shape, bool),
+        "label": np.asarray(rows.labels[ids], np.int32),
+    }
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,0 +1,1 @@
+"""Flax networks, each offered as `params -> Denoiser`."""

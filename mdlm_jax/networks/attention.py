@@ -1,0 +1,81 @@
+"""Scaled dot-product attention: who sees whom, rotary positions, and the one product."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+BACKENDS = ("xla",)
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None, *, backend: str) -> Array:
+    """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
+
+    Args:
+      q: queries `[B, L, H, d]`; `k` and `v` alike.
+      mask: bool, broadcastable to `[B, H, L, L]` (query, key): True where the query sees the key.
+        A query that sees no key gets finite values that mean nothing.
+      backend: one of `BACKENDS`.
+
+    Returns:
+      `[B, L, H, d]` in the type of `q`.
+
+    Raises:
+      ValueError: an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=backend)
+
+
+def attention_mask(
+    kind: str,
+    length: int,
+    *,
+    window: int = 0,
+    valid: Array | None = None,
+    segment_ids: Array | None = None,
+) -> Array | None:
+    """Who sees whom: True where the query (third axis) sees the key (last axis).
+
+    Args:
+      kind: 'full'; 'causal': keys up to the query; 'local': keys at most `window` away.
+      length: `L`.
+      window: reach of 'local', on either side.
+      valid: bool `[B, L]`, False at keys that nobody may see.
+      segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
+
+    Returns:
+      bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.
+    """
+    ahead = jnp.arange(length) - jnp.arange(length)[:, None]  # key - query, [L, L]
+    parts = []
+    if kind == "causal":
+        parts.append((ahead <= 0)[None, None])
+    if kind == "local":
+        parts.append((jnp.abs(ahead) <= window)[None, None])
+    if valid is not None:
+        parts.append(valid[:, None, None, :])
+    if segment_ids is not None:
+        parts.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None])
+    mask = None
+    for part in parts:
+        mask = part if mask is None else mask & part
+    return mask
+
+
+def rope_angles(length: int, head_dim: int) -> Array:
+    """Angles `m * 10000^(-2i/d)` of position m and feature pair i, f32 `[L, d/2]`.
+
+    Su et al. 2021 (RoFormer), equation 15.
+    """
+    frequencies = 10_000.0 ** (-jnp.arange(0, head_dim, 2) / head_dim)
+    return jnp.arange(length)[:, None] * frequencies
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns the feature pairs `(i, i + d/2)` of `x [B, L, H, d]` by `angles [L, d/2]`."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [L, 1, d/2]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -1,0 +1,177 @@
+"""BERT (Devlin et al. 2019) and its modern variants: `params -> Denoiser`.
+
+    config = bert.Config(vocab_size=8192, mask_id=4, norm_position="pre", positions="rope")
+    params = bert.init(jax.random.key(0), config)
+    logits = bert.logits(params, config, tokens)  # the masked language model
+    denoiser = bert.denoiser(params, config)  # the same, as objectives and samplers take it
+
+The parameters are a plain nested dict `{"encoder": ..., "head": ...}`, the blocks' stacked on a
+leading axis.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask
+from mdlm_jax.networks.config import Config
+from mdlm_jax.networks.encoder import Encoder
+from mdlm_jax.networks.layers import Head
+
+__all__ = ["Config", "denoiser", "init", "logical_axes", "logits"]
+
+Array = jax.Array
+PyTree = Any
+
+
+@partial(jax.jit, static_argnames="config")
+def init(key: Array, config: Config) -> PyTree:
+    """Fresh parameters, all float32: weights truncated normal, biases 0, norm scales 1.
+
+    Where they are sharded, jit it again with `out_shardings`: no device then holds them whole.
+    """
+    return nn.meta.unbox(_boxed_params(key, config))
+
+
+def logical_axes(config: Config) -> PyTree:
+    """The tree of `init` with, for each leaf, a tuple naming its axes; computes nothing.
+
+    The names: 'layers' (leading, on every leaf of the blocks), 'vocab', 'positions',
+    'token_types', 'classes', 'embed', 'qkv', 'heads', 'head_dim', 'gate_up', 'mlp', 'transform',
+    'frequencies', 'condition', 'branches', 'modulation'. No leaf has a name twice.
+    """
+    boxed = jax.eval_shape(lambda: _boxed_params(jax.random.key(0), config))
+    return jax.tree.map(
+        lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+
+
+def logits(
+    params: PyTree,
+    config: Config,
+    tokens: Array,
+    t: Array | None = None,
+    *,
+    valid: Array | None = None,
+    segment_ids: Array | None = None,
+    token_types: Array | None = None,
+    label: Array | None = None,
+    dropout_key: Array | None = None,
+) -> Array:
+    """The masked language model's forward pass: logits of every token at every position.
+
+    Args:
+      params: from `init`.
+      config: what they are the parameters of.
+      tokens: i32 `[B, L]`, `L <= max_length`.
+      t: float `[B]` in [0, 1]; needed with `time_conditioning`, ignored without.
+      valid: bool `[B, L]`, True at real tokens, False at padding. Nobody attends to padding; what
+        comes out at padding means nothing. (Hugging Face's `attention_mask`.)
+      segment_ids: i32 `[B, L]`; positions attend within their own segment. Positions are counted
+        from the start of the row.
+      token_types: i32 `[B, L]`, 0 or 1; all 0 if not given.
+      label: i32 `[B]` in `[-1, classes)`; -1 is "no label", which all rows have if not given.
+        It joins the time's condition, or else the embedding of every position.
+      dropout_key: given, dropout and class dropout are on.
+
+    Returns:
+      f32 `[B, L, vocab_size]`, the mask token's logit among them.
+
+    Raises:
+      ValueError: an argument of the wrong shape or type, or one the config has no use for.
+    """
+    _check_shapes(config, tokens, t, valid, segment_ids, token_types, label)
+    encode, project = _halves(params, config, dropout_key)
+    x = encode(
+        tokens, t, valid=valid, segment_ids=segment_ids, token_types=token_types, label=label
+    )
+    return project(x)[..., : config.vocab_size]
+
+
+def denoiser(
+    params: PyTree,
+    config: Config,
+    *,
+    valid: Array | None = None,
+    segment_ids: Array | None = None,
+    token_types: Array | None = None,
+    label: Array | None = None,
+    dropout_key: Array | None = None,
+) -> Denoiser:
+    """The network as a denoiser of rows `[B, L]`; arguments and errors as for `logits`.
+
+    The logits have `padded_vocab` columns; those of the mask token and of the padding are `-inf`.
+    """
+    encode_tokens, project = _halves(params, config, dropout_key)
+
+    def encode(tokens: Array, t: Array) -> Hidden:
+        _check_shapes(config, tokens, t, valid, segment_ids, token_types, label)
+        x = encode_tokens(
+            tokens, t, valid=valid, segment_ids=segment_ids, token_types=token_types, label=label
+        )
+        return Hidden(at=x)
+
+    def readout(at: Array, row: PyTree) -> Array:
+        del row
+        out = remove_mask(project(at), config.mask_id)
+        return jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, out, -jnp.inf)
+
+    return Denoiser(encode, readout)
+
+
+def _halves(params: PyTree, config: Config, dropout_key: Array | None):
+    """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`."""
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    encode = partial(Encoder(config).apply, {"params": params["encoder"]}, rngs=rngs)
+
+    def project(at: Array) -> Array:
+        table = params["encoder"]["embeddings"]["tokens"]
+        return Head(config).apply({"params": params["head"]}, at, table)
+
+    return encode, project
+
+
+def _boxed_params(key: Array, config: Config) -> PyTree:
+    encoder_key, head_key = jax.random.split(key)
+    tokens, t = jnp.zeros((1, 1), jnp.int32), jnp.zeros(1)
+    x = jnp.zeros((1, config.width), config.compute_dtype)
+    table = jnp.zeros((config.padded_vocab, config.width))
+    with nn.logical_axis_rules(()):  # the axes are named only; who calls init places them
+        return {
+            "encoder": Encoder(config).init(encoder_key, tokens, t)["params"],
+            "head": Head(config).init(head_key, x, table)["params"],
+        }
+
+
+def _check_shapes(config, tokens, t, valid, segment_ids, token_types, label) -> None:
+    if tokens.ndim != 2 or tokens.dtype != jnp.int32:
+        raise ValueError(f"tokens are {_describe(tokens)}: must be int32 [B, L]")
+    rows, length = tokens.shape
+    if length > config.max_length:
+        raise ValueError(f"tokens have length {length}: max_length is {config.max_length}")
+    if config.time_conditioning:
+        if t is None:
+            raise ValueError("t is None: a network with time_conditioning needs float [B]")
+        _check("t", t, (rows,), jnp.floating, "float")
+    if token_types is not None and not config.token_types:
+        raise ValueError("token_types given to a network with token_types=0: must be None")
+    if label is not None and not config.classes:
+        raise ValueError("label given to a network with classes=0: must be None")
+    _check("valid", valid, (rows, length), jnp.bool_, "bool")
+    _check("segment_ids", segment_ids, (rows, length), jnp.int32, "int32")
+    _check("token_types", token_types, (rows, length), jnp.int32, "int32")
+    _check("label", label, (rows,), jnp.int32, "int32")
+
+
+def _check(name: str, value: Array | None, shape: tuple, kind, kind_name: str) -> None:
+    if value is None:
+        return
+    if value.shape != shape or not jnp.issubdtype(value.dtype, kind):
+        raise ValueError(f"{name} is {_describe(value)}: must be {kind_name} {list(shape)}")
+
+
+def _describe(value: Array) -> str:
+    return f"{value.dtype} {list(value.shape)}"

@@ -1,0 +1,208 @@
+"""The pieces of an encoder: dense layers, norms, embeddings, attention, MLP, head."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.networks.attention import attention, rotate
+from mdlm_jax.networks.config import Config
+
+Array = jax.Array
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+_TIME_FREQUENCIES = 128
+
+
+def weight_init(config: Config, *axes: str):
+    """Truncated normal weights that carry the logical names of their axes."""
+    init = nn.initializers.truncated_normal(config.init_scale)
+    return nn.with_logical_partitioning(init, axes)
+
+
+def dense(
+    config: Config, name: str, out: dict[str, int], *, axes: tuple[str, ...], zero: bool = False
+) -> nn.Module:
+    """A dense layer from the input's last axes to new ones.
+
+    Args:
+      config: gives type, bias and initial scale.
+      name: of the parameters.
+      out: logical name and size of each new axis.
+      axes: logical names of the input axes that are contracted.
+      zero: start at zero.
+    """
+    names = (*axes, *out)
+    zeros = nn.initializers.zeros
+    zero_kernel = nn.with_logical_partitioning(zeros, names)
+    return nn.DenseGeneral(
+        tuple(out.values()),
+        axis=tuple(range(-len(axes), 0)),
+        use_bias=config.use_bias,
+        dtype=config.compute_dtype,
+        kernel_init=zero_kernel if zero else weight_init(config, *names),
+        bias_init=nn.with_logical_partitioning(zeros, tuple(out)),
+        name=name,
+    )
+
+
+def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
+    """The config's norm over the last axis, statistics in float32."""
+    options = {
+        "epsilon": config.norm_eps,
+        "dtype": config.compute_dtype,
+        "use_fast_variance": False,  # E[x^2] - E[x]^2 cancels where a row's mean is large
+        "scale_init": nn.with_logical_partitioning(nn.initializers.ones, (axis,)),
+        "name": name,
+    }
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(**options)
+    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+    return nn.LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
+
+
+def modulate(x: Array, shift: Array | float, scale: Array | float) -> Array:
+    """`x (1 + scale) + shift`: a norm's affine part, told by the condition."""
+    return x * (1 + scale) + shift
+
+
+def dropout(module: nn.Module, x: Array) -> Array:
+    """Dropout at the config's rate wherever `module` runs with a 'dropout' key."""
+    deterministic = not module.has_rng("dropout")
+    return nn.Dropout(module.config.dropout, deterministic=deterministic)(x)
+
+
+class Embeddings(nn.Module):
+    """Sum of token, position, token-type and given embeddings; normalised if post-norm."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, tokens: Array, token_types: Array | None, extra: Array | None) -> Array:
+        """Tokens `i32[B, L]`, token types alike, extra `f32[B, D]` to `[B, L, D]`."""
+        config = self.config
+
+        def table(name: str, axis: str, rows: int) -> Array:
+            return self.param(name, weight_init(config, axis, "embed"), (rows, config.width))
+
+        # Gathered in float32 and cast after: the gradient of a bfloat16 gather is a bfloat16
+        # scatter-add onto the few rows that most positions share, [MASK] first.
+        x = jnp.take(table("tokens", "vocab", config.padded_vocab), tokens, axis=0)
+        if config.positions == "learned":
+            x += table("positions", "positions", config.max_length)[: tokens.shape[1]]
+        if config.token_types:
+            types = table("token_types", "token_types", config.token_types)
+            x += types[0] if token_types is None else jnp.take(types, token_types, axis=0)
+        if extra is not None:
+            x += extra[:, None]
+        if config.norm_position == "post":
+            x = norm(config, "norm")(x)
+        return dropout(self, x.astype(config.compute_dtype))
+
+
+class LabelEmbedding(nn.Module):
+    """One learned row a class, and one for "no label"."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, label: Array) -> Array:
+        """Label `i32[B]`, -1 for none, to `f32[B, D]`."""
+        config = self.config
+        if self.has_rng("dropout"):
+            key = self.make_rng("dropout")
+            drop = jax.random.bernoulli(key, config.class_dropout, label.shape)
+            label = jnp.where(drop, -1, label)
+        init = weight_init(config, "classes", "embed")
+        table = self.param("table", init, (config.classes + 1, config.width))
+        return jnp.take(table, label, axis=0)  # -1 counts from the end: the last row
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time, then an MLP (Peebles and Xie 2023)."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        """Time `f32[B]` in [0, 1] to `[B, D]`."""
+        config = self.config
+        steps = jnp.arange(_TIME_FREQUENCIES) / _TIME_FREQUENCIES
+        angles = 1000 * t.astype(jnp.float32)[:, None] * 10_000.0**-steps
+        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        x = dense(config, "up", {"condition": config.width}, axes=("frequencies",))(x)
+        x = jax.nn.silu(x)
+        return dense(config, "down", {"embed": config.width}, axes=("condition",))(x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, its three input projections one kernel."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, angles: Array | None) -> Array:
+        """`x [B, L, D]`; `mask` as for `attention`, `angles` as for `rotate`."""
+        config = self.config
+        heads = {"heads": config.heads, "head_dim": config.head_dim}
+        x = dense(config, "qkv", {"qkv": 3, **heads}, axes=("embed",))(x)
+        q, k, v = jnp.unstack(x, axis=-3)  # each [B, L, H, d]
+        if config.qk_norm:
+            q = norm(config, "query_norm", "head_dim")(q)
+            k = norm(config, "key_norm", "head_dim")(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        x = attention(q, k, v, mask, backend=config.attention_backend)
+        return dense(config, "out", {"embed": config.width}, axes=("heads", "head_dim"))(x)
+
+
+class Mlp(nn.Module):
+    """`down(act(up x))`; gated (Shazeer 2020): `down(act(gate x) * up x)`, one kernel for both."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[..., D]` to `[..., D]`."""
+        config = self.config
+        activation = ACTIVATIONS[config.activation]
+        halves = {"gate_up": 2} if config.gated else {}
+        x = dense(config, "up", {**halves, "mlp": config.mlp_width}, axes=("embed",))(x)
+        if config.gated:
+            gate, up = jnp.unstack(x, axis=-2)
+            x = activation(gate) * up
+        else:
+            x = activation(x)
+        return dense(config, "down", {"embed": config.width}, axes=("mlp",))(x)
+
+
+class Head(nn.Module):
+    """BERT's masked-LM head: dense, activation, norm, and the embedding table transposed."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, table: Array) -> Array:
+        """`x [..., D]` and the table `f32[V, D]` to logits `f32[..., V]`."""
+        config = self.config
+        x = dense(config, "transform", {"transform": config.width}, axes=("embed",))(x)
+        x = norm(config, "norm")(ACTIVATIONS[config.activation](x))
+        # The algorithm holds for the backward products too: left to the types, a float32
+        # gradient times a bfloat16 operand would be a float32 product.
+        bfloat16 = config.dtype == "bfloat16"
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            x,
+            table.astype(x.dtype),
+            precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if bfloat16 else None,
+            preferred_element_type=jnp.float32,
+        )
+        if config.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            logits += self.param("bias", init, table.shape[:1])
+        return logits

@@ -1,0 +1,177 @@
+"""The training loop."""
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+from mdlm_jax.training import checkpoints
+from mdlm_jax.training.metrics import MetricsWriter
+from mdlm_jax.training.report import Report
+from mdlm_jax.training.state import TrainState
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train and what to do how often, in steps.
+
+    Attributes:
+      steps: length of the run.
+      log_every: steps a training record is the mean of.
+      eval_every: steps between calls of the hooks.
+      save_every: steps between checkpoints.
+      max_bad_steps: this many skipped updates in a row end the run.
+
+    Raises:
+      ValueError: if a value is not positive.
+    """
+
+    steps: int
+    log_every: int = 100
+    eval_every: int = 1000
+    save_every: int = 1000
+    max_bad_steps: int = 10
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ValueError(f"loop.{name} must be at least 1, not {value!r}")
+
+
+class BatchSource(Protocol):
+    """Where batches come from."""
+
+    def iterate(self, start_step: int) -> Iterator[dict[str, Any]]:
+        """Yields the batches of the steps `start_step`, `start_step + 1`, ..., as numpy arrays."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """How a run ended: `stopped` if a signal left steps or hooks undone; all is saved."""
+
+    state: TrainState
+    stopped: bool
+
+
+def fit(
+    state: TrainState,
+    step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]],
+    batches: BatchSource,
+    *,
+    config: LoopConfig,
+    put: Callable[[dict[str, Any]], PyTree],
+    tokens_per_step: int,
+    metrics: MetricsWriter,
+    checkpointer: checkpoints.Checkpointer,
+    hooks: Mapping[str, Callable[[TrainState, int], Mapping[str, Any]]] | None = None,
+) -> Outcome:
+    """Trains from `state.step` to `config.steps`.
+
+    The order of a step: batch, update, the metrics of the step before (the device is never waited
+    for), checkpoint, hooks. A training record is the mean over the steps since the last one, or
+    since the start of this process, and leaves skipped updates out; its throughput leaves out
+    compilation and hooks.
+
+    SIGTERM or SIGINT ends the run after the step at hand, with a checkpoint; a second one kills at
+    once. When `fit` returns, all checkpoints are on disk.
+
+    Args:
+      state: from `init_state` or `checkpoints.restore`; donated.
+      step: from `make_step`.
+      batches: the source of batches.
+      config: lengths and cadences.
+      put: brings a batch to the devices, such as `functools.partial(put_batch, mesh=mesh)`.
+      tokens_per_step: tokens in a global batch, for the throughput.
+      metrics: where records go.
+      checkpointer: where checkpoints go.
+      hooks: by kind of record (`{"eval": evaluate, "sample": sample}`), what is called as
+        `hook(state, step)` every `eval_every` steps, after the last step, and at a restored step
+        that these would have met. It returns the record's values.
+
+    Raises:
+      FloatingPointError: after `max_bad_steps` skipped updates in a row.
+      ValueError: if `state` is beyond the last step or is not the newest checkpoint, or if the
+        batches end early.
+    """
+    start = int(state.step)
+    if start > config.steps:
+        raise ValueError(f"the state is at step {start}, beyond the run's {config.steps} steps")
+    if checkpoints.latest_step(checkpointer) not in (None, start):
+        raise ValueError(
+            f"the state is at step {start}, but {checkpointer.directory} holds a checkpoint of "
+            f"step {checkpoints.latest_step(checkpointer)}: restore it, or use another folder"
+        )
+    report = Report(
+        metrics,
+        steps=config.steps,
+        log_every=config.log_every,
+        max_bad_steps=config.max_bad_steps,
+        tokens_per_step=tokens_per_step,
+    )
+
+    def due(done: int, every: int) -> bool:
+        return done == config.steps or (done > 0 and done % every == 0)
+
+    def run_hooks(state: TrainState, done: int) -> None:
+        for kind, hook in (hooks or {}).items():
+            try:
+                values = hook(state, done)
+            except Exception:
+                checkpoints.save(checkpointer, state)
+                checkpointer.wait()
+                raise
+            report.record(done, kind, values)
+
+    stopped, pending = False, None
+    with report.running(start), _stop_signals() as signalled:
+        if due(start, config.eval_every):
+            run_hooks(state, start)
+        source = batches.iterate(start) if start < config.steps else iter(())
+        for done in range(start + 1, config.steps + 1):
+            batch = next(source, None)
+            if batch is None:
+                raise ValueError(f"the batches ended before step {done} of {config.steps}")
+            state, values = step(state, put(batch))
+            if pending is not None:
+                report.add(*pending)
+            pending = done, values
+
+            stopped = bool(signalled)
+            saving = stopped or due(done, config.save_every)
+            evaluating = not stopped and due(done, config.eval_every)
+            if saving or evaluating:  # these wait for the device anyway
+                report.add(*pending)
+                pending = None
+            if saving:
+                checkpoints.save(checkpointer, state)
+            if evaluating:
+                with report.paused():
+                    run_hooks(state, done)
+            if stopped:
+                break
+        checkpointer.wait()
+    return Outcome(state, stopped)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Yields a list that receives SIGTERM or SIGINT, once; the next one kills."""
+    received: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {each: signal.signal(each, receive) for each in signals}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

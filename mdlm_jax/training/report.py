@@ -1,0 +1,117 @@
+"""What a run tells: records in the metrics file, lines and a progress bar on the terminal."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from mdlm_jax.training.metrics import MetricsWriter
+
+
+class Report:
+    """Collects the metrics of single steps into records."""
+
+    def __init__(
+        self,
+        metrics: MetricsWriter,
+        *,
+        steps: int,
+        log_every: int,
+        max_bad_steps: int,
+        tokens_per_step: int,
+    ):
+        self._metrics = metrics
+        self._steps = steps
+        self._log_every = log_every
+        self._max_bad_steps = max_bad_steps
+        self._tokens_per_step = tokens_per_step
+        self._console = rich.console.Console(stderr=True, quiet=jax.process_index() != 0)
+        self._bar = rich.progress.Progress(
+            console=self._console, disable=not self._console.is_terminal
+        )
+        self._task = self._bar.add_task("training", total=steps)
+        self._mark: float | None = None  # when the last step was read; None until the first
+        self._clear()
+
+    @contextlib.contextmanager
+    def running(self, start: int) -> Iterator["Report"]:
+        """Shows the bar, from step `start`."""
+        self._bar.reset(self._task, completed=start)
+        with self._bar:
+            yield self
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent within does not count for the throughput."""
+        yield
+        if self._mark is not None:
+            self._mark = time.perf_counter()
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Reads the metrics of `step`, waiting for them, and writes the record it completes.
+
+        Raises:
+          FloatingPointError: if too many updates in a row were skipped.
+        """
+        metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._seconds += now - self._mark
+            self._timed += 1
+        self._mark = now
+        self._bar.update(self._task, completed=step)
+
+        bad_steps = int(metrics["bad_steps"])
+        if bad_steps >= self._max_bad_steps:
+            raise FloatingPointError(
+                f"step {step}: {bad_steps} updates in a row were skipped because the loss or its "
+                f"gradient is not finite (loss {metrics['loss']}, gradient norm "
+                f"{metrics['grad_norm']})"
+            )
+        if bad_steps:
+            self._skipped += 1
+        else:
+            self._good.append(metrics)
+        if step % self._log_every == 0 or step == self._steps:
+            self.record(step, "train", self._summary(step))
+            self._clear()
+
+    def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Writes a record to the metrics file and, in short, to the terminal."""
+        self._metrics.write(step, kind, values)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        line = f"{kind}  step {step}/{self._steps}  {shown}"
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _summary(self, step: int) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        if self._good:
+            flat = [
+                {**m["aux"], "loss": m["loss"], "grad_norm": m["grad_norm"]} for m in self._good
+            ]
+            summary = {
+                name: float(np.mean([each[name] for each in flat], dtype=np.float64))
+                for name in ("loss", "grad_norm", *self._good[0]["aux"])
+            }
+            if "learning_rate" in self._good[-1]:
+                summary["learning_rate"] = float(self._good[-1]["learning_rate"])
+        summary["skipped"] = self._skipped
+        if self._timed:
+            pace = self._seconds / self._timed
+            summary["tokens_per_second"] = self._tokens_per_step / pace
+            summary["seconds_left"] = (self._steps - step) * pace
+        return summary
+
+    def _clear(self) -> None:
+        self._good: list[Mapping[str, Any]] = []
+        self._skipped = self._timed = 0
+        self._seconds = 0.0
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

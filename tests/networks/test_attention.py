@@ -1,0 +1,90 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm_jax.networks.attention import attention, attention_mask, rope_angles, rotate
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def test_attention_is_the_formula():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 3, 4), np.float32)
+    mask = np.tril(np.ones((5, 5), bool))
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(4)
+    expected = np.einsum("bhts,bshd->bthd", softmax(np.where(mask, scores, -np.inf)), v)
+    out = jax.jit(partial(attention, backend="xla"))(q, k, v, mask[None, None])
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_a_query_without_keys_gets_finite_values():
+    q = jnp.ones((1, 3, 1, 2))
+    mask = jnp.zeros((1, 1, 3, 3), bool)
+    grad = jax.jit(jax.grad(lambda q: attention(q, q, q, mask, backend="xla").sum()))(q)
+    assert np.isfinite(grad).all()
+
+
+def test_unknown_backend():
+    q = jnp.ones((1, 3, 1, 2))
+    with pytest.raises(ValueError, match=r"'flash': must be one of \['xla'\]$"):
+        attention(q, q, q, backend="flash")
+
+
+def test_full_and_unpadded_is_no_mask():
+    assert attention_mask("full", 7) is None
+
+
+@pytest.mark.parametrize("kind, window", [("full", 0), ("causal", 0), ("local", 2)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_mask_by_its_definition(kind, window, padded, segmented):
+    rows, length = 2, 6
+    valid = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
+    segments = np.array([[0, 0, 1, 1, 2, 2], [5, 5, 5, 1, 1, 5]], np.int32)
+    mask = attention_mask(
+        kind,
+        length,
+        window=window,
+        valid=jnp.asarray(valid) if padded else None,
+        segment_ids=jnp.asarray(segments) if segmented else None,
+    )
+    if mask is None:
+        mask = True
+    mask = np.broadcast_to(mask, (rows, 1, length, length))
+    for b in range(rows):
+        for query in range(length):
+            for key in range(length):
+                sees = {"full": True, "causal": key <= query, "local": abs(key - query) <= window}
+                expected = sees[kind]
+                expected &= valid[b, key] or not padded
+                expected &= segments[b, query] == segments[b, key] or not segmented
+                assert mask[b, 0, query, key] == expected
+
+
+@jax.jit
+def turn(x):
+    return rotate(x, rope_angles(x.shape[1], x.shape[-1]))
+
+
+def test_rope_scores_depend_on_relative_position_only():
+    same = np.random.default_rng(1).standard_normal((2, 1, 1, 8), np.float32)  # a query, a key
+    q, k = np.asarray(turn(np.tile(same, (1, 12, 1, 1))))[:, :, 0]
+    scores = q @ k.T
+    for offset in range(-11, 12):
+        diagonal = np.diagonal(scores, offset)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)
+    assert np.ptp(scores[0]) > 0.1
+
+
+def test_rope_turns_each_pair_as_a_complex_number():
+    x = np.random.default_rng(2).standard_normal((2, 5, 3, 6), np.float32)
+    position, pair = np.arange(5)[:, None], np.arange(3)
+    phase = np.exp(1j * position * 10_000.0 ** (-2 * pair / 6))[:, None]  # [L, 1, d/2]
+    expected = (x[..., :3] + 1j * x[..., 3:]) * phase
+    out = np.asarray(turn(x))
+    np.testing.assert_allclose(out[..., :3] + 1j * out[..., 3:], expected, atol=1e-6)

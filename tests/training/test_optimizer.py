@@ -1,0 +1,120 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer
+
+STACKED = {
+    "layers": {"dense": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}},
+    "norm": {"scale": jnp.ones(3)},
+    "tokens": {"embedding": jnp.ones((5, 3))},
+}
+CONFIG = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+
+
+def expected(decay, step):
+    if step < 10:
+        return step / 10
+    progress = min(1.0, (step - 10) / 90)
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - 0.9 * progress,
+        "cosine": 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2,
+    }[decay]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_schedule_warms_up_and_decays(decay):
+    _, schedule = make_optimizer(dataclasses.replace(CONFIG, decay=decay), steps=100)
+    for step in (0, 1, 9, 10, 11, 55, 99, 100, 120):
+        assert float(schedule(step)) == pytest.approx(expected(decay, step), abs=1e-6)
+
+
+def test_no_warmup_starts_at_the_peak():
+    _, schedule = make_optimizer(dataclasses.replace(CONFIG, warmup_steps=0), steps=100)
+    assert float(schedule(0)) == 1.0
+
+
+def test_decay_mask_goes_by_name():
+    assert decay_mask(STACKED) == {
+        "layers": {"dense": {"kernel": True, "bias": False}},
+        "norm": {"scale": False},
+        "tokens": {"embedding": True},
+    }
+
+
+def test_weight_decay_shrinks_kernels_and_embeddings_alone():
+    config = OptimizerConfig(
+        learning_rate=0.5, warmup_steps=0, decay="constant", weight_decay=0.2, clip_norm=1.0
+    )
+    optimizer, _ = make_optimizer(config, steps=10)
+    zeros = jax.tree.map(jnp.zeros_like, STACKED)
+    updates, _ = optimizer.update(zeros, optimizer.init(STACKED), STACKED)
+    np.testing.assert_allclose(updates["layers"]["dense"]["kernel"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["tokens"]["embedding"], -0.1, rtol=1e-6)
+    assert not updates["layers"]["dense"]["bias"].any()
+    assert not updates["norm"]["scale"].any()
+
+
+def test_two_updates_are_clipped_adamw():
+    """Against the paper's Algorithm 2 in numpy float64."""
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, decay="constant", weight_decay=0.3, clip_norm=0.5
+    )
+    optimizer, _ = make_optimizer(config, steps=10)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3)
+    params = {"kernel": jnp.asarray(x, jnp.float32)}
+    state = optimizer.init(params)
+    mean, square = np.zeros(3), np.zeros(3)
+    for t, scale in ((1, 5.0), (2, 0.01)):  # the first is clipped, the second is not
+        g = scale * rng.normal(size=3)
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+        params = {"kernel": params["kernel"] + updates["kernel"]}
+        g *= min(1.0, 0.5 / np.linalg.norm(g))
+        mean = 0.9 * mean + 0.1 * g
+        square = 0.98 * square + 0.02 * g**2
+        adam = (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.98**t)) + 1e-8)
+        x = x - 0.1 * (adam + 0.3 * x)
+        np.testing.assert_allclose(params["kernel"], x, rtol=1e-5)
+
+
+def test_infinite_clip_norm_never_clips():
+    optimizer, _ = make_optimizer(
+        dataclasses.replace(CONFIG, warmup_steps=0, clip_norm=math.inf), steps=10
+    )
+    updates, _ = optimizer.update(
+        {"bias": jnp.float32(1e10)}, optimizer.init({"bias": 0.0}), {"bias": 0.0}
+    )
+    assert np.isfinite(updates["bias"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"warmup_steps": -1},
+        {"decay": "exponential"},
+        {"final_fraction": 1.5},
+        {"weight_decay": -0.1},
+        {"b1": 1.0},
+        {"b2": -0.1},
+        {"eps": 0.0},
+        {"clip_norm": 0.0},
+    ],
+)
+def test_values_out_of_range_are_named(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"optimizer.{name} must") as error:
+        OptimizerConfig(**change)
+    assert "\n" not in str(error.value)
+
+
+def test_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps must be at most the run's 5 steps, not 10"):
+        make_optimizer(CONFIG, steps=5)

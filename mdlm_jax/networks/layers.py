@@ -1,5 +1,6 @@
 """The pieces of an encoder: dense layers, norms, embeddings, attention, MLP, head."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -47,8 +48,28 @@ def dense(
         dtype=config.compute_dtype,
         kernel_init=zero_kernel if zero else weight_init(config, *names),
         bias_init=nn.with_logical_partitioning(zeros, tuple(out)),
+        dot_general=_matrix_product,
         name=name,
     )
+
+
+def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, **options) -> Array:
+    """`dot_general` of the last axes of `x` with the first of `kernel`, as one matrix product.
+
+    XLA's CPU backend runs a gradient that contracts over two axes (rows and positions) as a slow
+    loop; over one it calls a matrix product, three times as fast. To GPUs and TPUs it is the same.
+    """
+    (contracted, _), _ = dimension_numbers
+    lead = x.shape[: x.ndim - len(contracted)]
+    inner, out = math.prod(x.shape[len(lead) :]), kernel.shape[len(contracted) :]
+    flat = jax.lax.dot_general(
+        x.reshape(-1, inner),
+        kernel.reshape(inner, -1),
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        **options,
+    )
+    return flat.reshape(*lead, *out)
 
 
 def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:

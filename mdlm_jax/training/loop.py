@@ -67,6 +67,7 @@ def fit(
     tokens_per_step: int,
     metrics: MetricsWriter,
     checkpointer: checkpoints.Checkpointer,
+    summarize: Callable[[PyTree], Mapping[str, Any]] = dict,
     hooks: Mapping[str, Callable[[TrainState, int], Mapping[str, Any]]] | None = None,
 ) -> Outcome:
     """Trains from `state.step` to `config.steps`.
@@ -111,6 +112,7 @@ def fit(
         log_every=config.log_every,
         max_bad_steps=config.max_bad_steps,
         tokens_per_step=tokens_per_step,
+        summarize=summarize,
     )
 
     def due(done: int, every: int) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,12 +24,14 @@ class Report:
         log_every: int,
         max_bad_steps: int,
         tokens_per_step: int,
+        summarize: Callable[[Any], Mapping[str, Any]],
     ):
         self._metrics = metrics
         self._steps = steps
         self._log_every = log_every
         self._max_bad_steps = max_bad_steps
         self._tokens_per_step = tokens_per_step
+        self._summarize = summarize
         self._console = rich.console.Console(stderr=True, quiet=jax.process_index() != 0)
         self._bar = rich.progress.Progress(
             console=self._console, disable=not self._console.is_terminal
@@ -84,20 +86,19 @@ class Report:
     def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes a record to the metrics file and, in short, to the terminal."""
         self._metrics.write(step, kind, values)
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        shown = "  ".join(
+            f"{name} {_short(value)}" for name, value in values.items() if np.ndim(value) == 0
+        )
         line = f"{kind}  step {step}/{self._steps}  {shown}"
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _summary(self, step: int) -> dict[str, Any]:
         summary: dict[str, Any] = {}
         if self._good:
-            flat = [
-                {**m["aux"], "loss": m["loss"], "grad_norm": m["grad_norm"]} for m in self._good
-            ]
-            summary = {
-                name: float(np.mean([each[name] for each in flat], dtype=np.float64))
-                for name in ("loss", "grad_norm", *self._good[0]["aux"])
-            }
+            kept = [{name: m[name] for name in ("loss", "grad_norm", "aux")} for m in self._good]
+            mean = jax.tree.map(lambda *x: np.mean(x, axis=0, dtype=np.float64), *kept)
+            summary = {"loss": float(mean["loss"]), "grad_norm": float(mean["grad_norm"])}
+            summary.update(self._summarize(mean["aux"]))
             if "learning_rate" in self._good[-1]:
                 summary["learning_rate"] = float(self._good[-1]["learning_rate"])
         summary["skipped"] = self._skipped
@@ -114,4 +115,6 @@ class Report:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -13,7 +13,7 @@ from mdlm_jax.training.state import TrainState
 
 Array = jax.Array
 PyTree = Any
-LossFn = Callable[[PyTree, Array, PyTree], tuple[Array, dict[str, Array]]]
+LossFn = Callable[[PyTree, Array, PyTree], tuple[Array, PyTree]]
 
 
 def make_step(
@@ -38,8 +38,8 @@ def make_step(
 
     Args:
       loss_fn: `(params, key, microbatch) -> (loss f32[], aux)`, the microbatch's SHARE of the loss
-        and of each scalar in the dict `aux`: shares and their gradients are summed, so they must
-        be normalised by counts of the whole batch. The key (for dropout) differs by microbatch.
+        and of each array in `aux`: shares and their gradients are summed, so the loss must be
+        normalised by counts of the whole batch. The key (for dropout) differs by microbatch.
       optimizer: from `make_optimizer`.
       seed: all randomness is a function of it and of the step.
       ema_decay: in [0, 1); 0 keeps a plain copy of the parameters.
@@ -53,7 +53,7 @@ def make_step(
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (before clipping), `bad_steps`, `aux`, and
-      `learning_rate` with a schedule: all scalars.
+      `learning_rate` with a schedule.
 
     Raises:
       ValueError: if `ema_decay` or `accumulation` is out of range; when the step is traced, if

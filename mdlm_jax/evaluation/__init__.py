@@ -1,0 +1,1 @@
+"""Likelihood reports, generation metrics and the page that shows a run."""

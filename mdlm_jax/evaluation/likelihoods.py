@@ -1,0 +1,118 @@
+"""Likelihood of a split of text: the NELBO with its two errors, and the curve over mask rates."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import Denoiser, Likelihood, mlm_loss, nelbo
+from mdlm_jax.networks import bert
+
+Array = jax.Array
+PyTree = Any
+DenoiserOf = Callable[[PyTree, dict[str, Array]], Denoiser]  # (params, batch) -> Denoiser
+
+RATES = (0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+
+
+def denoiser_of(encoder: bert.Config) -> DenoiserOf:
+    """The encoder as the denoiser of an evaluation batch, told its labels if it knows any."""
+
+    def of_batch(params: PyTree, batch: dict[str, Array]) -> Denoiser:
+        return bert.denoiser(params, encoder, label=batch["label"] if encoder.classes else None)
+
+    return of_batch
+
+
+def make_nelbo(denoiser_of: DenoiserOf, *, mask_id: int, seed: int, draws: int) -> Callable:
+    """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
+
+    Args:
+      denoiser_of: builds the denoiser of a batch from the parameters.
+      mask_id: the mask token.
+      seed: of the draws; a row's draws are a function of it and of the row's number.
+      draws: corruptions of each row, at least 2.
+    """
+
+    @jax.jit
+    def of_batch(params, batch):
+        return nelbo(
+            denoiser_of(params, batch),
+            jax.random.key(seed),
+            batch["tokens"],
+            mask_id=mask_id,
+            draws=draws,
+            maskable=batch["maskable"],
+            rows=batch["rows"],
+        )
+
+    def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> Likelihood:
+        parts = [of_batch(params, b) for b in data.eval_batches(rows, batch_size=batch_size)]
+        parts = jax.device_get(parts)  # waits once, for all
+        return Likelihood(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+
+    return of_rows
+
+
+def summary(likelihood: Likelihood) -> dict[str, float | int]:
+    """The figures of a likelihood, in nats but where the name says otherwise."""
+    nats = float(likelihood.nats_per_token)
+    return {
+        "nats_per_token": nats,
+        "mc_error": float(likelihood.mc_error),
+        "text_error": float(likelihood.text_error),
+        "bits_per_token": nats / math.log(2),
+        "perplexity": math.exp(nats),
+        "tokens": int(likelihood.tokens.sum()),
+        "rows": int((likelihood.tokens > 0).sum()),
+    }
+
+
+def rate_curve(
+    denoiser_of: DenoiserOf,
+    params: PyTree,
+    rows: data.Rows,
+    *,
+    mask_id: int,
+    seed: int,
+    batch_size: int,
+    rates: Sequence[float] = RATES,
+) -> list[dict[str, float]]:
+    """Mean cross-entropy of a masked token at each mask rate: the NELBO's integrand.
+
+    One corruption of each row at each rate. The error is the standard error over batches.
+
+    Returns:
+      Points `{"rate", "nats", "error"}`, nats per masked token; the error is None of one batch.
+    """
+
+    def loss(params, batch, rate):
+        key = jax.random.fold_in(jax.random.key(seed), round(rate * 1e6))
+        nats, aux = mlm_loss(
+            denoiser_of(params, batch),
+            key,
+            batch["tokens"],
+            mask_id=mask_id,
+            rate=rate,
+            mask_share=1.0,
+            random_share=0.0,
+            maskable=batch["maskable"],
+            rows=batch["rows"],
+        )
+        return nats, aux.masked.sum()
+
+    of_batch = jax.jit(lambda params, batch: [loss(params, batch, rate) for rate in rates])
+    parts = [of_batch(params, b) for b in data.eval_batches(rows, batch_size=batch_size)]
+    parts = np.asarray(jax.device_get(parts), np.float64)  # [batches, rates, 2]
+    nats, masked = parts[..., 0], parts[..., 1]
+    mean = (nats * masked).sum(axis=0) / masked.sum(axis=0)
+    batches = len(parts)
+    residual = (nats - mean) * masked
+    error = np.sqrt(batches / max(batches - 1, 1) * (residual**2).sum(axis=0)) / masked.sum(axis=0)
+    return [
+        {"rate": rate, "nats": float(m), "error": float(e) if batches > 1 else None}
+        for rate, m, e in zip(rates, mean, error, strict=True)
+    ]

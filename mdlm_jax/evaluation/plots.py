@@ -1,0 +1,129 @@
+"""The figures of a run, as SVG to put into a page; drawn without pyplot and its global state."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+Records = Sequence[Mapping[str, Any]]
+
+# Each colour leaves the figure as the CSS variable beside it, so that the page can be dark.
+_INK, _FAINT, _TRAINING = "#1c2024", "#d8dce1", "#8fb3d9"
+_MODEL, _UNIGRAM, _BIGRAM = "#0b5cad", "#8a6d1a", "#b0452f"
+_VARIABLES = {
+    _INK: "--ink",
+    _FAINT: "--faint",
+    _TRAINING: "--training",
+    _MODEL: "--model",
+    _UNIGRAM: "--unigram",
+    _BIGRAM: "--bigram",
+}
+_STYLE = {
+    "font.size": 11,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "mdlm_jax",  # the same figure is the same file
+}
+_BARS = {"fmt": "o-", "markersize": 4, "elinewidth": 1.2, "capsize": 3, "color": _MODEL}
+
+
+def training_svg(
+    train: Records, evaluations: Records, unigram: float | None = None, bigram: float | None = None
+) -> str:
+    """Training loss and validation NELBO over steps, in nats per token.
+
+    Args:
+      train: records of kind "train"; those without a loss (all updates skipped) are left out.
+      evaluations: records of kind "eval"; the bars are their `text_error`. Those
+        without a number are left out.
+      unigram: cross-entropy of a unigram on the validation tokens, drawn as a line.
+      bigram: the same of a bigram.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        losses = [(each["step"], each["loss"]) for each in train if each.get("loss") is not None]
+        if losses:
+            axes.plot(*zip(*losses, strict=True), color=_TRAINING, label="training loss")
+        finite = [each for each in evaluations if each["nats_per_token"] is not None]
+        if finite:
+            axes.errorbar(
+                [each["step"] for each in finite],
+                [each["nats_per_token"] for each in finite],
+                [each.get("text_error") or 0.0 for each in finite],
+                label="validation NELBO",
+                **_BARS,
+            )
+        for name, value, color in (("unigram", unigram, _UNIGRAM), ("bigram", bigram, _BIGRAM)):
+            if value is not None:
+                axes.axhline(value, color=color, linestyle="--", label=f"{name} {value:.2f}")
+        axes.set_xlim(left=0)
+        axes.set(xlabel="step", ylabel="nats per token")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        return _svg(figure, "Training loss and validation NELBO over steps")
+
+
+def rate_curve_svg(curve: Records, nelbo: float) -> str:
+    """Cross-entropy of a masked token against the mask rate, in nats; its average is the NELBO.
+
+    Args:
+      curve: points `{"rate": in (0, 1], "nats": ..., "error": standard error or None}`.
+      nelbo: nats per token, drawn as a line.
+
+    Returns:
+      An `<svg>` element.
+    """
+    curve = sorted(curve, key=lambda point: point["rate"])
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.errorbar(
+            [point["rate"] for point in curve],
+            [point["nats"] for point in curve],
+            [point.get("error") or 0.0 for point in curve],
+            label="masked token",
+            **_BARS,
+        )
+        axes.axhline(nelbo, color=_MODEL, linestyle="--", label=f"NELBO {nelbo:.2f}")
+        axes.axvline(0.15, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
+        axes.set_xlim(0, 1.02)
+        axes.set(xlabel="mask rate", ylabel="nats per masked token")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        return _svg(figure, "Cross-entropy of a masked token against the mask rate")
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, description: str) -> str:
+    figure.legend(loc="outside upper left", ncols=2)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]  # HTML takes no XML declaration
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="\w+_\d+"', "", svg)  # of groups, the same in every figure
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

@@ -1,0 +1,264 @@
+"""An experiment: all that a config file decides, checked before anything is compiled.
+
+A config file starts from `default_config()`, which holds every key there is, and changes some; the
+command line changes more with `--config.key=value`. `Experiment.of` turns the result into frozen
+dataclasses and refuses what is unknown or impossible in one line.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import schedules, strategies
+from mdlm_jax.networks import bert
+from mdlm_jax.training.optimizer import OptimizerConfig
+
+SCHEDULES = {"linear": schedules.linear, "cosine": schedules.cosine}
+STRATEGIES = {
+    "exact_count": strategies.exact_count,
+    "ancestral": strategies.ancestral,
+    "confidence": strategies.confidence,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss.
+
+    Attributes:
+      name: 'diffusion' (over all mask rates) or 'mlm' (BERT's, at one).
+      schedule: of diffusion, 'linear' or 'cosine'.
+      corruption: of diffusion, 'exact' or 'bernoulli'.
+      weighting: of diffusion, 'elbo' or 'flat'.
+      rate: of mlm, the share of tokens that is selected.
+    """
+
+    name: Literal["diffusion", "mlm"] = "diffusion"
+    schedule: str = "linear"
+    corruption: str = "exact"
+    weighting: str = "elbo"
+    rate: float = 0.15
+
+    def __post_init__(self):
+        choices = {
+            "name": ("diffusion", "mlm"),
+            "schedule": tuple(SCHEDULES),
+            "corruption": ("exact", "bernoulli"),
+            "weighting": ("elbo", "flat"),
+        }
+        for key, accepted in choices.items():
+            _choose(f"objective.{key}", getattr(self, key), accepted)
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"objective.rate must be in (0, 1], not {self.rate!r}")
+        if (self.weighting, self.corruption) == ("flat", "exact") and self.schedule != "linear":
+            raise ValueError(
+                "objective.weighting 'flat' with corruption 'exact' needs schedule 'linear', "
+                f"not {self.schedule!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The run.
+
+    Attributes:
+      seed: of parameters, order of the data, and masks.
+      batch_size: rows of the global batch.
+      steps: length of the run.
+      ema_decay: of the weights that are evaluated.
+      accumulation: microbatches a step.
+      log_every: steps a training record is the mean of.
+      save_every: steps between checkpoints.
+      keep_last: newest checkpoints to keep.
+      max_bad_steps: this many updates in a row that are not finite end the run.
+      tensorboard: also write TensorBoard files (extra `tensorboard`).
+    """
+
+    seed: int = 0
+    batch_size: int = 128
+    steps: int = 100_000
+    ema_decay: float = 0.9999
+    accumulation: int = 1
+    log_every: int = 100
+    save_every: int = 5_000
+    keep_last: int = 2
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for key in ("batch_size", "steps", "accumulation", "log_every", "save_every", "keep_last"):
+            _at_least(f"training.{key}", getattr(self, key), 1)
+        _at_least("training.max_bad_steps", self.max_bad_steps, 1)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"training.seed must be in [0, 2**32), not {self.seed!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay!r}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"training.batch_size {self.batch_size} must be a multiple of "
+                f"training.accumulation {self.accumulation}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured and shown during training.
+
+    Attributes:
+      every: steps between evaluations.
+      rows: of the validation split, the first so many each time.
+      draws: corruptions of each row.
+      batch_size: rows evaluated at a time.
+      sample_steps: network evaluations of the sample that is shown.
+    """
+
+    every: int = 5_000
+    rows: int = 512
+    draws: int = 4
+    batch_size: int = 64
+    sample_steps: int = 64
+
+    def __post_init__(self):
+        for key in ("every", "rows", "batch_size", "sample_steps"):
+            _at_least(f"evaluation.{key}", getattr(self, key), 1)
+        _at_least("evaluation.draws", self.draws, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 is the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+# Of the encoder's config, what the tokenizer and the rows decide.
+_FROM_DATA = ("vocab_size", "mask_id", "max_length")
+
+# What may change when a run goes on: how it is run, not what it computes. All else identifies it.
+OPERATIONAL = (
+    "evaluation",
+    "mesh",
+    "model.attention_backend",
+    "model.remat",
+    "model.scan",
+    "training.accumulation",
+    "training.keep_last",
+    "training.log_every",
+    "training.max_bad_steps",
+    "training.save_every",
+    "training.steps",
+    "training.tensorboard",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole config. `model` holds the keys of `bert.Config` that the data do not decide."""
+
+    data: data.Config
+    model: Mapping[str, Any]
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    mesh: MeshConfig
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Experiment":
+        """Checks a config and freezes it.
+
+        Raises:
+          ValueError: a section or key is unknown, or a value is impossible; it is named.
+        """
+        sections = {field.name: dict(config.get(field.name, {})) for field in _fields(cls)}
+        _refuse_unknown("section", config.keys(), sections)
+        accepted = default_config()
+        for name, section in sections.items():
+            _refuse_unknown(f"key in {name}", section, accepted[name])
+        return cls(
+            data=_named("data", data.Config, sections["data"]),
+            model=sections["model"],
+            objective=ObjectiveConfig(**sections["objective"]),
+            optimizer=OptimizerConfig(**sections["optimizer"]),
+            training=TrainingConfig(**sections["training"]),
+            evaluation=EvaluationConfig(**sections["evaluation"]),
+            mesh=MeshConfig(**sections["mesh"]),
+        )
+
+    def encoder(self, prepared: data.Prepared) -> bert.Config:
+        """The encoder's config, completed by the data's vocabulary and length.
+
+        Raises:
+          ValueError: fields that describe no encoder.
+        """
+        decided = {
+            "vocab_size": prepared.vocab_size,
+            "mask_id": prepared.mask_id,
+            "max_length": self.data.length,
+        }
+        classes = self.model.get("classes", 0)
+        if classes not in (0, len(prepared.label_names)):
+            raise ValueError(
+                f"model.classes must be 0, or {len(prepared.label_names)} for the labels "
+                f"{', '.join(prepared.label_names)}, not {classes!r}"
+            )
+        return _named("model", bert.Config, {**self.model, **decided})
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key there is, with its default."""
+    model = {k: v for k, v in dataclasses.asdict(bert.Config()).items() if k not in _FROM_DATA}
+    sections = {
+        "data": data.Config(),
+        "objective": ObjectiveConfig(),
+        "optimizer": OptimizerConfig(),
+        "training": TrainingConfig(),
+        "evaluation": EvaluationConfig(),
+        "mesh": MeshConfig(),
+    }
+    plain = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    return ml_collections.ConfigDict({"model": model, **plain})
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a run, by dotted key: everything but the `OPERATIONAL`."""
+    flat = {}
+    for section, values in config.items():
+        items = values.items() if isinstance(values, Mapping) else [(None, values)]
+        for key, value in items:
+            name = section if key is None else f"{section}.{key}"
+            if section not in OPERATIONAL and name not in OPERATIONAL:
+                flat[name] = value
+    return flat
+
+
+def _named(section: str, cls: type, values: Mapping[str, Any]) -> Any:
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{section}.{error}") from None
+
+
+def _fields(cls: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(cls)
+
+
+def _refuse_unknown(what: str, given: Any, accepted: Any) -> None:
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        raise ValueError(f"unknown {what}: {', '.join(unknown)} (there are {', '.join(accepted)})")
+
+
+def _choose(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")

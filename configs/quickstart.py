@@ -40,12 +40,12 @@ def get_config():
     config.optimizer.weight_decay = 0.05
 
     config.training.batch_size = 8
-    config.training.steps = 1200
+    config.training.steps = 1000
     config.training.ema_decay = 0.99
     config.training.log_every = 50
-    config.training.save_every = 300
+    config.training.save_every = 250
 
-    config.evaluation.every = 300
+    config.evaluation.every = 250
     config.evaluation.rows = 128
     config.evaluation.batch_size = 32
     config.evaluation.sample_steps = 32

@@ -1,6 +1,7 @@
 """What the commands share: config flags by name, and bad input told in one line."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ def define_config() -> flags.FlagHolder:
     )
 
 
+def require(*names: str) -> None:
+    """Makes flags required."""
+    for name in names:
+        flags.register_validator(name, lambda value: value is not None, f"--{name} is required")
+
+
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with the library, by name."""
     # In a wheel they lie in the package, in a clone beside it.
@@ -32,7 +39,10 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Parses the flags and exits with what `main` returns."""
+    """Parses the flags and exits with what `main` returns; --help prints the flags."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        app.usage(shorthelp=True, writeto_stdout=True)
+        return
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: main(), argv=_with_config_paths(sys.argv), flags_parser=_parse)
 
@@ -56,18 +66,19 @@ def refuse(error: object) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, its complaints and ml_collections' in one line; --help as absl has it."""
+    """absl's parsing, its complaints and those of ml_collections in one line."""
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        refuse(f"{str(error).removeprefix('FATAL ').strip()} (--help tells the flags)")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        refuse(str(error).strip().splitlines()[0].strip("'\""))
+        # absl begins with "flag --x=None: " what a validator says.
+        told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
+        refuse(f"{'; '.join(told.split(chr(10)))} (--help tells the flags)")
+    except (AttributeError, KeyError) as error:  # how ml_collections refuses an override
+        refuse(f"unknown config key: {' '.join(str(error.args[0]).split())}")
+    except (TypeError, ValueError) as error:
+        refuse(" ".join(str(error).split()))
     if len(rest) > 1:
         refuse(f"unexpected argument {rest[1]!r}: flags begin with --")
-    if flags.FLAGS.help or flags.FLAGS.helpshort:
-        app.usage(shorthelp=True, writeto_stdout=True)
-        sys.exit(0)
     return rest
 
 

@@ -23,7 +23,7 @@ _DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated at a time.", 1)
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0)
-flags.mark_flags_as_required(["workdir"])
+command_line.require("workdir")
 
 
 def main() -> int:

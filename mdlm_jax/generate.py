@@ -7,8 +7,8 @@ stays masked for the model. Without a prompt a whole row is written from nothing
 --steps are better text, one step is BERT filling all masks at once.
 """
 
-import itertools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -38,7 +38,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0)
 _SAVE = flags.DEFINE_bool(
     "save", False, "Also write samples.txt, samples.json and report.html into the workdir."
 )
-flags.mark_flags_as_required(["workdir"])
+command_line.require("workdir")
 
 
 def main() -> int:
@@ -122,12 +122,18 @@ def _save(folder, text, prompts, tokens, wanted, shown, trained) -> None:
 
 
 def _pieces(tokenizer, tokens: np.ndarray, generated: np.ndarray) -> list[tuple[str, bool]]:
-    """Runs of text, each with whether it was generated."""
-    borders = [0, *(np.flatnonzero(np.diff(generated)) + 1), len(tokens)]
-    return [
-        (data.decode(tokenizer, tokens[a:b]), bool(generated[a]))
-        for a, b in itertools.pairwise(borders)
-    ]
+    """Runs of text, each with whether it was generated; joined they are the whole text.
+
+    A run is what it adds to the text before it, because a word piece alone is decoded otherwise.
+    """
+    borders = [*(np.flatnonzero(np.diff(generated)) + 1), len(tokens)]
+    pieces, before = [], ""
+    for border in borders:
+        text = data.decode(tokenizer, tokens[:border])
+        same = len(os.path.commonprefix([before, text]))
+        pieces.append((text[same:], bool(generated[border - 1])))
+        before = text
+    return pieces
 
 
 if __name__ == "__main__":

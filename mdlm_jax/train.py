@@ -29,7 +29,8 @@ from mdlm_jax.training.step import make_step
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
-flags.mark_flags_as_required(["config", "workdir"])
+command_line.require("config", "workdir")
+flags.declare_key_flag("config")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ Array = jax.Array
 PyTree = Any
 DenoiserOf = Callable[[PyTree, dict[str, Array]], Denoiser]  # (params, batch) -> Denoiser
 
-RATES = (0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+RATES = (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
 
 
 def denoiser_of(encoder: bert.Config) -> DenoiserOf:

@@ -270,12 +270,10 @@ def _given(prompt: str) -> str:
 
 
 def _sample(sample: Record) -> str:
-    text, end = "", ""
-    for piece, generated in sample["pieces"]:
-        apart = end and not end.isspace() and not re.match(r"[\s.,;:!?%)\]]", piece)
-        text += " " if apart else ""
-        text += f"<mark>{escape(piece)}</mark>" if generated else escape(piece)
-        end = piece[-1:] or end
+    text = "".join(
+        f"<mark>{escape(piece)}</mark>" if generated else escape(piece)
+        for piece, generated in sample["pieces"]
+    )
     steps = "1 step" if sample["steps"] == 1 else f"{sample['steps']:,} steps"
     notes = [steps, sample["strategy"].replace("_", " ")]
     if _given(sample["prompt"]):

@@ -1,0 +1,34 @@
+# Sourced by the other launchers: `make_venv EXTRA` makes .venv with mdlm_jax[EXTRA], and activates it.
+# Needs Python >= 3.11 with pip; uv is used where it is installed. A second call with the same
+# pyproject.toml installs nothing.
+
+find_python() {
+  local python
+  for python in python3 python3.13 python3.12 python3.11 python; do
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$python"
+      return
+    fi
+  done
+  echo "error: no Python >= 3.11 found on the PATH" >&2
+  return 1
+}
+
+make_venv() {
+  local extra=$1 python stamp wanted
+  wanted="$extra $(cksum <pyproject.toml)"
+  stamp=.venv/.mdlm_jax
+  if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    python=$(find_python)
+    if command -v uv >/dev/null; then
+      [ -x .venv/bin/python ] || uv venv --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
+      uv pip install --quiet --python .venv/bin/python -e ".[$extra]"
+    else
+      [ -x .venv/bin/pip ] || "$python" -m venv .venv
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+    fi
+    echo "$wanted" >"$stamp"
+  fi
+  # shellcheck disable=SC1091
+  source .venv/bin/activate
+}

@@ -8,7 +8,6 @@ stays masked for the model. Without a prompt a whole row is written from nothing
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -122,7 +121,7 @@ def _save(folder, text, prompts, tokens, wanted, shown, trained) -> None:
 
 
 def _pieces(tokenizer, tokens: np.ndarray, generated: np.ndarray) -> list[tuple[str, bool]]:
-    """Runs of text, each with whether it was generated; joined they are the whole text.
+    """Runs of text, each with whether it was generated; joined they are the text.
 
     A run is what it adds to the text before it, because a word piece alone is decoded otherwise.
     """
@@ -130,7 +129,8 @@ def _pieces(tokenizer, tokens: np.ndarray, generated: np.ndarray) -> list[tuple[
     pieces, before = [], ""
     for border in borders:
         text = data.decode(tokenizer, tokens[:border])
-        same = len(os.path.commonprefix([before, text]))
+        pairs = enumerate(zip(before, text, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(before), len(text)))
         pieces.append((text[same:], bool(generated[border - 1])))
         before = text
     return pieces

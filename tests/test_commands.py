@@ -95,6 +95,7 @@ def test_generate_fills_the_masks_and_keeps_the_rest(workdir):
     filled, free = json.loads((workdir / "samples.json").read_text())
     assert [generated for _, generated in filled["pieces"]] == [False, True]
     assert [generated for _, generated in free["pieces"]] == [True]
+    assert "".join(text for text, _ in filled["pieces"]) == first
     again = run("generate", *flags, "--prompt=the city of [MASK] [MASK]", "--prompt=")
     assert again.stdout == done.stdout
     other = run("generate", *flags, "--prompt=the city of [MASK] [MASK]", "--prompt=", "--seed=1")

@@ -38,7 +38,7 @@ EVALUATION = {
 SAMPLES = [
     {
         "prompt": "The city of [MASK] [MASK].",
-        "pieces": [["the <i>city of", False], ["new <script>york", True], [".", False]],
+        "pieces": [["the <i>city of ", False], ["new <script>york", True], [".", False]],
         "steps": 64,
         "strategy": "exact_count",
     },

@@ -2,8 +2,8 @@
 
     python -m mdlm_jax.train --config=quickstart --workdir=runs/quickstart
 
-Under three minutes on 2 CPU cores; NELBO 5.95 nats per token of the test split, where the unigram has
-6.38 and the bigram 4.43 (README.md tells how that was measured).
+Under three minutes on 2 CPU cores; NELBO 5.95 nats per token of the test split, where the unigram
+has 6.38 and the bigram 4.43 (README.md tells how that was measured).
 """
 
 from mdlm_jax.experiment import default_config

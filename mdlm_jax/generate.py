@@ -17,7 +17,6 @@ from absl import flags
 
 from mdlm_jax import command_line, data, workdir
 from mdlm_jax.diffusion import sample
-from mdlm_jax.evaluation.report import write_report
 from mdlm_jax.experiment import STRATEGIES
 from mdlm_jax.networks import bert
 
@@ -105,6 +104,8 @@ def _canvas(prompts: list[str], trained: workdir.Trained) -> tuple[jax.Array, ja
 
 def _save(folder, text, prompts, tokens, wanted, shown, trained) -> None:
     """`samples.txt` for people, `samples.json` for the report, and the report."""
+    from mdlm_jax.evaluation.report import write_report  # matplotlib: seconds
+
     samples = [
         {
             "prompt": prompt,

@@ -4,11 +4,13 @@
 
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
 workdir, a run goes on from its newest checkpoint, or says that it is done. Exit codes: 0 training
-complete; 75 stopped by a signal with everything saved; 2 bad input, nothing started.
+complete; 75 stopped by a signal with everything saved; 2 bad input, nothing started; 1 the updates
+stopped being finite, or a crash.
 """
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -88,28 +90,32 @@ def main() -> int:
             + (f"resuming at step {start}" if start else f"logging to {folder}")
         )
         with MetricsWriter(folder, step=start or 0, tensorboard=training.tensorboard) as metrics:
-            outcome = fit(
-                state,
-                step,
-                batches,
-                config=LoopConfig(
-                    steps=training.steps,
-                    log_every=training.log_every,
-                    eval_every=experiment.evaluation.every,
-                    save_every=training.save_every,
-                    max_bad_steps=training.max_bad_steps,
-                ),
-                put=put,
-                tokens_per_step=training.batch_size * experiment.data.length,
-                metrics=metrics,
-                checkpointer=checkpointer,
-                summarize=lambda aux: {"accuracy": float(aux.accuracy)},
-                hooks=make_hooks(experiment, encoder, prepared),
-            )
+            try:
+                outcome = fit(
+                    state,
+                    step,
+                    batches,
+                    config=LoopConfig(
+                        steps=training.steps,
+                        log_every=training.log_every,
+                        eval_every=experiment.evaluation.every,
+                        save_every=training.save_every,
+                        max_bad_steps=training.max_bad_steps,
+                    ),
+                    put=put,
+                    tokens_per_step=training.batch_size * experiment.data.length,
+                    metrics=metrics,
+                    checkpointer=checkpointer,
+                    summarize=lambda aux: {"accuracy": float(aux.accuracy)},
+                    hooks=make_hooks(experiment, encoder, prepared),
+                )
+            except FloatingPointError as error:
+                print(f"error: {error}; the checkpoints are intact", file=sys.stderr)
+                return 1
     if outcome.stopped:
         _say(f"stopped at step {int(outcome.state.step)}, all is saved: start again to go on")
         return command_line.STOPPED
-    _say(_last_words(folder, experiment, prepared))
+    _say(_last_words(folder))
     return 0
 
 
@@ -162,7 +168,13 @@ def make_loss(encoder: bert.Config):
 def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared) -> dict:
     """What is done every `evaluation.every` steps: the validation NELBO, and a sample."""
     settings = experiment.evaluation
-    few = _validation_rows(experiment, prepared)
+    rows, count = prepared.splits["validation"], settings.rows
+    few = data.Rows(rows.tokens[:count], rows.labels[:count])
+    counted = prepared.splits["train"].tokens, few.tokens, prepared.vocab_size
+    baselines = {
+        "unigram": ngrams.unigram_cross_entropy(*counted),
+        "bigram": ngrams.bigram_cross_entropy(*counted),
+    }
     of_rows = likelihoods.make_nelbo(
         likelihoods.denoiser_of(encoder),
         mask_id=encoder.mask_id,
@@ -185,7 +197,8 @@ def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prep
     def evaluate(state, step):
         likelihood = of_rows(state.ema, few, settings.batch_size)
         told = likelihoods.summary(likelihood)
-        return {key: told[key] for key in ("nats_per_token", "mc_error", "text_error")}
+        shown = {key: told[key] for key in ("nats_per_token", "mc_error", "text_error", "tokens")}
+        return {**shown, **baselines}
 
     def show(state, step):
         key = jax.random.fold_in(jax.random.key(experiment.training.seed), step)
@@ -195,22 +208,13 @@ def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prep
     return {"eval": evaluate, "sample": show}
 
 
-def _validation_rows(experiment: Experiment, prepared: data.Prepared) -> data.Rows:
-    """The rows that are evaluated during training."""
-    rows, count = prepared.splits["validation"], experiment.evaluation.rows
-    return data.Rows(rows.tokens[:count], rows.labels[:count])
-
-
-def _last_words(folder: Path, experiment: Experiment, prepared: data.Prepared) -> str:
+def _last_words(folder: Path) -> str:
     """The last validation NELBO beside what counting reaches on the same tokens."""
     last = [each for each in read_metrics(folder) if each["kind"] == "eval"][-1]
-    evaluated = _validation_rows(experiment, prepared).tokens
-    counted = prepared.splits["train"].tokens, evaluated, prepared.vocab_size
     return (
         f"validation NELBO {last['nats_per_token']:.3f} +- {last['mc_error']:.3f} (masks) +- "
-        f"{last['text_error']:.3f} (text) nats/token over {evaluated.size:,} tokens; the corpus's "
-        f"unigram has {ngrams.unigram_cross_entropy(*counted):.3f} there, its bigram "
-        f"{ngrams.bigram_cross_entropy(*counted):.3f}"
+        f"{last['text_error']:.3f} (text) nats/token over {last['tokens']:,} tokens; the corpus's "
+        f"unigram has {last['unigram']:.3f} there, its bigram {last['bigram']:.3f}"
     )
 
 

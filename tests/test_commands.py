@@ -159,3 +159,13 @@ def test_a_signal_saves_exits_75_and_the_run_goes_on(workdir, tmp_path):
     done = run("train", *TINY, f"--config.training.steps={steps}", f"--workdir={folder}")
     assert f"resuming at step {stopped}" in done.stdout
     assert metrics(folder)[-1]["step"] == steps
+
+
+@pytest.mark.slow
+def test_updates_that_stay_non_finite_end_the_run_with_the_step_named(workdir, tmp_path):
+    folder = tmp_path / "diverged"
+    wild = ("--config.optimizer.learning_rate=1e30", "--config.training.max_bad_steps=3")
+    done = run("train", *TINY, *wild, "--config.training.steps=40", f"--workdir={folder}", code=1)
+    assert re.search(
+        r"error: step \d+: 3 updates in a row .* the checkpoints are intact", done.stderr
+    )

@@ -181,7 +181,7 @@ def _training_seconds(train: Sequence[Record], tokens_per_step: int) -> float:
 def _figures(run: Run) -> str:
     figures = []
     if run.evaluated or any(each.get("loss") is not None for each in run.train):
-        validation = run.evaluations.get("validation", {})
+        validation = run.evaluated[-1] if run.evaluated else {}
         svg = plots.training_svg(
             run.train, run.evaluated, validation.get("unigram"), validation.get("bigram")
         )
@@ -189,7 +189,7 @@ def _figures(run: Run) -> str:
             "The loss is an estimate of the NELBO on training text, from one draw of masks. Bars: "
             "one standard error over texts."
         )
-        if validation:
+        if "unigram" in validation:
             caption += (
                 " Dashed: what counting tokens and pairs of tokens in the training text reaches on "
                 "the validation text."

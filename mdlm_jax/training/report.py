@@ -67,6 +67,9 @@ class Report:
             self._timed += 1
         self._mark = now
         self._bar.update(self._task, completed=step)
+        if self._timed:
+            tokens_per_second = self._tokens_per_step * self._timed / self._seconds
+            self._bar.update(self._task, description=f"{tokens_per_second:,.0f} tokens/s")
 
         bad_steps = int(metrics["bad_steps"])
         if bad_steps >= self._max_bad_steps:

@@ -68,6 +68,9 @@ CARD = {
 }
 
 
+BASELINES = {"unigram": 6.702, "bigram": 4.818}
+
+
 class Page(HTMLParser):
     """Tags that are open in the end, headings, and what the page loads or links to."""
 
@@ -128,7 +131,11 @@ def full(tmp_path_factory):
         (100, "train", {"loss": 8.0, "grad_norm": 1.0, "skipped": 0, "tokens_per_second": 32.0}),
         (200, "train", {"skipped": 100}),
         (500, "train", {"loss": 6.0, "grad_norm": 1.0, "skipped": 0, "tokens_per_second": 16.0}),
-        (500, "eval", {"nats_per_token": 5.9, "mc_error": 0.01, "text_error": 0.02}),
+        (
+            500,
+            "eval",
+            {"nats_per_token": 5.9, "mc_error": 0.01, "text_error": 0.02, **BASELINES},
+        ),
         (500, "sample", {"text": "halfway <b>there"}),
     ]
     test = {**EVALUATION, "split": "test", "nats_per_token": 5.934}

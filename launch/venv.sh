@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other launchers: `make_venv EXTRA` makes .venv with mdlm_jax[EXTRA], and activates it.
 # Needs Python >= 3.11 with pip; uv is used where it is installed. A second call with the same
 # pyproject.toml installs nothing.

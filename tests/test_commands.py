@@ -162,6 +162,25 @@ def test_a_signal_saves_exits_75_and_the_run_goes_on(workdir, tmp_path):
 
 
 @pytest.mark.slow
+def test_losses_depend_neither_on_microbatches_nor_on_the_mesh(workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    run("train", *TINY, *mesh, f"--workdir={tmp_path}/mesh")
+    run("train", *TINY, "--config.training.accumulation=2", *mesh, f"--workdir={tmp_path}/both")
+
+    def told(folder):
+        records = [each for each in metrics(folder) if each["step"] <= 6]
+        losses = {each["step"]: each["loss"] for each in records if each["kind"] == "train"}
+        bounds = {
+            each["step"]: each["nats_per_token"] for each in records if each["kind"] == "eval"
+        }
+        return [losses[2], losses[4], losses[6], bounds[4], bounds[6]]
+
+    assert told(tmp_path / "mesh") == pytest.approx(told(workdir), rel=1e-4)
+    assert told(tmp_path / "both") == pytest.approx(told(workdir), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_updates_that_stay_non_finite_end_the_run_with_the_step_named(workdir, tmp_path):
     folder = tmp_path / "diverged"
     wild = ("--config.optimizer.learning_rate=1e30", "--config.training.max_bad_steps=3")

@@ -144,7 +144,10 @@ def test_params_are_plain_float32_with_an_axis_name_a_dimension(config):
     params = params_of(config)
     axes = bert.logical_axes(config)
     shapes = jax.tree.map(lambda x: x.shape, params)
-    is_tuple = lambda x: isinstance(x, tuple)  # noqa: E731
+
+    def is_tuple(x):
+        return isinstance(x, tuple)
+
     assert jax.tree.structure(shapes, is_leaf=is_tuple) == jax.tree.structure(
         axes, is_leaf=is_tuple
     )

@@ -181,6 +181,32 @@ def test_padding_stays_and_the_time_is_the_share_of_blanks_among_the_text():
     assert np.array_equal(tokens, [[0, 0, 0, MASK, MASK]] * 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "readouts"),
+    [("exact_count", 16), ("ancestral", 16), ("confidence", 2 * (8 + 7 + 5 + 3))],
+)
+def test_only_the_positions_asked_for_are_read_out(name, readouts):
+    """2 rows of 8 blanks in 4 steps, in chunks of one: each readout is one position.
+
+    MaskGIT's cosine leaves 7, 5, 3 and 0 of 8 blanks, and reads out all that are left each time.
+    """
+    seen = []
+
+    def readout(at, row):
+        jax.debug.callback(lambda x: seen.append(len(x)), at)
+        return jnp.zeros((len(at), 5))
+
+    denoiser = Denoiser(lambda tokens, t: Hidden(at=jnp.zeros(tokens.shape)), readout)
+    tokens = jax.jit(
+        lambda key: sample(
+            denoiser, key, jnp.full((2, 8), 4), mask_id=4, steps=4, strategy=ALL[name], chunk=1
+        )
+    )(KEY)
+    jax.block_until_ready(tokens)
+    jax.effects_barrier()
+    assert sum(seen) == readouts
+
+
 def test_tail_tokens_of_a_large_vocabulary_come_at_their_rate():
     """V = 50,000: one token has 0.9, the others 2e-6 each.
 

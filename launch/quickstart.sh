@@ -2,8 +2,8 @@
 # bash launch/quickstart.sh [--config.key=value ...]
 #
 # Trains a small masked diffusion BERT on English Wikipedia text, evaluates it, generates from it, and
-# leaves it all in runs/quickstart. Needs Python >= 3.11 with pip and 2 CPU cores; about 4 minutes and
-# the time to install. Started again it goes on where it was stopped, or says that it is done.
+# leaves it all in runs/quickstart. Needs Python >= 3.11 with pip and 2 CPU cores; it took 4 min
+# 43 s with installing (README.md). Started again it goes on where it was stopped, or says that it is done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh

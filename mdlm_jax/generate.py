@@ -58,7 +58,7 @@ def main() -> int:
             mask_id=encoder.mask_id,
             steps=steps,
             strategy=STRATEGIES[_STRATEGY.value](),
-            maskable=wanted,
+            fill=wanted,
         )
 
     tokens = write(trained.params, jax.random.key(_SEED.value), canvas, wanted, _STEPS.value)

@@ -34,6 +34,7 @@ def sample(
     steps: int | Array,
     strategy: Strategy,
     maskable: Array | None = None,
+    fill: Array | None = None,
     rows: Array | None = None,
     trace: bool = False,
     chunk: int = 256,
@@ -53,6 +54,8 @@ def sample(
       strategy: decides which positions are written when, from `mdlm_jax.strategies`.
       maskable: bool[B, L], the positions that are text (not padding); default all. Masks elsewhere
         stay.
+      fill: bool[B, L], of the masks those that are wanted; default all. The others stay masked:
+        they are text that nobody knows, as what follows a prompt is.
       rows: i32[B], the rows' numbers in the whole job; default 0..B-1.
       trace: also return a `Trace`.
       chunk: positions read out at a time; a matter of memory and speed only.
@@ -61,17 +64,19 @@ def sample(
       The filled canvas i32[B, L], or `(canvas, Trace)`.
 
     Raises:
-      ValueError: on a canvas that is not integers [B, L], a `maskable` of another shape, or steps <
-      1
-        where they can be seen.
+      ValueError: on a canvas that is not integers [B, L], a `maskable` or `fill` of another shape,
+        or steps < 1 where they can be seen.
     """
-    _check(canvas, maskable, steps)
+    _check(canvas, {"maskable": maskable, "fill": fill}, steps)
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
+    fill = maskable if fill is None else fill & maskable
+    text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
     numbers = jnp.arange(canvas.shape[0]) if rows is None else rows
     steps = jnp.asarray(steps, jnp.int32)
 
     def view(canvas, index):
-        return View(canvas, maskable & (canvas == mask_id), maskable, index, steps)
+        masked = canvas == mask_id
+        return View(canvas, fill & masked, (maskable & masked).sum(axis=1) / text, index, steps)
 
     def keys_of(index, purpose):
         of_step = jax.random.fold_in(jax.random.fold_in(key, purpose), index)
@@ -100,10 +105,11 @@ def sample(
     return (canvas, filled) if trace else canvas
 
 
-def _check(canvas, maskable, steps):
+def _check(canvas, positions, steps):
     if canvas.ndim != 2 or not jnp.issubdtype(canvas.dtype, jnp.integer):
         raise ValueError(f"canvas must be integers [B, L], not {canvas.dtype}{list(canvas.shape)}")
-    if maskable is not None and maskable.shape != canvas.shape:
-        raise ValueError(f"maskable has shape {maskable.shape}, the canvas {canvas.shape}")
+    for name, value in positions.items():
+        if value is not None and value.shape != canvas.shape:
+            raise ValueError(f"{name} has shape {value.shape}, the canvas {canvas.shape}")
     if not isinstance(steps, jax.core.Tracer) and steps < 1:
         raise ValueError(f"steps is {steps}, at least 1 is needed")

@@ -28,14 +28,14 @@ class View(NamedTuple):
     Attributes:
       canvas: i32[B, L].
       blank: bool[B, L], what is still to be filled.
-      maskable: bool[B, L], what is text.
+      rate: f32[B], the share of the text that is masked, to be filled or not.
       index: i32[], the step, from 0.
       steps: i32[], how many there are.
     """
 
     canvas: Array
     blank: Array
-    maskable: Array
+    rate: Array
     index: Array
     steps: Array
 
@@ -64,7 +64,7 @@ def exact_count(schedule: Schedule = linear()) -> Strategy:
     is the product of the marginals: BERT filling all masks at once.
 
     Args:
-      schedule: turns the share of blanks into the time.
+      schedule: turns the share of masks into the time.
     """
 
     def init(keys, view):
@@ -74,7 +74,7 @@ def exact_count(schedule: Schedule = linear()) -> Strategy:
     def propose(state, keys, view):
         turn, blanks = state
         left = blanks * (view.steps - 1 - view.index) // view.steps  # [B], after this step
-        return view.blank & (turn >= left[:, None]), _time_of_count(schedule, view), state
+        return view.blank & (turn >= left[:, None]), schedule.rate_to_time(view.rate), state
 
     return Strategy(init, propose, _commit_all)
 
@@ -111,7 +111,7 @@ def confidence(temperature: float = 1.0, schedule: Schedule = linear()) -> Strat
 
     Args:
       temperature: of the annealed noise on the choice of positions; 0 ranks by confidence alone.
-      schedule: turns the share of blanks into the time.
+      schedule: turns the share of masks into the time.
 
     Raises:
       ValueError: if the temperature is negative.
@@ -123,7 +123,7 @@ def confidence(temperature: float = 1.0, schedule: Schedule = linear()) -> Strat
         return view.blank.sum(axis=1)
 
     def propose(state, keys, view):
-        return view.blank, _time_of_count(schedule, view), state
+        return view.blank, schedule.rate_to_time(view.rate), state
 
     def commit(state, keys, view, asked, candidates):
         done = (view.index + 1) / view.steps
@@ -143,8 +143,3 @@ def confidence(temperature: float = 1.0, schedule: Schedule = linear()) -> Strat
 
 def _commit_all(state, keys, view, asked, candidates):
     return jnp.where(asked, candidates.tokens, view.canvas), state
-
-
-def _time_of_count(schedule: Schedule, view: View) -> Array:
-    """The time at which the share of blanks is the mask rate, `f32[B]`."""
-    return schedule.rate_to_time(view.blank.sum(axis=1) / jnp.maximum(view.maskable.sum(axis=1), 1))

@@ -181,6 +181,25 @@ def test_padding_stays_and_the_time_is_the_share_of_blanks_among_the_text():
     assert np.array_equal(tokens, [[0, 0, 0, MASK, MASK]] * 2)
 
 
+def test_masks_that_are_not_wanted_stay_and_count_as_unknown_text():
+    """A denoiser that answers 0 where it is told the share of masks it sees, else 1."""
+
+    def logits(tokens, t):
+        right = jnp.abs(t - (tokens == MASK).mean(axis=1)) < 1e-5
+        token = jnp.where(right, 0, 1)[:, None]
+        return 50.0 * jax.nn.one_hot(jnp.broadcast_to(token, tokens.shape), 4)
+
+    canvas = jnp.full((2, 5), MASK).at[:, 1].set(2)
+    fill = jnp.broadcast_to(jnp.array([True, True, True, False, False]), (2, 5))
+    tokens = jax.jit(
+        lambda key: sample(
+            as_denoiser(logits, MASK), key, canvas, mask_id=MASK, steps=2,
+            strategy=strategies.exact_count(), fill=fill,
+        )
+    )(KEY)  # fmt: skip
+    assert np.array_equal(tokens, [[0, 2, 0, MASK, MASK]] * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "readouts"),
     [("exact_count", 16), ("ancestral", 16), ("confidence", 2 * (8 + 7 + 5 + 3))],
@@ -256,6 +275,7 @@ PROGRAMS = {
         ({"steps": 0}, "steps is 0"),
         ({"canvas": jnp.zeros((2, 4))}, r"integers \[B, L\], not float32\[2, 4\]"),
         ({"maskable": jnp.ones((2, 3), bool)}, r"maskable has shape \(2, 3\)"),
+        ({"fill": jnp.ones(4, bool)}, r"fill has shape \(4,\), the canvas \(2, 4\)"),
     ],
 )
 def test_bad_input_is_named(oracle, change, message):

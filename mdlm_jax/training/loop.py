@@ -2,10 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
+
+import jax
 
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.metrics import MetricsWriter
@@ -50,6 +54,18 @@ class BatchSource(Protocol):
         ...
 
 
+class Profile(NamedTuple):
+    """Which steps to trace, and where to: for Perfetto (`perfetto_trace.json.gz`) and xprof.
+
+    Attributes:
+      steps: numbers of steps, from 0; those of them that are run are traced.
+      directory: holds `plugins/profile/<time>/` afterwards.
+    """
+
+    steps: range
+    directory: Path
+
+
 class Outcome(NamedTuple):
     """How a run ended: `stopped` if a signal left steps or hooks undone; all is saved."""
 
@@ -69,6 +85,7 @@ def fit(
     checkpointer: checkpoints.Checkpointer,
     summarize: Callable[[PyTree], Mapping[str, Any]] = dict,
     hooks: Mapping[str, Callable[[TrainState, int], Mapping[str, Any]]] | None = None,
+    profile: Profile | None = None,
 ) -> Outcome:
     """Trains from `state.step` to `config.steps`.
 
@@ -92,6 +109,7 @@ def fit(
       hooks: by kind of record (`{"eval": evaluate, "sample": sample}`), what is called as
         `hook(state, step)` every `eval_every` steps, after the last step, and at a restored step
         that these would have met. It returns the record's values.
+      profile: steps to trace, None for none.
 
     Raises:
       FloatingPointError: after `max_bad_steps` skipped updates in a row.
@@ -129,7 +147,8 @@ def fit(
             report.record(done, kind, values)
 
     stopped, pending = False, None
-    with report.running(start), _stop_signals() as signalled:
+    profiled = range(0) if profile is None else profile.steps
+    with report.running(start), _stop_signals() as signalled, contextlib.ExitStack() as trace:
         if due(start, config.eval_every):
             run_hooks(state, start)
         source = batches.iterate(start) if start < config.steps else iter(())
@@ -137,7 +156,15 @@ def fit(
             batch = next(source, None)
             if batch is None:
                 raise ValueError(f"the batches ended before step {done} of {config.steps}")
-            state, values = step(state, put(batch))
+            if done - 1 == max(profiled.start, start) and done - 1 in profiled:
+                trace.enter_context(
+                    jax.profiler.trace(profile.directory, create_perfetto_trace=True)
+                )
+            with jax.profiler.StepTraceAnnotation("train", step_num=done - 1):
+                state, values = step(state, put(batch))
+            if done == profiled.stop:
+                jax.block_until_ready(values)
+                trace.close()
             if pending is not None:
                 report.add(*pending)
             pending = done, values
@@ -168,6 +195,7 @@ def _stop_signals() -> Iterator[list[int]]:
     def receive(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(number)
+        os.write(2, b"\nstopping after the step at hand; once more kills at once\n")
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
 

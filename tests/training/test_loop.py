@@ -1,3 +1,5 @@
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import toy_regression as toy
 
 from mdlm_jax import parallel
 from mdlm_jax.training import checkpoints
-from mdlm_jax.training.loop import LoopConfig, fit
+from mdlm_jax.training.loop import LoopConfig, Profile, fit
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 
 MESH = parallel.make_mesh(devices=jax.devices()[:1])
@@ -22,7 +24,7 @@ def step():
     return toy.step(mesh=MESH)
 
 
-def train(directory, step, *, batches=None, config=CONFIG, hooks=None):
+def train(directory, step, *, batches=None, config=CONFIG, hooks=None, profile=None):
     """What a training command does: restore if there is something, then fit."""
     with checkpoints.open_checkpoints(directory / "checkpoints") as checkpointer:
         if checkpoints.latest_step(checkpointer) is None:
@@ -40,6 +42,7 @@ def train(directory, step, *, batches=None, config=CONFIG, hooks=None):
                 metrics=metrics,
                 checkpointer=checkpointer,
                 hooks=hooks,
+                profile=profile,
             )
 
 
@@ -223,3 +226,12 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path, step, straight):
 def test_cadences_below_one_are_named(name):
     with pytest.raises(ValueError, match=f"loop.{name} must be at least 1, not 0"):
         LoopConfig(**{"steps": 1, name: 0})
+
+
+def test_a_profile_holds_the_steps_that_were_asked_for(tmp_path, step):
+    train(tmp_path, step, profile=Profile(range(3, 5), tmp_path))
+    (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {e["args"]["step_num"] for e in events if "step_num" in e.get("args", {})}
+    assert {int(number) for number in steps} == {3, 4}
+    assert list(trace.parent.glob("*.xplane.pb"))  # what xprof reads

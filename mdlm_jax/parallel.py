@@ -5,6 +5,7 @@ Parameters name their axes logically (`("layers", "embed", "mlp")`); only `RULES
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,20 @@ RULES = {
 }
 
 
+def available_devices() -> list[jax.Device]:
+    """`jax.devices()`.
+
+    Raises:
+      ValueError: if those that JAX_PLATFORMS asks for are not there.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where CUDA is missing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = f" ({error})" if str(error) else ""
+        raise ValueError(f"no device: JAX_PLATFORMS={asked!r} is not to be had here{why}") from None
+
+
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -38,7 +53,7 @@ def make_mesh(
     Raises:
       ValueError: if the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]

@@ -5,7 +5,10 @@ so a half-written one is never seen. Each field of the state is an item of its o
 generation and evaluation read the parameters alone.
 """
 
+import contextlib
+import gc
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +91,8 @@ def restore(checkpointer: Checkpointer, abstract: TrainState) -> TrainState:
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if a leaf is missing, unknown or of another shape; it is named.
+      ValueError: if a leaf is missing, unknown or of another shape (it is named), or the checkpoint
+        is damaged.
     """
     return TrainState(**_load(checkpointer, None, abstract._asdict()))
 
@@ -106,7 +110,7 @@ def restore_params(
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
-      ValueError: for another `item`, or if a leaf is missing, unknown or of another shape.
+      ValueError: for another `item`, or as `restore` does.
     """
     if item not in ("ema", "params"):
         raise ValueError(f"item must be 'ema' or 'params', not {item!r}")
@@ -129,10 +133,42 @@ def _load(checkpointer: Checkpointer, step: int | None, abstract: dict[str, PyTr
         raise FileNotFoundError(f"{wanted} in {checkpointer.directory} (steps there: {steps})")
     step = steps[-1] if step is None else step
     where = f"checkpoint {checkpointer.directory / str(step)}"
-    saved = checkpointer.checkpointables_metadata(step).metadata
-    for item, tree in abstract.items():
-        _check_shapes(f"{where}, {item}", _shapes(saved[item]), _shapes(tree))
-    return checkpointer.load_checkpointables(step, abstract)
+    older = [each for each in steps if each < step]
+    with _quiet():
+        try:
+            saved = checkpointer.checkpointables_metadata(step).metadata
+            damaged = "its metadata cannot be read" if None in saved.values() else None
+        except Exception as error:  # Orbax has no type of its own for it
+            damaged = _first_line(error)
+        if damaged is None:
+            for item, tree in abstract.items():
+                _check_shapes(f"{where}, {item}", _shapes(saved[item]), _shapes(tree))
+            try:
+                return checkpointer.load_checkpointables(step, abstract)
+            except Exception as error:
+                damaged = _first_line(error)
+    way_out = f"remove it to go on from step {older[-1]}" if older else "there is none before it"
+    raise ValueError(f"{where} is damaged ({damaged}): {way_out}")
+
+
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax, and the tasks that it abandons, from logging what is raised anyway."""
+    loggers = [absl_logging.get_absl_logger(), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        gc.collect()  # abandoned tasks complain when they go
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check_shapes(where: str, saved: dict[str, tuple], wanted: dict[str, tuple]) -> None:

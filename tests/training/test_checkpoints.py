@@ -179,3 +179,18 @@ def test_saving_says_nothing_at_level_info(tmp_path, state):
         absl_logging.set_verbosity(level)
         logger.removeHandler(handler)
     assert seen == ["ours"]
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA", "d/*"])
+def test_a_damaged_checkpoint_is_named_in_one_line_with_the_way_out(tmp_path, state, name):
+    save_all(tmp_path, [at(state, 2), at(state, 5)])
+    for path in (tmp_path / "5").rglob(name):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (
+        checkpoints.open_checkpoints(tmp_path) as checkpointer,
+        pytest.raises(
+            ValueError, match=r"/5 is damaged \(.*remove it to go on from step 2"
+        ) as error,
+    ):
+        checkpoints.restore(checkpointer, toy.abstract(MESH))
+    assert "\n" not in str(error.value)

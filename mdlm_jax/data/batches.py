@@ -1,4 +1,4 @@
-"""Batches of packed rows: training batches are a function of (seed, step), evaluation's of rows."""
+"""Batches of rows: training batches are a function of (seed, step), evaluation's of rows."""
 
 import sys
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ class TrainBatches:
         """The batch of a step (0, 1, ...), whichever were read before.
 
         Returns:
-          tokens i32[b, L], maskable bool[b, L] (all true: separators count), label i32[b], with
-          `b = B / process_count`: rows `step * B + process_index * b + 0..b-1` of the endless
-          shuffled sequence.
+          tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L],
+          with `b = B / process_count`: rows `step * B + process_index * b + 0..b-1` of the endless
+          shuffled sequence. Separators are maskable, padding is neither maskable nor valid.
         """
         count = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * count
@@ -92,7 +92,8 @@ def eval_batches(rows: Rows, *, batch_size: int) -> Iterator[Batch]:
     from N.
 
     Yields:
-      tokens i32[B, L], maskable bool[B, L], label i32[B], rows i32[B] (the index of each row).
+      tokens i32[B, L], maskable bool[B, L], label i32[B], rows i32[B] (the index of each row), and
+      of padded rows valid bool[B, L].
 
     Raises:
       ValueError: `batch_size` is below 1.
@@ -114,11 +115,15 @@ def _eval_batch(rows: Rows, first: int, batch_size: int) -> Batch:
 
 def _read(rows: Rows, ids: np.ndarray) -> Batch:
     tokens = np.asarray(rows.tokens[ids], np.int32)
-    return {
+    batch = {
         "tokens": tokens,
         "maskable": np.ones(tokens.shape, bool),
         "label": np.asarray(rows.labels[ids], np.int32),
     }
+    if rows.sizes is None:
+        return batch
+    valid = np.arange(tokens.shape[1]) < rows.sizes[ids, None]
+    return {**batch, "maskable": valid, "valid": valid}
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,6 +1,6 @@
-"""What a corpus is: labelled documents in named splits, and where they come from."""
+"""What a corpus is: documents in named splits, streamed; and the corpora known by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,27 +8,33 @@ from mdlm_jax.data import wikipedia
 
 
 class Document(NamedTuple):
-    """One text and the index of its label in the corpus' `label_names`."""
+    """One text and its label.
+
+    Attributes:
+      text: not empty.
+      label: index into the corpus' `label_names`; or, where that is None, the label's name.
+    """
 
     text: str
-    label: int
+    label: int | str
 
 
 class Corpus(NamedTuple):
-    """Labelled documents, read only when they are wanted.
+    """Documents, read only when they are wanted and never all at once.
 
     Attributes:
       version: must change whenever the documents do: prepared data is found again by it.
       license: terms and attribution of the text, kept beside everything made of it.
-      label_names: names of the labels 0, 1, ...
-      read: `cache_dir -> {split: documents}` with at least the split 'train'; the order of the
-        documents must be the same in every call.
+      label_names: names of the labels 0, 1, ...; () without labels (then every label is 0); None
+        where the documents bring their labels' names.
+      read: `cache_dir -> {split: documents}` with at least the split 'train'. Documents are
+        iterated over several times, in the same order each time; a `len` is shown as progress.
     """
 
     version: str
     license: str
-    label_names: tuple[str, ...]
-    read: Callable[[Path], Mapping[str, Sequence[Document]]]
+    label_names: tuple[str, ...] | None
+    read: Callable[[Path], Mapping[str, Iterable[Document]]]
 
 
 def _read_wikipedia_summaries(cache_dir: Path) -> dict[str, list[Document]]:

@@ -1,51 +1,147 @@
-"""Packing: documents back to back in rows of one length."""
+"""Rows of one length: documents back to back (packed), or one document each (padded)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+# Tokens that are held at a time.
+_CHUNK = 2**22
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows; `len` is their number.
+    """Rows of tokens; `len` is their number, and a slice is rows too.
 
     Attributes:
-      tokens: integers [N, L], every position a token of the text or a separator.
-      labels: i32[N], the label of most of a row's tokens.
+      tokens: integers [N, L].
+      labels: i32[N]: of a packed row, the label of most of its tokens.
+      sizes: i32[N], tokens of each padded row, its separator included: the rest is padding. None of
+        packed rows: every position is a token of the text or a separator.
     """
 
     tokens: np.ndarray  # [N, L]
     labels: np.ndarray  # [N]
+    sizes: np.ndarray | None = None  # [N]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __getitem__(self, which: slice) -> "Rows":
+        sizes = None if self.sizes is None else self.sizes[which]
+        return Rows(self.tokens[which], self.labels[which], sizes)
 
-def pack(documents: Sequence[np.ndarray], labels: Sequence[int], length: int) -> Rows:
+
+@dataclass(frozen=True)
+class RowStream:
+    """Rows that are too many to be held.
+
+    Attributes:
+      count: N.
+      chunks: their tokens in order, one pass: any shapes, N * L in all.
+      labels: i32[N].
+      sizes: i32[N] of padded rows, None of packed ones.
+    """
+
+    count: int
+    chunks: Iterator[np.ndarray]
+    labels: np.ndarray
+    sizes: np.ndarray | None = None
+
+
+def pack(tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int) -> RowStream:
     """Packs documents back to back, ordered by label (stably), into rows of `length` tokens.
 
     Documents cross from row to row; only the last, partial row is dropped. A row across a border
     takes the label of most of its tokens, of equals the lowest.
 
     Args:
-      documents: token ids of each document, its separator included.
+      tokens: ids of all documents end to end, separators included; perhaps mapped from disk.
+      sizes: tokens of each document.
       labels: label of each document.
-      length: tokens in a row.
+      length: tokens in a row, L.
 
     Returns:
-      Rows of i32[N, length] with `N = total tokens // length`, perhaps 0.
+      N = `len(tokens) // length` rows, perhaps 0.
     """
-    order = np.argsort(np.asarray(labels, np.int64), kind="stable")
-    sizes = np.array([len(documents[i]) for i in order], np.int64)
-    count = int(sizes.sum()) // length
-    tokens = np.concatenate([np.zeros(0, np.int32), *(documents[i] for i in order)])
-    token_labels = np.repeat(np.asarray(labels, np.int64)[order], sizes)
+    order = None
+    if labels.size and labels.min() != labels.max():
+        order = np.argsort(labels, kind="stable")
+        sizes, labels, starts = sizes[order], labels[order], _starts(sizes)[order]
+    count = int(sizes.sum(dtype=np.int64)) // length
+    chunks = _slices(tokens) if order is None else _gathered(tokens, starts, sizes)
+    return RowStream(count, _first(chunks, count * length), _row_labels(sizes, labels, length))
 
-    row = np.repeat(np.arange(count), length)
-    votes = np.zeros((count, max(labels, default=0) + 1), np.int64)
-    np.add.at(votes, (row, token_labels[: count * length]), 1)
-    return Rows(
-        tokens=tokens[: count * length].reshape(count, length).astype(np.int32),
-        labels=votes.argmax(axis=1).astype(np.int32),
-    )
+
+def pad(
+    tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int, pad_id: int
+) -> RowStream:
+    """One document a row, in their order: cut after `length` tokens, or filled up with `pad_id`.
+
+    A document that is cut loses its separator with its end.
+
+    Args:
+      tokens: ids of all documents end to end, separators included; perhaps mapped from disk.
+      sizes: tokens of each document.
+      labels: label of each document.
+      length: tokens in a row, L.
+      pad_id: what fills up a row.
+    """
+    kept = np.minimum(sizes, length).astype(np.int32)
+
+    def chunks() -> Iterator[np.ndarray]:
+        starts = _starts(sizes)
+        step = max(_CHUNK // length, 1)
+        for first in range(0, len(sizes), step):
+            rows = slice(first, first + step)
+            real = np.arange(length) < kept[rows, None]
+            filled = np.full(real.shape, pad_id, tokens.dtype)
+            filled[real] = tokens[_positions(starts[rows], kept[rows])]
+            yield filled
+
+    return RowStream(len(sizes), chunks(), labels.astype(np.int32), kept)
+
+
+def _slices(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    return (tokens[first : first + _CHUNK] for first in range(0, len(tokens), _CHUNK))
+
+
+def _gathered(tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Documents at `starts`, end to end, in chunks that end where a document does."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    first = 0
+    while first < len(sizes):
+        before = ends[first] - sizes[first]
+        last = max(int(np.searchsorted(ends, before + _CHUNK, side="right")), first + 1)
+        yield tokens[_positions(starts[first:last], sizes[first:last])]
+        first = last
+
+
+def _first(chunks: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        yield chunk[:count]
+        count -= len(chunk[:count])
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    return np.cumsum(sizes, dtype=np.int64) - sizes
+
+
+def _positions(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`[starts[0], starts[0] + 1, ...]` for each document's size, end to end."""
+    return np.arange(sizes.sum(dtype=np.int64)) + np.repeat(starts - _starts(sizes), sizes)
+
+
+def _row_labels(sizes: np.ndarray, labels: np.ndarray, length: int) -> np.ndarray:
+    """The label of most tokens of each row of documents that are sorted by label."""
+    count = int(sizes.sum(dtype=np.int64)) // length
+    chosen = np.zeros(count, np.int32)
+    most = np.zeros(count, np.int64)
+    last = 0
+    for label in np.unique(labels):
+        first, last = last, last + int(sizes[labels == label].sum(dtype=np.int64))
+        rows = np.arange(first // length, min(-(-last // length), count))
+        votes = np.minimum(last, (rows + 1) * length) - np.maximum(first, rows * length)
+        wins = votes > most[rows]
+        chosen[rows[wins]], most[rows[wins]] = label, votes[wins]
+    return chosen

@@ -1,75 +1,52 @@
-"""From a corpus to packed rows on disk, made once and found again by what made them."""
+"""From a corpus to rows on disk, made once and found again by what made them."""
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import tokenization
+from mdlm_jax.data import encoding, packing, progress, text_files, tfds_datasets, tokenization
+from mdlm_jax.data.config import OF_HELD_OUT, Config
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
-from mdlm_jax.data.packing import Rows, pack
+from mdlm_jax.data.encoding import Encoded
+from mdlm_jax.data.holding_out import hold_out
+from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.tokenizer_loading import load_tokenizer
+from mdlm_jax.data.tokenizer_training import KINDS, train_tokenizer
 
 # Raise it whenever the code makes other rows of the same corpus and configuration.
-_FORMAT = 1
+_FORMAT = 2
 
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What text, and how it becomes rows.
-
-    Attributes:
-      source: a key of `SOURCES`.
-      tokenizer: 'wordpiece' or 'bpe'.
-      vocab_size: the most entries of the vocabulary.
-      length: tokens in a row.
-      lowercase: whether the tokenizer folds case.
-
-    Raises:
-      ValueError: a value is impossible.
-    """
-
-    source: str = "wikipedia_summaries"
-    tokenizer: str = "wordpiece"
-    vocab_size: int = 4096
-    length: int = 128
-    lowercase: bool = True
-
-    def __post_init__(self):
-        if self.source not in SOURCES:
-            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
-        if self.tokenizer not in tokenization.KINDS:
-            raise ValueError(
-                f"tokenizer must be one of {', '.join(tokenization.KINDS)}, got {self.tokenizer!r}"
-            )
-        specials = len(tokenization.SPECIAL_TOKENS)
-        if self.vocab_size <= specials:
-            raise ValueError(
-                f"vocab_size must exceed the {specials} special tokens, got {self.vocab_size}"
-            )
-        if self.length < 2:
-            raise ValueError(f"length must be at least 2 tokens, got {self.length}")
+# A tokenizer is trained on so many characters of the training split, the first ones.
+TRAINING_CHARACTERS = 2**28
 
 
 class Prepared(NamedTuple):
     """Rows ready to train on, and what is needed to read them.
 
     Attributes:
-      tokenizer: its `encode` reads a literal "[MASK]" in a prompt as the mask.
-      splits: rows by split; the arrays are mapped from disk, read-only.
-      label_names: names of the rows' labels.
-      vocab_size: entries of the tokenizer's vocabulary.
+      tokenizer: its `encode` reads a literal mask ("[MASK]") in a prompt as the mask.
+      splits: rows by split; the tokens are mapped from disk, read-only.
+      label_names: names of the rows' labels, () without labels.
+      vocab_size: the tokenizer's highest id, plus 1.
+      mask_id: id of the mask.
+      pad_id: id of the padding: the separator's, where the tokenizer has none.
+      sep_id: id of the separator.
       fingerprint: hash of the tokenizer and of every row: equal exactly where the data are.
       card: contents of `data.json`. `card["splits"][name]` has documents, tokens (separators and
-        the dropped tail included), unknown_tokens, characters and bytes (of the raw text), rows.
+        what is cut or dropped included), unknown_tokens, characters and bytes (of the raw text),
+        rows, longest (tokens of the longest document, its separator included) and cut_tokens (of
+        documents longer than a padded row, those that are in no row; 0 of packed rows).
       path: the folder that holds all of it.
     """
 
@@ -91,41 +68,48 @@ def default_cache_dir() -> Path:
 
 
 def prepare(config: Config, cache_dir: str | Path | None = None) -> Prepared:
-    """Reads, tokenizes and packs the corpus, or loads what an earlier call left.
+    """Reads, tokenizes and lays out the corpus in rows, or loads what an earlier call left.
 
-    A prepared folder appears whole or not at all, and processes that share `cache_dir` wait for the
-    one that makes it.
+    The corpus is streamed: memory does not grow with its text (but by 8 bytes a document). Disk
+    space is needed for its tokens twice, 2 bytes each (4 where ids exceed 16 bits). A prepared
+    folder appears whole or not at all, and processes that share `cache_dir` wait for the one that
+    makes it. On a terminal, progress is shown on stderr.
 
     Args:
       config: what to prepare.
       cache_dir: where prepared data is kept; `default_cache_dir()` unless given.
 
     Raises:
-      ModuleNotFoundError: the package that holds the corpus is not installed.
-      ValueError: the vocabulary is too small for the corpus, or a split is shorter than a row.
+      ModuleNotFoundError: a package that reads the corpus is not installed.
+      FileNotFoundError: there is no such tokenizer.
+      ValueError: the corpus or the tokenizer is not there, cannot be read, or does not fit the rest
+        of the config; or a split is shorter than a row.
+      OSError: the disk is full; what was begun is removed.
     """
-    corpus = SOURCES[config.source]
+    corpus = _open_corpus(config)
+    given = None if config.tokenizer in KINDS else load_tokenizer(config.tokenizer)
     cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    path = cache_dir / f"{config.source}-{_key(config, corpus)}"
+    name = config.source.replace("/", "_").replace(":", "_")
+    path = cache_dir / f"{name}-{_key(config, corpus, given)}"
     if not path.is_dir():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _lock(cache_dir / "lock"):
             if not path.is_dir():  # Another process may have made it while this one waited.
-                _prepare_into(path, config, corpus)
+                _prepare_into(path, config, corpus, given)
     return load_prepared(path)
 
 
 def load_prepared(path: str | Path) -> Prepared:
     """Loads a folder that `prepare` made; rows stay on disk until they are read."""
     path = Path(path)
-    card = json.loads((path / "data.json").read_text(encoding="utf-8"))
-    tokenizer = tokenization.load_tokenizer(path / "tokenizer.json")
+    card = _read_card(path)
+    tokenizer = load_tokenizer(path / "tokenizer.json")
     special = tokenization.special_ids(tokenizer)
     return Prepared(
         tokenizer=tokenizer,
         splits={name: _load_rows(path, name) for name in card["splits"]},
         label_names=tuple(card["label_names"]),
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=tokenization.vocabulary_size(tokenizer),
         mask_id=special.mask,
         pad_id=special.pad,
         sep_id=special.sep,
@@ -135,11 +119,43 @@ def load_prepared(path: str | Path) -> Prepared:
     )
 
 
-def _key(config: Config, corpus: Corpus) -> str:
+def find_prepared(fingerprint: str, cache_dir: str | Path | None = None) -> Prepared | None:
+    """The prepared data with this fingerprint, wherever they came from; None if they are not here.
+
+    Args:
+      fingerprint: as `Prepared` has it.
+      cache_dir: where prepared data is kept; `default_cache_dir()` unless given.
+    """
+    cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    for file in sorted(cache_dir.glob("*/data.json")):
+        if file.parent.suffix == ".incomplete":
+            continue
+        card = _read_card(file.parent)
+        if (card["format"], card["fingerprint"]) == (_FORMAT, fingerprint):
+            return load_prepared(file.parent)
+    return None
+
+
+def _open_corpus(config: Config) -> Corpus:
+    fields = {"text_field": config.text_field, "label_field": config.label_field}
+    if config.source in SOURCES:
+        return SOURCES[config.source]
+    if config.source == "text_files":
+        globs = {
+            "files": config.files,
+            "validation_files": config.validation_files,
+            "test_files": config.test_files,
+        }
+        return text_files.open_text_files(globs, documents=config.documents, **fields)
+    return tfds_datasets.open_tfds(config.source, **fields)
+
+
+def _key(config: Config, corpus: Corpus, given: Tokenizer | None) -> str:
     made_of = {
         "format": _FORMAT,
         "corpus": corpus.version,
         "config": dataclasses.asdict(config),
+        "tokenizer": given and given.to_str(),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -151,75 +167,163 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _prepare_into(path: Path, config: Config, corpus: Corpus) -> None:
+def _prepare_into(path: Path, config: Config, corpus: Corpus, given: Tokenizer | None) -> None:
+    # Only the holder of the lock prepares: what is incomplete now is of processes that were killed.
+    for left in path.parent.glob("*.incomplete"):
+        shutil.rmtree(left)
     incomplete = path.with_name(path.name + ".incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)  # Of a preparation that was killed.
-    documents = corpus.read(path.parent)
-    tokenizer = tokenization.train_tokenizer(
-        [document.text for document in documents["train"]],
+    try:
+        incomplete.mkdir()
+        _write(incomplete, config, corpus, given)
+        incomplete.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno, f"no room for the prepared data, {error.strerror}", str(path.parent)
+        ) from None
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def _write(folder: Path, config: Config, corpus: Corpus, given: Tokenizer | None) -> None:
+    """Writes the tokenizer, the rows of every split, and the card."""
+    given_splits = corpus.read(folder.parent)
+    if {"validation", "test"} <= given_splits.keys():
+        config.refuse_idle(OF_HELD_OUT, f"source {config.source!r}, which has validation and test")
+    splits = hold_out(given_splits, share=config.held_out, by=config.split_by)
+    tokenizer = given or train_tokenizer(
+        _TrainingTexts(splits["train"]),
         kind=config.tokenizer,
         vocab_size=config.vocab_size,
         lowercase=config.lowercase,
     )
-    incomplete.mkdir()
-    tokenizer.save(str(incomplete / "tokenizer.json"))
+    text = tokenizer.to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+
+    encoded = {
+        split: encoding.write_tokens(folder / f"{split}.raw", documents, tokenizer, name=split)
+        for split, documents in splits.items()
+    }
+    label_names = corpus.label_names
+    if label_names is None:
+        label_names, encoded = encoding.sort_labels(encoded)
     sizes = {
-        split: _write_split(incomplete, split, documents[split], tokenizer, config)
-        for split in documents
-    }
-    _write_card(incomplete, config, corpus, sizes)
-    incomplete.rename(path)
-
-
-def _write_split(
-    folder: Path, split: str, documents: Sequence[Document], tokenizer: Tokenizer, config: Config
-) -> dict[str, int]:
-    """Writes the rows of one split and returns its sizes."""
-    texts = [document.text for document in documents]
-    encoded = tokenization.encode_documents(tokenizer, texts)
-    rows = pack(encoded, [document.label for document in documents], config.length)
-    tokens = sum(map(len, encoded))
-    if not len(rows):
-        raise ValueError(
-            f"the split {split!r} of {config.source!r} has {tokens} tokens, fewer than one row of "
-            f"length {config.length}"
+        split: _write_rows(
+            folder, split, each, tokenizer, config, _advice(split, given_splits, config)
         )
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32
-    np.save(folder / f"{split}-tokens.npy", rows.tokens.astype(dtype))
-    np.save(folder / f"{split}-labels.npy", rows.labels)
-    unknown = tokenization.special_ids(tokenizer).unk
-    return {
-        "documents": len(documents),
-        "tokens": tokens,
-        "unknown_tokens": int(sum((ids == unknown).sum() for ids in encoded)),
-        "characters": sum(map(len, texts)),
-        "bytes": sum(len(text.encode("utf-8")) for text in texts),
-        "rows": len(rows),
+        for split, each in encoded.items()
     }
+    _write_card(folder, config, corpus, label_names, sizes)
+
+
+def _advice(split: str, given: Mapping[str, Iterable[Document]], config: Config) -> str:
+    if {"validation", "test"} <= given.keys() or (split in given and split != "train"):
+        return ""
+    told = f": held_out is {config.held_out}"
+    if config.split_by == "documents":
+        told += " and split_by 'documents'; 'position' cuts within documents"
+    return told
+
+
+class _TrainingTexts(NamedTuple):
+    """Texts that a tokenizer is trained on, in pieces, read anew in every iteration."""
+
+    documents: Iterable[Document]
+
+    def __iter__(self) -> Iterator[str]:
+        left = TRAINING_CHARACTERS
+        with progress.bar("training the tokenizer", None, "documents") as advance:
+            for document in self.documents:
+                text = document.text[:left]
+                left -= len(text)
+                yield from tokenization.cut(text)
+                advance(1, MB=len(text) / 1e6)
+                if not left:
+                    return
+
+
+def _write_rows(
+    folder: Path, split: str, encoded: Encoded, tokenizer: Tokenizer, config: Config, advice: str
+) -> dict[str, int]:
+    """Lays out the tokens of one split in rows; returns what the card tells of it.
+
+    The advice is for a split that is too small for a row.
+    """
+    documents = encoded.tokens(), encoded.sizes, encoded.labels
+    if config.rows == "packed":
+        rows = packing.pack(*documents, config.length)
+        cut_tokens = 0
+    else:
+        pad_id = tokenization.special_ids(tokenizer).pad
+        rows = packing.pad(*documents, config.length, pad_id)
+        cut_tokens = int((encoded.sizes.astype(np.int64) - rows.sizes).sum())
+    tokens = encoded.counts["tokens"]
+    if not rows.count:
+        raise ValueError(
+            f"the split {split!r} of {config.source!r} has {encoded.counts['documents']} documents "
+            f"of {tokens} tokens, fewer than one row of length {config.length}{advice}"
+        )
+    shape = rows.count, config.length
+    _write_npy(folder / f"{split}-tokens.npy", encoded.dtype, shape, rows.chunks)
+    _write_npy(folder / f"{split}-labels.npy", np.int32, shape[:1], [rows.labels])
+    if rows.sizes is not None:
+        _write_npy(folder / f"{split}-sizes.npy", np.int32, shape[:1], [rows.sizes])
+    encoded.path.unlink()
+    longest = int(encoded.sizes.max())
+    return {**encoded.counts, "rows": rows.count, "longest": longest, "cut_tokens": cut_tokens}
+
+
+def _write_npy(
+    path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
+) -> None:
+    """As `np.save`, of an array that is never whole in memory, and with a full disk's own error."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "fortran_order": False})
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk, dtype).data)
 
 
 def _load_rows(folder: Path, split: str) -> Rows:
+    sizes = folder / f"{split}-sizes.npy"
     return Rows(
         tokens=np.load(folder / f"{split}-tokens.npy", mmap_mode="r"),
         labels=np.load(folder / f"{split}-labels.npy"),
+        sizes=np.load(sizes) if sizes.exists() else None,
     )
 
 
+def _read_card(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+
+
 def _write_card(
-    folder: Path, config: Config, corpus: Corpus, sizes: Mapping[str, Mapping[str, int]]
+    folder: Path,
+    config: Config,
+    corpus: Corpus,
+    label_names: tuple[str, ...],
+    sizes: Mapping[str, Mapping[str, int]],
 ) -> None:
-    contents = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        contents.update(file.name.encode() + file.read_bytes())
     card = {
         "source": config.source,
         "version": corpus.version,
         "license": corpus.license,
-        "fingerprint": contents.hexdigest(),
+        "fingerprint": _fingerprint(folder),
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
-        "label_names": list(corpus.label_names),
+        "label_names": list(label_names),
         "splits": sizes,
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     (folder / "data.json").write_text(text, encoding="utf-8")
+
+
+def _fingerprint(folder: Path) -> str:
+    contents = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        contents.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                contents.update(block)
+    return contents.hexdigest()

@@ -1,124 +1,125 @@
-"""Tokenizers: WordPiece and byte-level BPE, trained and kept by Hugging Face `tokenizers`."""
+"""From text to ids and back, with any tokenizer that has a mask and a separator."""
 
-import string
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import Tokenizer, models
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0..4
-KINDS = ("wordpiece", "bpe")
+# What each role is called: BERT's name, RoBERTa's, and those of byte-level BPE models.
+_MASKS = ("[MASK]", "<mask>", "<|mask|>")
+_SEPARATORS = ("[SEP]", "</s>", "<|endoftext|>", "<eos>")
+_PADS = ("[PAD]", "<pad>", "<|pad|>")
+_UNKNOWNS = ("[UNK]", "<unk>")
+_STARTS = ("[CLS]", "<s>")
 
-# Spaces that BERT's splitting at punctuation puts into text and ordinary writing does not have:
-# after opening and before closing punctuation, around the hyphen of a compound and the apostrophe
-# of a contraction, within a number.
-_SPURIOUS_SPACE = (
-    r"(?<=[(\[{$£€/]) | (?=[)\]},.;:!?%/])"
-    r"|(?<=\w) (?=[-–] \w)|(?<=\w [-–]) (?=\w)"
-    r"|(?<=\w) (?=['’] (?:s|t|d|m|re|ve|ll)\b)|(?<=\w ['’]) (?=(?:s|t|d|m|re|ve|ll)\b)"
-    r"|(?<=\d [.,]) (?=\d)"
-)
+# Characters that are encoded at a time, and of one piece of a longer document: the memory that
+# encoding takes is some hundred times the first, the second keeps all cores busy with one document.
+_CHUNK = 2**21
+_PIECE = 2**14
 
 
 class SpecialIds(NamedTuple):
-    """Ids of the special tokens."""
+    """Ids of the special tokens; None for a role that the tokenizer does not have."""
 
     pad: int
-    unk: int
-    cls: int
+    unk: int | None
+    cls: int | None
     sep: int
     mask: int
 
 
-def train_tokenizer(
-    texts: Sequence[str], *, kind: str, vocab_size: int, lowercase: bool
-) -> Tokenizer:
-    """Trains a tokenizer whose ids 0..4 are [PAD] [UNK] [CLS] [SEP] [MASK].
-
-    The same texts give the same tokenizer in every process. A literal "[MASK]" in a text that is
-    encoded is the mask, and so are the other four (`encode_documents` reads them as plain text).
-
-    Args:
-      texts: the training split, and nothing else.
-      kind: 'wordpiece' (BERT's: split at spaces and punctuation) or 'bpe' (of bytes: no unknowns).
-      vocab_size: the most entries that the vocabulary may have; a small corpus may give fewer.
-      lowercase: whether case (and, for WordPiece, accents) is folded.
-
-    Raises:
-      ValueError: the kind is unknown, or the alphabet alone overflows `vocab_size`.
-    """
-    trainers_by_kind = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}
-    if kind not in trainers_by_kind:
-        raise ValueError(f"tokenizer must be one of {', '.join(KINDS)}, got {kind!r}")
-    tokenizer = trainers_by_kind[kind](texts, vocab_size, lowercase)
-    least = tokenizer.get_vocab_size()
-    if least > vocab_size:
-        raise ValueError(
-            f"vocab_size {vocab_size} is too small: the special tokens and the alphabet of this "
-            f"corpus take {least} entries of a {kind} vocabulary"
-        )
-    return tokenizer
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads a `tokenizer.json` and checks that it has the special tokens.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a special token is missing.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}")
-    tokenizer = Tokenizer.from_file(str(path))
-    try:
-        special_ids(tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return tokenizer
-
-
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Ids of the special tokens of any BERT-like tokenizer.
+    """Finds the special tokens by the names that are customary.
+
+    mask: [MASK] <mask> <|mask|>; separator: [SEP] </s> <|endoftext|> <eos>; padding: [PAD] <pad>
+    <|pad|>, else the separator; unknown: [UNK] <unk>; start: [CLS] <s>. The first that the
+    vocabulary has is taken.
 
     Raises:
-      ValueError: names the special tokens that the vocabulary lacks.
+      ValueError: there is no mask or no separator.
     """
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    missing = [token for token, index in ids.items() if index is None]
-    if missing:
-        raise ValueError(f"the tokenizer has no {', '.join(missing)} in its vocabulary")
-    return SpecialIds(*ids.values())
+    sep = _first(tokenizer, _SEPARATORS)
+    mask = _first(tokenizer, _MASKS)
+    if mask is None:
+        raise ValueError(
+            f"the tokenizer has no mask, none of {' '.join(_MASKS)}: one can be added with "
+            "tokenizer.add_special_tokens(['[MASK]'])"
+        )
+    if sep is None:
+        raise ValueError(f"the tokenizer has no separator, none of {' '.join(_SEPARATORS)}")
+    pad = _first(tokenizer, _PADS)
+    return SpecialIds(
+        pad=sep if pad is None else pad,
+        unk=_first(tokenizer, _UNKNOWNS),
+        cls=_first(tokenizer, _STARTS),
+        sep=sep,
+        mask=mask,
+    )
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, ended by [SEP]; the texts are encoded in parallel.
+def mask_token(tokenizer: Tokenizer) -> str:
+    """How the mask is spelt: "[MASK]" for BERT, "<mask>" for RoBERTa."""
+    return tokenizer.id_to_token(special_ids(tokenizer).mask)
 
-    Special tokens spelt out in a text are read as plain text, so a corpus holds no mask.
 
-    Returns:
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The highest id, plus 1: added tokens may leave holes below it."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Token ids of each text, ended by the separator; encoded in parallel, some millions at a time.
+
+    Special tokens spelt out in a text are read as plain text, so a corpus holds no mask. A text
+    of more than 2**14 characters is encoded in pieces cut before a space (anywhere, where there is
+    none), which costs at most a token or so a cut.
+
+    Yields:
       One i64[tokens + 1] for each text.
+
+    Raises:
+      ValueError: a text holds the mask all the same, as it is none of the special tokens.
     """
     literal = Tokenizer.from_str(tokenizer.to_str())
     literal.encode_special_tokens = True
-    sep = special_ids(tokenizer).sep
-    encodings = literal.encode_batch(texts, add_special_tokens=False)
-    return [np.array([*encoding.ids, sep]) for encoding in encodings]
+    special = special_ids(tokenizer)
+    end = np.array([special.sep])
+    begun: list[np.ndarray] = []  # the pieces so far of a document
+    for chunk in _chunks(texts):
+        encodings = literal.encode_batch_fast(
+            [piece for piece, _ in chunk], add_special_tokens=False
+        )
+        for encoding, (_, is_last) in zip(encodings, chunk, strict=True):
+            ids = np.array(encoding.ids, np.int64)
+            if (ids == special.mask).any():
+                raise ValueError(
+                    f"a document holds {mask_token(tokenizer)}, which this tokenizer must have as "
+                    "a special token to read it as plain text"
+                )
+            begun.append(ids)
+            if is_last:
+                yield np.concatenate([*begun, end])
+                begun = []
+
+
+def cut(text: str) -> Iterator[str]:
+    """A text in pieces of at most 2**14 characters, cut before a space where there is one."""
+    start = 0
+    while len(text) - start > _PIECE:
+        space = text.rfind(" ", start + 1, start + _PIECE)
+        end = space if space > 0 else start + _PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of a row of ids: [PAD] and [CLS] left out, a new line for [SEP], [MASK] shown."""
+    """Text of a row of ids: padding and start left out, a new line for the separator, masks shown.
+
+    White space is stripped from both ends.
+    """
     special = special_ids(tokenizer)
     documents: list[list[int]] = [[]]
     for index in map(int, ids):
@@ -126,78 +127,67 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
             documents.append([])
         elif index not in (special.pad, special.cls):
             documents[-1].append(index)
-    texts = (tokenizer.decode(document, skip_special_tokens=False) for document in documents)
-    return "\n".join(texts).strip()
+    return "\n".join(_decode_document(tokenizer, document) for document in documents).strip()
 
 
-def _special_tokens() -> list[AddedToken]:
-    # A mask takes the space before it: what is filled in brings its own.
-    return [AddedToken(t, special=True, lstrip=t == "[MASK]") for t in SPECIAL_TOKENS]
+def _decode_document(tokenizer: Tokenizer, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    if isinstance(tokenizer.model, models.WordPiece):
+        # A row may begin within a word, whose first piece then has no word to join.
+        text = text.removeprefix(tokenizer.model.continuing_subword_prefix)
+    return text
 
 
-def _train_bpe(texts: Sequence[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=_special_tokens(),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+def token_pieces(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
+    """What each token contributes to the text: joined, the pieces are `decode(tokenizer, ids)`.
 
-
-def _train_wordpiece(texts: Sequence[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-
-    # The trainer numbers the "##" letters in the order of a randomly seeded hash map, so that every
-    # process would get other ids. Named here, as if they were special, they come in our order.
-    first, inner = _alphabet(tokenizer, texts, limit=min(max(vocab_size // 32, 64), 1000))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in inner)],
-        initial_alphabet=first,
-        limit_alphabet=len(first),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-
-    trained = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
-    trained.normalizer = tokenizer.normalizer
-    trained.pre_tokenizer = tokenizer.pre_tokenizer
-    trained.decoder = decoders.Sequence(
-        [
-            decoders.WordPiece(cleanup=False),
-            decoders.Fuse(),
-            decoders.Replace(Regex(_SPURIOUS_SPACE), ""),
-        ]
-    )
-    trained.add_special_tokens(_special_tokens())
-    return trained
-
-
-def _alphabet(
-    tokenizer: Tokenizer, texts: Sequence[str], limit: int
-) -> tuple[list[str], list[str]]:
-    """Letters of the vocabulary, and those of them that it has within words too.
-
-    All of ASCII, so that a prompt need not stay within what the corpus happens to use, then the
-    most frequent others up to `limit` letters.
+    A token that is part of a character has an empty piece but for the one that completes it; the
+    space between two words belongs to the second. The time is quadratic in the number of tokens.
     """
-    ascii_letters = set(tokenizer.normalizer.normalize_str(string.printable)) - {*string.whitespace}
-    words = tokenizer.normalizer.normalize_str("\n".join(texts)).split()
-    counts = Counter("".join(words))
-    ranked = sorted(
-        ascii_letters | counts.keys(), key=lambda c: (c not in ascii_letters, -counts[c], c)
-    )
-    letters = ranked[: max(limit, len(ascii_letters))]
-    split = tokenizer.pre_tokenizer.pre_tokenize_str("\n".join(set(words)))
-    inner = {letter for word, _ in split for letter in word[1:]}
-    inner |= {letter for letter in ascii_letters if letter.isalnum()}
-    return letters, [letter for letter in letters if letter in inner]
+    text = decode(tokenizer, ids)
+    ends = [0]
+    for i in range(1, len(ids) + 1):
+        prefix = decode(tokenizer, ids[:i])
+        ends.append(max(ends[-1], _common_prefix(prefix, text)))
+    # A prefix may be written otherwise than the whole ("well -" and "well-known"), and then ends
+    # too early; where that leaves a token nothing, ask where the rest begins.
+    for i in range(1, len(ids)):
+        if ends[i] == ends[i - 1]:
+            rest = decode(tokenizer, ids[i:])
+            begin = len(text) - _common_prefix(rest[::-1], text[::-1])
+            if ends[i] < begin < ends[i + 1]:
+                ends[i] = begin
+    return [text[first:last] for first, last in itertools.pairwise(ends)]
+
+
+def _common_prefix(first: str, second: str) -> int:
+    """Characters at the start of both, by bisection."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _first(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
+    found = (tokenizer.token_to_id(name) for name in names)
+    return next((index for index in found if index is not None), None)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of the texts, each with whether it is its text's last, some `_CHUNK` characters."""
+    chunk: list[tuple[str, bool]] = []
+    size = 0
+    for text in texts:
+        pieces = list(cut(text))
+        for number, piece in enumerate(pieces, 1):
+            chunk.append((piece, number == len(pieces)))
+            size += len(piece)
+            if size >= _CHUNK:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -19,10 +19,15 @@ RATES = (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
 
 
 def denoiser_of(encoder: bert.Config) -> DenoiserOf:
-    """The encoder as the denoiser of an evaluation batch, told its labels if it knows any."""
+    """The encoder as the denoiser of an evaluation batch, told its padding, and any labels."""
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Denoiser:
-        return bert.denoiser(params, encoder, label=batch["label"] if encoder.classes else None)
+        return bert.denoiser(
+            params,
+            encoder,
+            valid=batch.get("valid"),
+            label=batch["label"] if encoder.classes else None,
+        )
 
     return of_batch
 

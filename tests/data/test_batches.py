@@ -14,6 +14,11 @@ def make_rows(count, length=6):
     return data.Rows(tokens.astype(np.uint16), np.arange(count, dtype=np.int32))
 
 
+def make_padded(count, length=6):
+    rows = make_rows(count, length)
+    return data.Rows(rows.tokens, rows.labels, np.arange(count, dtype=np.int32) % length + 1)
+
+
 def assert_same(first, second):
     assert first.keys() == second.keys()
     for name in first:
@@ -142,3 +147,21 @@ def test_evaluation_batches_have_the_types_of_training_batches():
 def test_evaluation_refuses_an_empty_batch_at_once():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         data.eval_batches(make_rows(3), batch_size=0)
+
+
+def test_padding_of_a_batch_is_neither_valid_nor_maskable():
+    rows = make_padded(20)
+    batch = data.train_batches(rows, batch_size=8, seed=0).at(1)
+    sizes = rows.sizes[batch["label"]]
+    expected = [[i < size for i in range(6)] for size in sizes]
+    np.testing.assert_array_equal(batch["valid"], expected)
+    np.testing.assert_array_equal(batch["maskable"], expected)
+    assert batch["valid"].dtype == bool
+
+
+def test_padded_rows_are_evaluated_once_and_filled_up_with_nothing():
+    rows = make_padded(7)
+    batches = list(data.eval_batches(rows, batch_size=3))
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    np.testing.assert_array_equal(valid.sum(axis=1), [*rows.sizes, 0, 0])
+    np.testing.assert_array_equal(valid, np.concatenate([b["maskable"] for b in batches]))

@@ -4,47 +4,72 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlm_jax import data
+from mdlm_jax.data import packing
 
 documents_and_labels = st.lists(
     st.tuples(st.lists(st.integers(0, 99), min_size=1, max_size=12), st.integers(0, 3)), max_size=20
 )
 
 
-@given(documents_and_labels, st.integers(2, 9))
+def laid_out(how, pairs, length, *pad_id):
+    """Rows of (document, label) pairs, from arrays as they lie on disk."""
+    tokens = np.array([token for document, _ in pairs for token in document], np.uint16)
+    sizes = np.array([len(document) for document, _ in pairs], np.int32)
+    labels = np.array([label for _, label in pairs], np.int32)
+    stream = how(tokens, sizes, labels, length, *pad_id)
+    flat = [chunk.ravel() for chunk in stream.chunks]
+    rows = np.concatenate([np.zeros(0, np.uint16), *flat]).reshape(stream.count, length)
+    return data.Rows(rows, stream.labels, stream.sizes)
+
+
+@pytest.fixture(params=[2, 2**22], ids=["in small chunks", "at once"], autouse=True)
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(packing, "_CHUNK", request.param)
+
+
+@given(pairs=documents_and_labels, length=st.integers(2, 9))
 def test_rows_are_the_documents_end_to_end(pairs, length):
-    rows = data.pack([np.array(d) for d, _ in pairs], [label for _, label in pairs], length)
+    rows = laid_out(data.pack, pairs, length)
     flat = [token for label in range(4) for d, own in pairs if own == label for token in d]
     assert rows.tokens.shape == (len(flat) // length, length)
+    assert rows.sizes is None
     np.testing.assert_array_equal(rows.tokens.ravel(), flat[: len(rows) * length])
 
 
-@given(documents_and_labels, st.integers(2, 9))
-def test_label_is_that_of_most_tokens(pairs, length):
-    rows = data.pack([np.array(d) for d, _ in pairs], [label for _, label in pairs], length)
+@given(pairs=documents_and_labels, length=st.integers(2, 9))
+def test_label_is_that_of_most_tokens_of_equals_the_lowest(pairs, length):
+    rows = laid_out(data.pack, pairs, length)
     flat = [label for label in range(4) for d, own in pairs if own == label for _ in d]
     for i, label in enumerate(rows.labels):
         row = flat[i * length : (i + 1) * length]
-        assert row.count(label) == max(map(row.count, row))
+        assert label == max(range(4), key=lambda label: (row.count(label), -label))
 
 
 def test_border_row_by_hand():
-    rows = data.pack([np.array([7, 8, 9]), np.array([1, 2, 3, 4, 5])], [1, 0], 4)
+    rows = laid_out(data.pack, [([7, 8, 9], 1), ([1, 2, 3, 4, 5], 0)], 4)
     np.testing.assert_array_equal(rows.tokens, [[1, 2, 3, 4], [5, 7, 8, 9]])
     np.testing.assert_array_equal(rows.labels, [0, 1])
+
+
+@given(pairs=documents_and_labels, length=st.integers(2, 9))
+def test_padded_rows_are_the_documents_one_by_one(pairs, length):
+    rows = laid_out(data.pad, pairs, length, 500)
+    expected = [(d + [500] * length)[:length] for d, _ in pairs]
+    np.testing.assert_array_equal(rows.tokens, np.reshape(expected, (len(pairs), length)))
+    np.testing.assert_array_equal(rows.sizes, [min(len(d), length) for d, _ in pairs])
+    np.testing.assert_array_equal(rows.labels, [label for _, label in pairs])
+
+
+@pytest.mark.parametrize("sizes", [None, np.arange(5)])
+def test_a_slice_of_rows_is_rows(sizes):
+    rows = data.Rows(np.arange(10).reshape(5, 2), np.arange(5), sizes)[1:3]
+    assert len(rows) == 2
+    np.testing.assert_array_equal(rows.tokens, [[2, 3], [4, 5]])
+    np.testing.assert_array_equal(rows.labels, [1, 2])
+    assert (rows.sizes is None) if sizes is None else list(rows.sizes) == [1, 2]
 
 
 def test_nearly_every_row_of_the_default_corpus_has_one_label(wikipedia):
     labels = wikipedia.splits["train"].labels
     assert (np.diff(labels) >= 0).all()
     assert (np.diff(labels) > 0).sum() == len(wikipedia.label_names) - 1
-
-
-def test_no_documents_give_no_rows():
-    rows = data.pack([], [], 4)
-    assert rows.tokens.shape == (0, 4)
-    assert rows.labels.shape == (0,)
-    assert len(rows) == 0
-
-
-def test_len_is_the_number_of_rows():
-    assert len(data.pack([np.arange(12)], [0], 4)) == pytest.approx(3)

@@ -1,7 +1,9 @@
 import dataclasses
+import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -59,7 +61,26 @@ def test_rows_are_the_documents(tiny_config, tiny_corpus, tmp_path):
         "characters": sum(len(document.text) for document in documents),
         "bytes": sum(len(document.text.encode()) for document in documents),
         "rows": len(flat) // 16,
+        "longest": max(len(prepared.tokenizer.encode(d.text).ids) + 1 for d in documents),
+        "cut_tokens": 0,
     }
+
+
+def test_padded_rows_are_one_document_each(tiny_config, tiny_corpus, tmp_path):
+    config = dataclasses.replace(tiny_config, rows="padded", length=24)
+    prepared = data.prepare(config, tmp_path)
+    documents = tiny_corpus.read(tmp_path)["test"]
+    encoded = [[*prepared.tokenizer.encode(d.text).ids, prepared.sep_id] for d in documents]
+    rows, sizes = prepared.splits["test"], prepared.card["splits"]["test"]
+    assert len(rows) == len(documents) == sizes["rows"]
+    for ids, tokens, size, label, document in zip(
+        encoded, rows.tokens, rows.sizes, rows.labels, documents, strict=True
+    ):
+        assert size == min(len(ids), 24)
+        np.testing.assert_array_equal(tokens, (ids + [prepared.pad_id] * 24)[:24])
+        assert label == document.label
+    assert sizes["longest"] == max(map(len, encoded)) > 24
+    assert sizes["cut_tokens"] == sum(max(len(ids) - 24, 0) for ids in encoded)
 
 
 def test_second_call_only_loads(tiny_config, tiny_corpus, tmp_path, monkeypatch):
@@ -80,7 +101,12 @@ def test_fingerprint_follows_contents_not_the_place(tiny_config, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"tokenizer": "bpe", "vocab_size": 300}, {"vocab_size": 110}, {"length": 8}],
+    [
+        {"tokenizer": "bpe", "vocab_size": 300},
+        {"vocab_size": 110},
+        {"length": 8},
+        {"rows": "padded"},
+    ],
 )
 def test_another_configuration_is_other_data(tiny_config, tmp_path, change):
     first = data.prepare(tiny_config, tmp_path)
@@ -95,14 +121,13 @@ def test_another_corpus_version_is_prepared_anew(tiny_config, tiny_corpus, tmp_p
     assert data.prepare(tiny_config, tmp_path).path != first.path
 
 
-@pytest.mark.parametrize("step", ["train_tokenizer", "pack", "_write_card"])
+@pytest.mark.parametrize("step", ["train_tokenizer", "_write_npy", "_write_card"])
 def test_killed_preparation_leaves_nothing_finished(tiny_config, tmp_path, monkeypatch, step):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    module = preparation.tokenization if step == "train_tokenizer" else preparation
     with monkeypatch.context() as patch:
-        patch.setattr(module, step, killed)
+        patch.setattr(preparation, step, killed)
         with pytest.raises(KeyboardInterrupt):
             data.prepare(tiny_config, tmp_path)
     assert not list(tmp_path.rglob("data.json"))
@@ -149,23 +174,176 @@ def test_importing_and_loading_need_neither_grain_nor_tfds(tiny_config, tmp_path
     assert done.stdout.split() == ["3"]
 
 
+def test_prepared_data_is_found_by_its_fingerprint(tiny_config, tmp_path):
+    assert data.find_prepared("0" * 64, tmp_path / "none") is None
+    first = data.prepare(tiny_config, tmp_path)
+    second = data.prepare(dataclasses.replace(tiny_config, length=8), tmp_path)
+    assert data.find_prepared(first.fingerprint, tmp_path).path == first.path
+    assert data.find_prepared(second.fingerprint, tmp_path).path == second.path
+    assert data.find_prepared("0" * 64, tmp_path) is None
+    first.path.rename(first.path.with_suffix(".incomplete"))
+    assert data.find_prepared(first.fingerprint, tmp_path) is None
+
+
+def test_given_tokenizer_is_used_and_identifies_the_data(tiny_config, tmp_path):
+    trained = data.prepare(tiny_config, tmp_path)
+    path = tmp_path / "given.json"
+    path.write_bytes((trained.path / "tokenizer.json").read_bytes())
+    config = data.Config(source="tiny", tokenizer=str(path), length=16)
+    given = data.prepare(config, tmp_path)
+    assert given.fingerprint == trained.fingerprint and given.path != trained.path
+    assert data.prepare(config, tmp_path).path == given.path
+
+    grown = data.load_tokenizer(path)
+    grown.add_tokens(["stone mill"])
+    grown.save(str(path))
+    again = data.prepare(config, tmp_path)
+    assert again.path != given.path and again.vocab_size == given.vocab_size + 1
+
+
+def test_tokenizer_is_trained_on_the_first_characters_alone(tiny_config, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny_config, tokenizer="characters")
+    whole = data.prepare(config, tmp_path / "whole")
+    monkeypatch.setattr(preparation, "TRAINING_CHARACTERS", 12)
+    few = data.prepare(config, tmp_path / "few")
+    assert few.vocab_size <= 5 + 12 < whole.vocab_size
+
+
+def test_missing_splits_are_held_out(tmp_path, monkeypatch, tiny_corpus):
+    documents = tiny_corpus.read(tmp_path)["train"]
+    monkeypatch.setitem(
+        data.SOURCES, "one", tiny_corpus._replace(read=lambda cache_dir: {"train": documents})
+    )
+    config = data.Config(source="one", vocab_size=120, length=16, held_out=0.2, split_by="position")
+    sizes = data.prepare(config, tmp_path).card["splits"]
+    total = sum(len(document.text) for document in documents)
+    assert list(sizes) == ["train", "validation", "test"]
+    assert sizes["test"]["characters"] == pytest.approx(total * 0.2, abs=1)
+    assert sum(each["characters"] for each in sizes.values()) == pytest.approx(total, abs=2)
+
+
+def test_holding_out_of_what_has_all_splits_is_refused(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, held_out=0.1)
+    with pytest.raises(ValueError, match=r"^held_out does nothing for source 'tiny', which has"):
+        data.prepare(config, tmp_path)
+
+
+_CHECKED = {
+    "source": "text_files",
+    "files": "a.txt",
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "books"}, "source must be one of wikipedia_summaries.*, got 'books'"),
-        ({"tokenizer": "words"}, "tokenizer must be one of wordpiece, bpe, got 'words'"),
-        ({"vocab_size": 5}, "vocab_size must exceed the 5 special tokens, got 5"),
-        ({"length": 1}, "length must be at least 2 tokens, got 1"),
+        ({"source": "../books"}, "^source must be one of wikipedia_summaries.*, got '../books'"),
+        ({"source": "text_files"}, "^files must name the training text .* got ''"),
+        ({"files": "*.txt"}, "^files does nothing for source 'wikipedia_summaries'; .* '\\*.txt'"),
+        ({"test_files": "x", "source": "lm1b"}, "^test_files does nothing for source 'lm1b'"),
+        ({"documents": "line"}, "^documents does nothing for source 'wikipedia_summaries'"),
+        ({"text_field": "body"}, "^text_field does nothing for source 'wikipedia_summaries'"),
+        ({"label_field": "x"}, "^label_field does nothing for source 'wikipedia_summaries'"),
+        ({**_CHECKED, "documents": "page"}, "^documents must be one of file, para.* got 'page'"),
+        ({**_CHECKED, "text_field": ""}, "^text_field must name the field of the text, got ''"),
+        ({**_CHECKED, "held_out": 0.5}, "^held_out must be above 0 and below 0.5, got 0.5"),
+        ({**_CHECKED, "held_out": 0}, "^held_out must be above 0 and below 0.5, got 0"),
+        ({**_CHECKED, "split_by": "hash"}, "^split_by must be one of documents, position, got"),
+        (
+            {**_CHECKED, "validation_files": "b", "test_files": "c", "split_by": "position"},
+            "^split_by does nothing for source 'text_files' with validation_files and test_files",
+        ),
+        ({"tokenizer": "words"}, "^tokenizer must be one of wordpiece, bpe, char.*, got 'words'"),
+        ({"vocab_size": 5}, "^vocab_size must exceed the 5 special tokens, got 5"),
+        ({"length": 1}, "^length must be at least 2 tokens, got 1"),
+        ({"rows": "ragged"}, "^rows must be one of packed, padded, got 'ragged'"),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         data.Config(**change)
+    assert "\n" not in str(error.value)
 
 
 def test_split_shorter_than_a_row_is_named(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, length=1000)
-    message = r"split '.*' of 'tiny' has \d+ tokens, fewer than one row of length 1000"
+    message = r"^the split '.*' of 'tiny' has \d+ documents of \d+ tokens, fewer than one row of "
     with pytest.raises(ValueError, match=message):
         data.prepare(config, tmp_path)
-    assert not list(tmp_path.rglob("data.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_split_without_documents_is_named(tiny_config, tiny_corpus, tmp_path, monkeypatch, rows):
+    empty = {**tiny_corpus.read(tmp_path), "train": []}
+    monkeypatch.setitem(data.SOURCES, "tiny", tiny_corpus._replace(read=lambda cache_dir: empty))
+    config = dataclasses.replace(tiny_config, rows=rows)
+    with pytest.raises(ValueError, match=r"^the split 'train' of 'tiny' has 0 documents"):
+        data.prepare(config, tmp_path)
+
+
+def test_single_document_tells_how_to_split_it(tmp_path):
+    (tmp_path / "book.txt").write_text(" ".join(f"word{i}" for i in range(5000)))
+    config = data.Config(
+        source="text_files", files=str(tmp_path / "book.txt"), tokenizer="bpe", vocab_size=300
+    )
+    with pytest.raises(ValueError, match=r"0 documents .*: held_out is 0.05 .* 'position' cuts"):
+        data.prepare(config, tmp_path)
+    prepared = data.prepare(dataclasses.replace(config, split_by="position"), tmp_path)
+    assert [len(rows) > 0 for rows in prepared.splits.values()] == [True] * 3
+
+
+_PREPARE = """
+import resource, sys
+from mdlm_jax import data
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+config = data.Config(
+    source="text_files", files=sys.argv[1], documents="line", tokenizer="bpe", vocab_size=400,
+    length=32,
+)
+print(data.prepare(config, sys.argv[2]).fingerprint)
+"""
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A file that takes a second or so to prepare."""
+    words = np.random.default_rng(0).integers(0, 500, (8_000, 12))
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(" ".join(f"w{word}" for word in line) for line in words))
+    return path
+
+
+@pytest.mark.parametrize("most_bytes", [2_000, 60_000])
+def test_full_disk_is_told_and_leaves_nothing(lines, tmp_path, most_bytes):
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", _PREPARE, str(lines), str(cache)]
+    done = subprocess.run([*command, str(most_bytes)], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: ") and str(cache) in last and "no room for" in last
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
+    command = [sys.executable, "-c", _PREPARE, str(lines)]
+    begun = time.monotonic()
+    whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, check=True).stdout
+    seconds = time.monotonic() - begun
+    cache = tmp_path / "cache"
+    was_incomplete = 0
+    for moment in np.random.default_rng(1).uniform(0.2, 1.0, 12):
+        with subprocess.Popen([*command, cache], stdout=subprocess.PIPE) as process:
+            time.sleep(moment * seconds)
+            process.kill()
+        left = [path.suffix for path in cache.glob("text_files-*")]
+        was_incomplete += left == [".incomplete"]
+        finished = list(cache.glob("text_files-*[!e]"))
+        if finished:
+            assert data.load_prepared(finished[0]).fingerprint == whole.decode().strip()
+            shutil.rmtree(finished[0])
+    assert was_incomplete > 2
+    again = subprocess.run([*command, cache], capture_output=True, check=True).stdout
+    assert again == whole
+    assert len(list(cache.glob("text_files-*"))) == 1

@@ -1,4 +1,3 @@
-import json
 import string
 
 import numpy as np
@@ -7,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlm_jax import data
+from mdlm_jax.data import tokenization
 from mdlm_jax.data import wikipedia as source
+from mdlm_jax.data.tokenization import cut
 
 ORDINARY = [
     "the well-known composer's works (about 1,000 of them) were not played until 1901.",
@@ -129,20 +130,101 @@ def test_least_vocabulary_of_bpe_is_the_bytes(texts):
 
 
 def test_unknown_kind_is_named(texts):
-    with pytest.raises(ValueError, match="one of wordpiece, bpe, got 'unigram'"):
+    with pytest.raises(ValueError, match="one of wordpiece, bpe, characters, got 'unigram'"):
         data.train_tokenizer(texts, kind="unigram", vocab_size=600, lowercase=True)
 
 
-def test_file_without_mask_is_named(wordpiece, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    contents = json.loads(wordpiece.to_str())
-    contents["added_tokens"] = [t for t in contents["added_tokens"] if t["content"] != "[MASK]"]
-    del contents["model"]["vocab"]["[MASK]"]
-    path.write_text(json.dumps(contents))
-    with pytest.raises(ValueError, match=r"tokenizer\.json: the tokenizer has no \[MASK\] in"):
-        data.load_tokenizer(path)
+@pytest.fixture(scope="module")
+def characters(texts):
+    return data.train_tokenizer(texts, kind="characters", vocab_size=500, lowercase=False)
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*none\.json"):
-        data.load_tokenizer(tmp_path / "none.json")
+def test_characters_of_text8_take_32_entries():
+    text = "the quick brown fox jumps over the lazy dog"
+    tokenizer = data.train_tokenizer([text], kind="characters", vocab_size=4096, lowercase=True)
+    assert tokenizer.get_vocab_size() == data.vocabulary_size(tokenizer) == 32
+    assert [tokenizer.id_to_token(i) for i in range(5, 32)] == [*" abcdefghijklmnopqrstuvwxyz"]
+
+
+@given(st.data())
+def test_characters_decode_exactly(characters, texts, data_):
+    known = [c for c in characters.get_vocab() if len(c) == 1]
+    text = data_.draw(st.text(known).map(str.strip))
+    (ids,) = data.encode_documents(characters, [text])
+    assert len(ids) == len(text) + 1
+    assert data.decode(characters, ids) == text
+
+
+def test_characters_know_the_most_frequent():
+    tokenizer = data.train_tokenizer(
+        ["zzzzzzAAaa", "bbbz\n"], kind="characters", vocab_size=8, lowercase=True
+    )
+    assert [tokenizer.id_to_token(i) for i in range(5, 8)] == ["a", "b", "z"]
+    (ids,) = data.encode_documents(tokenizer, ["Bc\nZ[MASK]"])
+    assert list(ids) == [6, 1, 1, 7, 1, 1, 5, 1, 1, 1, 3]
+
+
+def test_mask_among_characters_leaves_the_space_before_it(characters):
+    tokens = characters.encode("a [MASK] [MASK][MASK]b").tokens
+    assert tokens == ["a", " ", "[MASK]", " ", "[MASK]", "[MASK]", "b"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "characters"])
+def test_long_documents_are_encoded_as_if_whole(request, texts, kind):
+    tokenizer = request.getfixturevalue(kind)
+    long = " ".join(texts)[:100_000]
+    assert len(list(cut(long))) > 4 and "".join(cut(long)) == long
+    first, *found, last = data.encode_documents(tokenizer, ["one", long, "x" * 40_000, "two"])
+    np.testing.assert_array_equal(found[0][:-1], tokenizer.encode(long).ids)
+    separator = data.special_ids(tokenizer).sep
+    assert [ids[-1] for ids in (first, *found, last)] == [separator] * 4
+    np.testing.assert_array_equal(last[:-1], tokenizer.encode("two").ids)
+
+
+@given(st.text(), st.integers(1, 20))
+def test_pieces_of_a_text_are_the_text(text, most):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_PIECE", most)
+        pieces = list(cut(text))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= most for piece in pieces) or pieces == [""]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "characters"])
+@given(ids=st.lists(st.integers(0, 400), max_size=30))
+def test_pieces_of_tokens_are_the_text(request, kind, ids):
+    tokenizer = request.getfixturevalue(kind)
+    pieces = data.token_pieces(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == data.decode(tokenizer, ids)
+
+
+def test_pieces_of_tokens_are_the_tokens_own(wordpiece, bpe):
+    text = "the well-known mill isn't far, [MASK] 1,000 km"
+    ids = wordpiece.encode(text).ids
+    pieces = data.token_pieces(wordpiece, ids)
+    tokens = [token.removeprefix("##").strip() for token in wordpiece.encode(text).tokens]
+    assert [piece.strip() for piece in pieces] == tokens
+    assert pieces[:2] == ["the", " well"] and " [MASK]" in pieces
+    ids = bpe.encode("a ☃ b").ids
+    pieces = data.token_pieces(bpe, ids)
+    assert len(pieces) > 4 and [piece for piece in pieces if piece.strip()] == ["a", "☃", " b"]
+
+
+def test_pieces_show_where_a_document_ends(wordpiece):
+    ids = np.concatenate(list(data.encode_documents(wordpiece, ["one", "two"])))
+    assert data.token_pieces(wordpiece, [*ids, 0, 0]) == ["one", "\n", "two", "", "", ""]
+
+
+def test_mask_token_is_spelt_as_the_tokenizer_does(wordpiece):
+    assert data.mask_token(wordpiece) == "[MASK]"
+
+
+def test_a_row_that_begins_within_a_word_shows_no_marks():
+    texts = ["the rivers ran past the old mills"] * 4
+    tokenizer = data.train_tokenizer(texts, kind="wordpiece", vocab_size=110, lowercase=True)
+    ids = np.concatenate(list(data.encode_documents(tokenizer, texts[:1])))
+    inner = next(i for i, index in enumerate(ids) if tokenizer.id_to_token(index)[:2] == "##")
+    row = data.decode(tokenizer, ids[inner:])
+    assert "#" not in row and texts[0].endswith(row)
+    assert "".join(data.token_pieces(tokenizer, ids[inner:])) == row

@@ -7,6 +7,7 @@ import pytest
 
 from mdlm_jax import as_denoiser, data
 from mdlm_jax.evaluation import likelihoods
+from mdlm_jax.networks import bert
 
 MASK, WIDTH = 3, 8
 # Five rows in batches of two: the last batch is filled up with a row that must not count.
@@ -49,3 +50,24 @@ def test_nelbo_of_a_split_counts_every_row_once():
     assert told["bits_per_token"] == pytest.approx(np.log2(3), rel=1e-5)
     assert told["perplexity"] == pytest.approx(3, rel=1e-5)
     assert told["mc_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_lies_in_the_padding_changes_nothing():
+    encoder = bert.Config(
+        vocab_size=12, mask_id=MASK, max_length=WIDTH, layers=2, width=16, heads=2, mlp_width=16
+    )
+    params = bert.init(jax.random.key(0), encoder)
+    sizes = np.array([3, WIDTH, 1, 5, 2], np.int32)
+    text = np.random.default_rng(0).integers(4, 12, (5, WIDTH))
+    valid = np.arange(WIDTH) < sizes[:, None]
+    of_rows = likelihoods.make_nelbo(
+        likelihoods.denoiser_of(encoder), mask_id=MASK, seed=0, draws=2
+    )
+    first, second = (
+        of_rows(params, data.Rows(np.where(valid, text, pad), np.zeros(5, np.int32), sizes), 3)
+        for pad in (0, 7)
+    )
+    told = likelihoods.summary(first)
+    assert told["tokens"] == sizes.sum() and told["rows"] == 5
+    assert np.isfinite(told["nats_per_token"]) and np.isfinite(told["mc_error"])
+    np.testing.assert_allclose(first.nats, second.nats, rtol=1e-5)

@@ -7,7 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mdlm_jax.evaluation.ngrams import bigram_cross_entropy, unigram_cross_entropy
+from mdlm_jax import data
+from mdlm_jax.evaluation import ngrams
+
+
+def rows_of(tokens, sizes=None):
+    tokens = np.array(tokens)
+    return data.Rows(tokens, np.zeros(len(tokens), np.int32), sizes)
+
+
+def unigram_cross_entropy(train, test, vocab_size):
+    return ngrams.unigram_cross_entropy(rows_of(train), rows_of(test), vocab_size)
+
+
+def bigram_cross_entropy(train, test, vocab_size):
+    return ngrams.bigram_cross_entropy(rows_of(train), rows_of(test), vocab_size)
+
 
 VOCAB = 4
 TRAIN = np.array([[0, 1, 0], [1, 0, 2]])
@@ -75,6 +90,47 @@ def test_bigram_is_the_plain_loop(train, test):
             p = (counts[v, w] + distinct * unigram[w]) / total if total else unigram[w]
             nats -= math.log(p)
     assert bigram_cross_entropy(train, test, VOCAB) == pytest.approx(nats / test.size)
+
+
+@settings(deadline=None)
+@given(matrices, matrices, st.data())
+def test_padding_is_neither_counted_nor_scored(train, test, draw):
+    def padded(tokens):
+        width = st.integers(1, tokens.shape[1])
+        sizes = np.array(draw.draw(st.lists(width, min_size=len(tokens), max_size=len(tokens))))
+        return rows_of(tokens, sizes), [row[:size] for row, size in zip(tokens, sizes, strict=True)]
+
+    (train, train_rows), (test, test_rows) = padded(train), padded(test)
+    flat = np.concatenate(train_rows)
+    unigram = [((flat == w).sum() + 1) / (flat.size + VOCAB) for w in range(VOCAB)]
+    nats = [-math.log(unigram[w]) for row in test_rows for w in row]
+    assert ngrams.unigram_cross_entropy(train, test, VOCAB) == pytest.approx(np.mean(nats))
+
+    pairs = [pair for row in train_rows for pair in itertools.pairwise(row)]
+    nats = []
+    for row in test_rows:
+        nats.append(-math.log(unigram[row[0]]))
+        for v, w in itertools.pairwise(row):
+            distinct = len({pair for pair in pairs if pair[0] == v})
+            total = sum(pair[0] == v for pair in pairs) + distinct
+            p = (pairs.count((v, w)) + distinct * unigram[w]) / total if total else unigram[w]
+            nats.append(-math.log(p))
+    assert ngrams.bigram_cross_entropy(train, test, VOCAB) == pytest.approx(np.mean(nats))
+
+
+@pytest.mark.parametrize("score", [ngrams.unigram_cross_entropy, ngrams.bigram_cross_entropy])
+def test_chunks_change_nothing(score, monkeypatch):
+    random = np.random.default_rng(0)
+    train, test = (rows_of(random.integers(0, VOCAB, (50, 7))) for _ in range(2))
+    at_once = score(train, test, VOCAB)
+    monkeypatch.setattr(ngrams, "_CHUNK", 20)
+    assert score(train, test, VOCAB) == pytest.approx(at_once)
+
+
+def test_long_text_is_counted_in_evenly_spaced_rows(monkeypatch):
+    monkeypatch.setattr(ngrams, "COUNTED", 12)
+    train = np.repeat([[0], [1], [2], [1]] * 2, 6, axis=1)  # 48 tokens: every fourth row
+    assert unigram_cross_entropy(train, [[0]], VOCAB) == pytest.approx(-math.log(13 / 16))
 
 
 def test_context_helps_where_there_is_any():

@@ -1,0 +1,1 @@
+"""What is timed; each module is a command that prints one JSON line a figure."""

@@ -1,0 +1,138 @@
+"""What is asked of the data: which text, which tokens, which rows."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from mdlm_jax.data import tokenizer_training
+from mdlm_jax.data.corpora import SOURCES
+
+DOCUMENTS = ("file", "paragraph", "line")
+SPLIT_BY = ("documents", "position")
+ROWS = ("packed", "padded")
+
+# name[/config][/version], as TensorFlow Datasets spells it; the version after a colon too.
+_TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.\-]+){0,2}(:[\d.]+)?")
+
+# Fields that say how a kind of source is read; of any other kind they would do nothing.
+_OF_TEXT_FILES = ("files", "validation_files", "test_files", "documents")
+_OF_FIELDS = ("text_field", "label_field")
+OF_HELD_OUT = ("held_out", "split_by")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What text, and how it becomes rows.
+
+    Attributes:
+      source: a key of `SOURCES`, 'text_files', or the name of a dataset of TensorFlow Datasets
+        ('lm1b', 'wiki40b/en').
+      files: of text_files, the training text: globs separated by commas ('books/*.txt,
+        gs://bucket/notes-*.jsonl.gz'). Files end in .txt or .jsonl, each perhaps with .gz.
+      validation_files: of text_files, likewise; '' holds the split out of the training text.
+      test_files: likewise.
+      documents: of text_files, what one document of a .txt is: 'file', 'paragraph' (they end at
+        blank lines) or 'line'. One document must fit in memory.
+      text_field: of .jsonl and of TensorFlow Datasets, the field that holds the text.
+      label_field: likewise, the label, a string or an integer; '' is no labels.
+      held_out: share of the training text that becomes each of validation and test, where the
+        source has no such split.
+      split_by: how it is held out: 'documents' (by a hash of each document's text) or 'position'
+        (the last of the characters are test, those before them validation, cutting through
+        documents: as is the custom with text8 and with single books).
+      tokenizer: 'wordpiece', 'bpe' or 'characters', trained on the training text (its first 2**28
+        characters); else the path of a tokenizer.json, a folder that holds one or BERT's vocab.txt,
+        or a name of the Hugging Face hub ('google-bert/bert-base-uncased').
+      vocab_size: of a tokenizer that is trained, the most entries of the vocabulary; one that is
+        given has its own.
+      lowercase: of a tokenizer that is trained, whether it folds case.
+      length: tokens in a row.
+      rows: 'packed' (documents back to back) or 'padded' (one document a row; what is longer than
+        a row is cut).
+
+    Raises:
+      ValueError: a value is impossible, or does nothing with the others; the field is named first.
+    """
+
+    source: str = "wikipedia_summaries"
+    files: str = ""
+    validation_files: str = ""
+    test_files: str = ""
+    documents: str = "file"
+    text_field: str = "text"
+    label_field: str = ""
+    held_out: float = 0.05
+    split_by: str = "documents"
+    tokenizer: str = "wordpiece"
+    vocab_size: int = 4096
+    lowercase: bool = True
+    length: int = 128
+    rows: str = "packed"
+
+    def __post_init__(self):
+        self._check_source()
+        self._check_tokenizer()
+        for name, accepted in (("documents", DOCUMENTS), ("split_by", SPLIT_BY), ("rows", ROWS)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}"
+                )
+        if not 0 < self.held_out < 0.5:
+            raise ValueError(f"held_out must be above 0 and below 0.5, got {self.held_out!r}")
+        if not self.text_field:
+            raise ValueError("text_field must name the field of the text, got ''")
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2 tokens, got {self.length!r}")
+
+    def _check_source(self) -> None:
+        if self.source == "text_files":
+            if not self.files.strip():
+                raise ValueError(
+                    "files must name the training text of source 'text_files': globs of .txt or "
+                    ".jsonl, separated by commas, got ''"
+                )
+            if self.validation_files and self.test_files:
+                both = "source 'text_files' with validation_files and test_files"
+                self.refuse_idle(OF_HELD_OUT, both)
+            return
+        if self.source not in SOURCES and not _TFDS_NAME.fullmatch(self.source):
+            raise ValueError(
+                f"source must be one of {', '.join(SOURCES)}, text_files, or a name of TensorFlow "
+                f"Datasets ('lm1b', 'wiki40b/en'), got {self.source!r}"
+            )
+        self.refuse_idle(_OF_TEXT_FILES, f"source {self.source!r}; it is for 'text_files'")
+        if self.source in SOURCES:
+            kinds = "'text_files' and TensorFlow Datasets"
+            self.refuse_idle(_OF_FIELDS, f"source {self.source!r}; it is for {kinds}")
+
+    def _check_tokenizer(self) -> None:
+        kinds = tokenizer_training.KINDS
+        if self.tokenizer not in kinds:
+            if "/" not in self.tokenizer and not Path(self.tokenizer).exists():
+                raise ValueError(
+                    f"tokenizer must be one of {', '.join(kinds)}, the path of a tokenizer.json or "
+                    f"its folder, or a name of the Hugging Face hub, got {self.tokenizer!r}"
+                )
+        specials = len(tokenizer_training.SPECIAL_TOKENS)
+        if self.vocab_size <= specials:
+            raise ValueError(
+                f"vocab_size must exceed the {specials} special tokens, got {self.vocab_size!r}"
+            )
+
+    def refuse_idle(self, names: tuple[str, ...], of: str) -> None:
+        """Refuses fields that do nothing, but are not at their defaults.
+
+        Args:
+          names: fields.
+          of: what they do nothing for.
+
+        Raises:
+          ValueError: names the first such field.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} does nothing for {of}: leave it at {defaults[name]!r}, "
+                    f"got {getattr(self, name)!r}"
+                )

@@ -1,0 +1,100 @@
+"""Documents to token ids in a raw file on disk, streamed."""
+
+import array
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mdlm_jax.data import progress, tokenization
+from mdlm_jax.data.corpora import Document
+
+
+class Encoded(NamedTuple):
+    """The tokens of a split.
+
+    Attributes:
+      path: raw file of their ids, document after document, each ended by the separator.
+      dtype: of the ids.
+      sizes: i32[D], tokens of each document, its separator included.
+      labels: i32[D], indices into `label_names`.
+      label_names: names of the labels that came by name, in the order of their coming.
+      counts: documents, tokens, unknown_tokens, characters and bytes.
+    """
+
+    path: Path
+    dtype: np.dtype
+    sizes: np.ndarray
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+    counts: dict[str, int]
+
+    def tokens(self) -> np.ndarray:
+        """The ids, mapped from disk."""
+        if not self.sizes.size:
+            return np.zeros(0, self.dtype)
+        return np.memmap(self.path, self.dtype, mode="r")
+
+
+def write_tokens(
+    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, name: str
+) -> Encoded:
+    """Encodes documents and writes their ids to `path`; of them all, only sizes and labels stay.
+
+    Args:
+      path: the raw file.
+      documents: iterated over once.
+      tokenizer: of `tokenization`.
+      name: of the split, for the progress bar.
+
+    Raises:
+      ValueError: a label is negative.
+      OSError: the disk is full.
+    """
+    dtype = np.dtype(np.uint16 if tokenization.vocabulary_size(tokenizer) <= 2**16 else np.int32)
+    unknown = tokenization.special_ids(tokenizer).unk
+    sizes, labels = array.array("i"), array.array("i")
+    names: dict[str, int] = {}
+    counts = dict.fromkeys(("documents", "tokens", "unknown_tokens", "characters", "bytes"), 0)
+    total = len(documents) if isinstance(documents, Sized) else None
+
+    with (
+        path.open("wb", buffering=2**20) as file,
+        progress.bar(f"tokenizing {name}", total, "documents") as advance,
+    ):
+
+        def texts() -> Iterator[str]:
+            for text, label in documents:
+                index = names.setdefault(label, len(names)) if isinstance(label, str) else label
+                labels.append(index)
+                size = len(text.encode("utf-8"))
+                counts["documents"] += 1
+                counts["characters"] += len(text)
+                counts["bytes"] += size
+                advance(1, MB=size / 1e6)
+                yield text
+
+        for ids in tokenization.encode_documents(tokenizer, texts()):
+            file.write(ids.astype(dtype).tobytes())
+            sizes.append(len(ids))
+            counts["tokens"] += len(ids)
+            if unknown is not None:
+                counts["unknown_tokens"] += int((ids == unknown).sum())
+
+    return Encoded(
+        path, dtype, np.array(sizes, np.int32), np.array(labels, np.int32), tuple(names), counts
+    )
+
+
+def sort_labels(splits: Mapping[str, Encoded]) -> tuple[tuple[str, ...], dict[str, Encoded]]:
+    """All names of labels, sorted (as numbers, if they are), and the splits renumbered by them."""
+    names = sorted({name for encoded in splits.values() for name in encoded.label_names})
+    if all(name.lstrip("-").isdecimal() for name in names):
+        names.sort(key=int)
+    renumbered = {}
+    for split, encoded in splits.items():
+        index = np.array([names.index(name) for name in encoded.label_names], np.int32)
+        renumbered[split] = encoded._replace(labels=index[encoded.labels])
+    return tuple(names), renumbered

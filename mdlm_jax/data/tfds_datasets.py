@@ -1,0 +1,137 @@
+"""Datasets of TensorFlow Datasets as corpora, read from ArrayRecord without TensorFlow."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mdlm_jax.data.corpora import SOURCES, Corpus, Document
+
+SPLITS = ("train", "validation", "test")
+
+
+def open_tfds(name: str, *, text_field: str, label_field: str) -> Corpus:
+    """A dataset that lies prepared in $TFDS_DATA_DIR (`~/tensorflow_datasets` if that is not set).
+
+    Args:
+      name: 'lm1b', 'wiki40b/en', 'lm1b:1.1.0'; the highest version is taken if none is given.
+      text_field: the feature that is the text.
+      label_field: the feature that is the label, a ClassLabel (whose names are used), a string or
+        an integer; '' is no labels.
+
+    Raises:
+      ModuleNotFoundError: TensorFlow Datasets is not installed (when the documents are read).
+      ValueError: there is no such dataset, it is not stored as ArrayRecord, or it lacks a field.
+    """
+    folder = _find(name)
+    described = (folder / "dataset_info.json").read_bytes()
+    features = (folder / "features.json").read_bytes()
+    info = json.loads(described)
+    class_names = folder / f"{label_field}.labels.txt"
+    labels: tuple[str, ...] | None = ()
+    if label_field:
+        labels = None
+        if class_names.is_file():
+            labels = tuple(class_names.read_text(encoding="utf-8").splitlines())
+    terms = info.get("redistributionInfo", {}).get("license") or "not told by TensorFlow Datasets"
+    return Corpus(
+        version=hashlib.sha256(described + features).hexdigest()[:16],
+        license=f"{terms}; {name} {info['version']} of TensorFlow Datasets",
+        label_names=labels,
+        read=lambda cache_dir: _read(folder, name, text_field, label_field, labels is None),
+    )
+
+
+class _Documents(NamedTuple):
+    """One split; every iteration reads the examples anew."""
+
+    examples: Sequence[dict[str, Any]]
+    place: str
+    text_field: str
+    label_field: str
+    labels_are_names: bool
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Document]:
+        for number, example in enumerate(self.examples):
+            text = example[self.text_field].decode("utf-8")
+            if text.strip():
+                yield Document(text, self._label(example, number))
+
+    def _label(self, example: dict[str, Any], number: int) -> int | str:
+        if not self.label_field:
+            return 0
+        label = example[self.label_field]
+        if self.labels_are_names:
+            return label.decode("utf-8") if isinstance(label, bytes) else str(label)
+        if label < 0:
+            raise ValueError(f"{self.place}, example {number} has no {self.label_field!r}")
+        return int(label)
+
+
+def _read(
+    folder: Path, name: str, text_field: str, label_field: str, labels_are_names: bool
+) -> dict[str, _Documents]:
+    try:
+        import tensorflow_datasets as tfds  # It takes most of a second.
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"source {name!r} is read by TensorFlow Datasets: pip install 'mdlm_jax[tfds]'"
+        ) from None
+
+    builder = tfds.builder_from_directory(folder)
+    _check_features(name, builder.info.features, text_field, label_field)
+    if "train" not in builder.info.splits:
+        raise ValueError(
+            f"source {name!r} has no split 'train', but {', '.join(builder.info.splits)}"
+        )
+    return {
+        split: _Documents(
+            builder.as_data_source(split=split),
+            f"{name}, {split}",
+            text_field,
+            label_field,
+            labels_are_names,
+        )
+        for split in SPLITS
+        if split in builder.info.splits
+    }
+
+
+def _check_features(name: str, features: Mapping[str, Any], text: str, label: str) -> None:
+    wanted = [("text_field", text, "O", "text")]
+    if label:
+        wanted.append(("label_field", label, "Oi", "a ClassLabel, text or an integer"))
+    for key, field, kinds, accepted in wanted:
+        if field not in features:
+            raise ValueError(
+                f"{key} {field!r} is no field of {name}: it has {', '.join(sorted(features))}"
+            )
+        feature = features[field]
+        if feature.shape != () or np.dtype(feature.np_dtype).kind not in kinds:
+            raise ValueError(f"{key} {field!r} of {name} must be {accepted}, it is {feature}")
+
+
+def _find(name: str) -> Path:
+    """The folder of the dataset's highest version, stored as ArrayRecord."""
+    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    base = root / name.replace(":", "/")
+    infos = [base / "dataset_info.json", *base.glob("*/dataset_info.json")]
+    stored = [
+        info.parent
+        for info in infos
+        if info.is_file() and json.loads(info.read_bytes()).get("fileFormat") == "array_record"
+    ]
+    if not stored:
+        raise ValueError(
+            f"source {name!r} is none of {', '.join(SOURCES)}, text_files, and is no dataset "
+            f"prepared as ArrayRecord in {root}: pip install 'mdlm_jax[tfds-build]' && tfds build "
+            f"{name.partition(':')[0]} --file_format=array_record"
+        )
+    return max(stored, key=lambda folder: [int(part) for part in folder.name.split(".")])

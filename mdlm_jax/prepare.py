@@ -1,0 +1,109 @@
+"""Makes the rows that a config trains on, and shows what came out.
+
+    python -m mdlm_jax.prepare --config=quickstart
+
+Reads the text, trains or loads the tokenizer, tokenizes and packs, once: training finds the rows
+again by what made them. Shows the sizes of each split, how well the vocabulary covers the text, and
+a few rows as the model will see them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+from absl import flags
+
+from mdlm_jax import command_line, data
+from mdlm_jax.experiment import Experiment
+
+_CONFIG = command_line.define_config()
+_SHOW = flags.DEFINE_integer("show", 3, "Rows of the training split to print.", 0)
+command_line.require("config")
+flags.declare_key_flag("config")
+
+
+def main() -> int:
+    """Prepares the data of the flags and prints what they are; returns the exit code."""
+    with command_line.bad_input():
+        experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+        prepared = data.prepare(experiment.data)
+        experiment.encoder(prepared)  # says now what does not fit the model
+    console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(_heading(prepared))
+    console.print(_sizes(prepared))
+    for line in _notes(prepared):
+        console.print(line)
+    for row in range(min(_SHOW.value, len(prepared.splits["train"]))):
+        console.print(f"\ntrain, row {row:,}:")
+        console.print(_text(prepared, prepared.splits["train"], row))
+    return 0
+
+
+def _heading(prepared: data.Prepared) -> str:
+    card = prepared.card
+    return (
+        f"{card['source']}, version {card['version']}, in rows of {card['config']['length']} "
+        f"tokens; {prepared.vocab_size:,} entries in the vocabulary\n{prepared.path}"
+    )
+
+
+_SIZES = {
+    "documents": "documents",
+    "rows": "rows",
+    "tokens": "tokens",
+    "longest document, tokens": "longest",
+    "cut off, tokens": "cut_tokens",
+    "unknown tokens": "unknown_tokens",
+    "characters": "characters",
+}
+
+
+def _sizes(prepared: data.Prepared) -> rich.table.Table:
+    splits = prepared.card["splits"]
+    table = rich.table.Table("", box=rich.box.SIMPLE_HEAD)
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name, key in _SIZES.items():
+        table.add_row(name, *(f"{sizes[key]:,}" for sizes in splits.values()))
+    paces = (sizes["characters"] / sizes["tokens"] for sizes in splits.values())
+    table.add_row("characters a token", *(f"{pace:.2f}" for pace in paces))
+    return table
+
+
+def _notes(prepared: data.Prepared) -> Iterator[str]:
+    """What the sizes mean, and what a person should know before training on them."""
+    train = prepared.card["splits"]["train"]
+    unknown = train["unknown_tokens"] / train["tokens"]
+    yield (
+        f"coverage: {1 - unknown:.3%} of the training tokens have an entry of their own, and "
+        f"{_entries_used(prepared):.1%} of the entries occur"
+    )
+    if train["cut_tokens"]:
+        share = train["cut_tokens"] / train["tokens"]
+        yield (
+            f"cut: {share:.1%} of the training tokens are in no row, because their documents are "
+            f"longer than {prepared.card['config']['length']} tokens"
+        )
+    if prepared.label_names:
+        yield f"labels: {', '.join(prepared.label_names)}"
+
+
+def _entries_used(prepared: data.Prepared) -> float:
+    rows = prepared.splits["train"].tokens
+    used = np.zeros(prepared.vocab_size, bool)
+    for start in range(0, len(rows), 4096):  # the rows may be larger than the memory
+        used[np.unique(rows[start : start + 4096])] = True
+    return float(used.mean())
+
+
+def _text(prepared: data.Prepared, rows: data.Rows, row: int) -> str:
+    tokens = rows.tokens[row]
+    if rows.sizes is not None:
+        tokens = tokens[: rows.sizes[row]]
+    return data.decode(prepared.tokenizer, tokens)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

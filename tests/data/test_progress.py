@@ -1,0 +1,25 @@
+import os
+import pty
+import sys
+
+from mdlm_jax.data import progress
+
+
+def test_bar_is_drawn_on_a_terminal(monkeypatch):
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+        with progress.bar("reading", 7, "pages") as advance:
+            for _ in range(7):
+                advance(1, MB=2.0)
+    shown = os.read(main, 100_000).decode()
+    os.close(main)
+    assert "reading" in shown and "7/7" in shown and "pages, " in shown and "MB/s" in shown
+
+
+def test_nothing_is_drawn_elsewhere(capfd):
+    with progress.bar("reading", None, "pages") as advance:
+        advance(1, MB=2.0)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,144 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mdlm_jax import data
+from mdlm_jax.data.tfds_datasets import open_tfds
+from mdlm_jax.data.wikipedia_builder import prepare_quietly
+
+KINDS = ("quiet", "loud")
+
+
+class Sayings(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.0")
+    url_infos = None
+
+    def _info(self):
+        fields = {
+            "text": tfds.features.Text(),
+            "kind": tfds.features.ClassLabel(names=KINDS),
+            "year": tfds.features.Scalar(np.int64),
+            "speaker": tfds.features.Text(),
+            "words": tfds.features.Sequence(tfds.features.Text()),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(fields), license="public domain"
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(300), "validation": self._generate_examples(30)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            text = f"saying number {i}, as it was said by {i % 4} of them"
+            yield (
+                i,
+                {
+                    "text": text,
+                    "kind": i % 2,
+                    "year": [1990, 200][i % 2],
+                    "speaker": f"s{i % 3}",
+                    "words": text.split(),
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    prepare_quietly(Sayings(data_dir=root, file_format="array_record"))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def tfds_data_dir(stored, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(stored))
+
+
+def config(**changes):
+    return data.Config(**{"source": "sayings", "vocab_size": 200, "length": 16, **changes})
+
+
+def test_dataset_is_read_and_the_missing_split_held_out(tmp_path):
+    prepared = data.prepare(config(), tmp_path)
+    documents = {name: s["documents"] for name, s in prepared.card["splits"].items()}
+    assert documents["validation"] == 30
+    assert documents["train"] + documents["test"] == 300 and 5 < documents["test"] < 30
+    assert prepared.label_names == ()
+    assert not prepared.splits["train"].labels.any()
+    assert "public domain" in prepared.card["license"]
+    text = data.decode(prepared.tokenizer, prepared.splits["train"].tokens[:3].ravel())
+    assert "saying number" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [("kind", KINDS), ("year", ("200", "1990")), ("speaker", ("s0", "s1", "s2"))],
+)
+def test_labels_are_named(tmp_path, field, names):
+    prepared = data.prepare(config(label_field=field, rows="padded", length=48), tmp_path)
+    rows = prepared.splits["validation"]
+    assert prepared.label_names == names
+    expected = {
+        "kind": lambda i: KINDS[i % 2],
+        "year": lambda i: str([1990, 200][i % 2]),
+        "speaker": lambda i: f"s{i % 3}",
+    }[field]
+    for tokens, label in zip(rows.tokens, rows.labels, strict=True):
+        number = int(data.decode(prepared.tokenizer, tokens).split()[2].rstrip(","))
+        assert names[label] == expected(number)
+
+
+@pytest.mark.parametrize("name", ["sayings", "sayings:1.2.0", "sayings/1.2.0"])
+def test_version_may_be_named(name):
+    assert "1.2.0" in open_tfds(name, text_field="text", label_field="").license
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"source": "books"},
+            r"^source 'books' is none of wikipedia_summaries, .*text_files, and is no dataset "
+            r"prepared as ArrayRecord .* tfds build books --file_format=array_record$",
+        ),
+        ({"source": "sayings:9.9"}, r"^source 'sayings:9\.9' is none .* tfds build sayings --"),
+        ({"text_field": "body"}, r"^text_field 'body' is no field of sayings: it has kind, sp"),
+        ({"text_field": "kind"}, r"^text_field 'kind' of sayings must be text, it is ClassLabel"),
+        ({"text_field": "words"}, r"^text_field 'words' of sayings must be text, it is Sequence"),
+        ({"label_field": "words"}, r"^label_field 'words' of sayings must be a ClassLabel, text"),
+        ({"label_field": "body"}, r"^label_field 'body' is no field of sayings"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        data.prepare(config(**changes), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_storage_is_refused(tmp_path, stored, monkeypatch):
+    folder = tmp_path / "sayings" / "1.2.0"
+    folder.mkdir(parents=True)
+    described = (stored / "sayings" / "1.2.0" / "dataset_info.json").read_text()
+    (folder / "dataset_info.json").write_text(described.replace("array_record", "tfrecord"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=f"prepared as ArrayRecord in {tmp_path}"):
+        data.prepare(config(), tmp_path / "cache")
+
+
+def test_tensorflow_is_never_imported_and_its_datasets_only_to_read(tmp_path):
+    settings = f"source='sayings', vocab_size=200, length=16), {str(tmp_path)!r}"
+    code = (
+        f"import sys; from mdlm_jax import data; data.prepare(data.Config({settings});"
+        "print(*{'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
+    )
+
+    def imported():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert imported() == ["tensorflow_datasets"]
+    assert imported() == []

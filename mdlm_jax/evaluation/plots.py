@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +15,9 @@ Records = Sequence[Mapping[str, Any]]
 # Each colour leaves the figure as the CSS variable beside it, so that the page can be dark.
 _INK, _FAINT, _TRAINING = "#1c2024", "#d8dce1", "#8fb3d9"
 _MODEL, _UNIGRAM, _BIGRAM = "#0b5cad", "#8a6d1a", "#b0452f"
+# Of the runs that are compared: Okabe and Ito's colours, told apart with any sight, darkened a bit.
+_RUNS = ("#0072b1", "#d55e01", "#009e72", "#cc79a6", "#b8860c", "#3aa0d8", "#6a51a4", "#7f7f80")
+_DASHES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # in SVG, in CSS
 _VARIABLES = {
     _INK: "--ink",
     _FAINT: "--faint",
@@ -22,6 +25,7 @@ _VARIABLES = {
     _MODEL: "--model",
     _UNIGRAM: "--unigram",
     _BIGRAM: "--bigram",
+    **{color: f"--run{i}" for i, color in enumerate(_RUNS)},
 }
 _STYLE = {
     "font.size": 11,
@@ -46,7 +50,12 @@ _BARS = {"fmt": "o-", "markersize": 4, "elinewidth": 1.2, "capsize": 3, "color":
 
 
 def training_svg(
-    train: Records, evaluations: Records, unigram: float | None = None, bigram: float | None = None
+    train: Records,
+    evaluations: Records,
+    unigram: float | None = None,
+    bigram: float | None = None,
+    *,
+    loss: str = "training loss",
 ) -> str:
     """Training loss and validation NELBO over steps, in nats per token.
 
@@ -56,6 +65,7 @@ def training_svg(
         without a number are left out.
       unigram: cross-entropy of a unigram on the validation tokens, drawn as a line.
       bigram: the same of a bigram.
+      loss: what the legend calls the training loss.
 
     Returns:
       An `<svg>` element.
@@ -64,7 +74,7 @@ def training_svg(
         figure, axes = _figure()
         losses = [(each["step"], each["loss"]) for each in train if each.get("loss") is not None]
         if losses:
-            axes.plot(*zip(*losses, strict=True), color=_TRAINING, label="training loss")
+            axes.plot(*zip(*losses, strict=True), color=_TRAINING, label=loss)
         finite = [each for each in evaluations if each["nats_per_token"] is not None]
         if finite:
             axes.errorbar(
@@ -111,13 +121,84 @@ def rate_curve_svg(curve: Records, nelbo: float) -> str:
         return _svg(figure, "Cross-entropy of a masked token against the mask rate")
 
 
+def throughput_svg(train: Records) -> str:
+    """Throughput over steps, in tokens per second, from zero.
+
+    Args:
+      train: records of kind "train" that have `tokens_per_second`.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.plot(
+            [each["step"] for each in train],
+            [each["tokens_per_second"] for each in train],
+            color=_MODEL,
+            label="throughput",
+        )
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="step", ylabel="tokens per second")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        return _svg(figure, "Throughput over steps")
+
+
+class Line(NamedTuple):
+    """A run in a figure that compares runs: its place in the palette, and its points."""
+
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False) -> str:
+    """A line a run, in its colour and dash; who is who stands beside the figure (`swatch`).
+
+    Args:
+      lines: of the runs that have points.
+      x: label of the axis.
+      y: label of the axis.
+      share: whether x is a share in (0, 1], shown in percent, and not a count.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        for line in lines:
+            axes.plot(
+                line.x,
+                line.y,
+                marker="o",
+                markersize=3.5,
+                color=_RUNS[line.index % len(_RUNS)],
+                linestyle=_DASHES[line.index // len(_RUNS) % len(_DASHES)][0],
+            )
+        axes.set_xlim((0, 1.02) if share else (0, None))
+        axes.set(xlabel=x, ylabel=y)
+        shares, counts = PercentFormatter(1.0, symbol=" %"), EngFormatter(sep="")
+        axes.xaxis.set_major_formatter(shares if share else counts)
+        return _svg(figure, f"{y} over {x}, a line for each run")
+
+
+def swatch(index: int) -> str:
+    """The colour and dash of a run, as an HTML element to stand before its name."""
+    dash = _DASHES[index // len(_RUNS) % len(_DASHES)][1]
+    color = _VARIABLES[_RUNS[index % len(_RUNS)]]
+    return f'<b class="swatch" style="border-top: 4px {dash} var({color})"></b>'
+
+
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     return figure, figure.subplots()
 
 
 def _svg(figure: Figure, description: str) -> str:
-    figure.legend(loc="outside upper left", ncols=2)
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
+        figure.legend(loc="outside upper left", ncols=2)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue()

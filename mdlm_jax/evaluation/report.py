@@ -1,47 +1,13 @@
 """The page of a run: `report.html`, one file that needs nothing else, made of what the run left."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from mdlm_jax.evaluation import plots, template
-from mdlm_jax.training import metrics
+from mdlm_jax.evaluation import animation, plots, template
+from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
 
 FILE = "report.html"
-
-Record = Mapping[str, Any]
-
-
-class Run(NamedTuple):
-    """What a run left in its folder; what is not there is empty.
-
-    Attributes:
-      name: of the folder.
-      config: `config.json`, by section.
-      train: records of kind "train" in `metrics.jsonl`.
-      evaluated: those of kind "eval".
-      sampled: those of kind "sample".
-      evaluations: `evaluation_*.json` by split.
-      samples: `samples.json`.
-      card: `data.json`.
-    """
-
-    name: str
-    config: Record
-    train: Sequence[Record]
-    evaluated: Sequence[Record]
-    sampled: Sequence[Record]
-    evaluations: Mapping[str, Record]
-    samples: Sequence[Record]
-    card: Record
-
-    @property
-    def final(self) -> Record:
-        """The evaluation that the page is about: of the test split, or of what there is."""
-        return self.evaluations.get("test") or next(iter(self.evaluations.values()), {})
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -60,33 +26,12 @@ def write_report(workdir: str | Path) -> Path:
       ValueError: `workdir` is not the folder of a run.
     """
     workdir = Path(workdir)
-    page = _page(_read(workdir))
+    page = _page(read_run(workdir))
     path = workdir / FILE
     incomplete = path.with_suffix(".tmp")
     incomplete.write_text(page, encoding="utf-8")
     incomplete.replace(path)
     return path
-
-
-def _read(workdir: Path) -> Run:
-    if not (workdir / "config.json").is_file():
-        raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
-    records = metrics.read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
-    evaluations = [_json(path, {}) for path in sorted(workdir.glob("evaluation_*.json"))]
-    return Run(
-        name=workdir.resolve().name,
-        config=_json(workdir / "config.json", {}),
-        train=[each for each in records if each["kind"] == "train"],
-        evaluated=[each for each in records if each["kind"] == "eval"],
-        sampled=[each for each in records if each["kind"] == "sample"],
-        evaluations={each["split"]: each for each in evaluations},
-        samples=_json(workdir / "samples.json", []),
-        card=_json(workdir / "data.json", {}),
-    )
-
-
-def _json(path: Path, missing: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else missing
 
 
 def _page(run: Run) -> str:
@@ -103,12 +48,18 @@ def _heading(run: Run) -> str:
     sizes = [f"{model[key]} {key}" for key in ("layers", "heads") if key in model]
     sizes += [f"width {model['width']}"] if "width" in model else []
     encoder = "A BERT encoder" + (f" ({', '.join(sizes)})" if sizes else "")
-    return (
-        f"<header><h1>{escape(run.name)}</h1>\n"
-        f"<p>{escape(encoder)} trained over all mask rates, which makes the network that fills "
-        "in blanks a masked diffusion language model: it has a likelihood, and writes text from "
-        "nothing but masks.</p></header>"
-    )
+    if run.mlm_rate is None:
+        told = (
+            "trained over all mask rates, which makes the network that fills in blanks a masked "
+            "diffusion language model: it has a likelihood, and writes text from nothing but masks."
+        )
+    else:
+        told = (
+            f"trained as BERT is, to predict {_percent(run.mlm_rate)} of the tokens from the rest. "
+            "It is measured here as a masked diffusion language model, over all mask rates, most "
+            "of which it never saw."
+        )
+    return f"<header><h1>{escape(run.name)}</h1>\n<p>{escape(encoder)} {told}</p></header>"
 
 
 def _headline(run: Run) -> str:
@@ -121,37 +72,45 @@ def _tiles(run: Run) -> Iterator[str]:
     if final:
         split = f"{final['split']} split"
         notes = [split, *_errors(final)]
-        yield _tile("NELBO", f"{final['nats_per_token']:.3f}", "nats/token", notes, main=True)
+        yield template.tile(
+            "NELBO", f"{final['nats_per_token']:.3f}", "nats/token", notes, main=True
+        )
         for name in ("bigram", "unigram"):
             if final.get(name) is not None:
                 below = final[name] - final["nats_per_token"]
                 side = "below" if below >= 0 else "above"
                 notes = ["the same tokens", f"the NELBO is {abs(below):.2f} {side}"]
-                yield _tile(f"{name} cross-entropy", f"{final[name]:.3f}", "nats/token", notes)
-    if run.train:
-        steps = run.train[-1]["step"]
-        skipped = sum(each.get("skipped", 0) for each in run.train)
-        notes = [f"{steps:,} steps"] + ([f"{skipped:,} updates skipped"] if skipped else [])
-        tokens = _tokens_per_step(run.config)
-        if tokens is None:
-            yield _tile("trained for", f"{steps:,}", "steps", notes[1:])
-            return
-        yield _tile("trained on", _count(steps * tokens), "tokens", notes)
-        seconds = _training_seconds(run.train, tokens)
-        if seconds:
+                yield template.tile(
+                    f"{name} cross-entropy", f"{final[name]:.3f}", "nats/token", notes
+                )
+    yield from _training_tiles(run)
+
+
+def _training_tiles(run: Run) -> Iterator[str]:
+    if not run.train:
+        return
+    skipped = sum(each.get("skipped", 0) for each in run.train)
+    notes = [f"{skipped:,} updates skipped"] if skipped else []
+    if run.tokens_per_step is None:
+        yield template.tile("trained for", f"{run.steps:,}", "steps", notes)
+    else:
+        tokens = run.steps * run.tokens_per_step
+        padded = ["padding included"] if run.card.get("config", {}).get("rows") == "padded" else []
+        notes = [f"{run.steps:,} steps", *padded, *notes]
+        yield template.tile("trained on", template.count(tokens), "tokens", notes)
+        if seconds := run.training_seconds():
             notes = [
-                f"{_count(steps * tokens / seconds)} tokens/s",
+                f"{template.count(tokens / seconds)} tokens/s",
                 "compilation and evaluation left out",
             ]
-            yield _tile("training time", *_duration(seconds), notes)
-
-
-def _tile(name: str, value: str, unit: str, notes: Sequence[str], main: bool = False) -> str:
-    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return (
-        f'<div class="tile{" main" if main else ""}"><h2>{escape(name)}</h2>'
-        f'<p class="value"><b>{escape(value)}</b> {escape(unit)}</p>{lines}</div>\n'
-    )
+            yield template.tile("training time", *template.duration(seconds), notes)
+    device, host = run.peak_memory("device"), run.peak_memory("host")
+    if device:
+        notes = ["of the fullest local device"]
+        notes += [f"host process: {' '.join(template.memory(host))}"] if host else []
+        yield template.tile("peak memory", *template.memory(device), notes)
+    elif host:
+        yield template.tile("peak memory", *template.memory(host), ["of the host process"])
 
 
 def _errors(evaluation: Record) -> Iterator[str]:
@@ -161,57 +120,69 @@ def _errors(evaluation: Record) -> Iterator[str]:
         yield f"± {evaluation['text_error']:.3f} from the choice of text: more rows shrink it"
 
 
-def _tokens_per_step(config: Record) -> int | None:
-    batch_size = config.get("training", {}).get("batch_size")
-    length = config.get("data", {}).get("length")
-    return batch_size * length if batch_size and length else None
-
-
-def _training_seconds(train: Sequence[Record], tokens_per_step: int) -> float:
-    """The steps of each record at the pace it tells; a record of a single step tells none."""
-    seconds, before, pace = 0.0, 0, 0.0
-    for record in train:
-        if record.get("tokens_per_second"):
-            pace = tokens_per_step / record["tokens_per_second"]
-        seconds += (record["step"] - before) * pace
-        before = record["step"]
-    return seconds
-
-
 def _figures(run: Run) -> str:
-    figures = []
-    if run.evaluated or any(each.get("loss") is not None for each in run.train):
-        validation = run.evaluated[-1] if run.evaluated else {}
-        svg = plots.training_svg(
-            run.train, run.evaluated, validation.get("unigram"), validation.get("bigram")
-        )
-        caption = (
-            "The loss is an estimate of the NELBO on training text, from one draw of masks. Bars: "
-            "one standard error over texts."
-        )
-        if "unigram" in validation:
-            caption += (
-                " Dashed: what counting tokens and pairs of tokens in the training text reaches on "
-                "the validation text."
-            )
-        figures.append(_figure("Training", svg, caption))
-    if curve := run.final.get("rate_curve"):
-        svg = plots.rate_curve_svg(curve, run.final["nats_per_token"])
-        at_bert = next((each["nats"] for each in curve if abs(each["rate"] - 0.15) < 1e-6), None)
-        value = "" if at_bert is None else f", {at_bert:.2f} nats per masked token"
-        caption = (
-            f"BERT's loss is this curve's value at 15 %{value}; the NELBO is the curve's average "
-            f"over all mask rates. Text: the {run.final['split']} split. Bars: one standard error."
-        )
-        figures.append(_figure("A masked token, by mask rate", svg, caption))
-    return f'<section class="figures">{"".join(figures)}</section>' if figures else ""
+    figures = "".join(make(run) for make in (_training_figure, _rate_figure, _throughput_figure))
+    return f'<section class="figures">{figures}</section>' if figures else ""
 
 
-def _figure(title: str, svg: str, caption: str) -> str:
-    return (
-        f"<figure><h2>{escape(title)}</h2>\n{svg}\n<figcaption>{escape(caption)}</figcaption>"
-        "</figure>\n"
+def _training_figure(run: Run) -> str:
+    if not run.evaluated and all(each.get("loss") is None for each in run.train):
+        return ""
+    validation = run.evaluated[-1] if run.evaluated else {}
+    baselines = [validation.get(name) for name in ("unigram", "bigram")]
+    if run.mlm_rate is not None:
+        loss = f"BERT's loss at {_percent(run.mlm_rate)}"
+        caption = (
+            "The training loss is in nats per selected token, at one mask rate: it is no estimate "
+            "of the NELBO, which averages over all of them."
+        )
+    elif run.config.get("objective", {}).get("weighting") == "flat":
+        loss = "training loss"
+        caption = "The training loss weighs all mask rates alike: it is no estimate of the NELBO."
+    else:
+        loss = "training loss"
+        caption = (
+            "The training loss is an estimate of the NELBO on training text, from one draw of "
+            "masks."
+        )
+    if run.evaluated:
+        caption += " Bars: one standard error over texts."
+    if "unigram" in validation:
+        caption += (
+            " Dashed: what counting tokens and pairs of tokens in the training text reaches on "
+            "the validation text."
+        )
+    svg = plots.training_svg(run.train, run.evaluated, *baselines, loss=loss)
+    return template.figure("Training", svg, caption)
+
+
+def _rate_figure(run: Run) -> str:
+    curve = run.final.get("rate_curve")
+    if not curve:
+        return ""
+    at_bert = next((each["nats"] for each in curve if abs(each["rate"] - 0.15) < 1e-6), None)
+    value = "" if at_bert is None else f", {at_bert:.2f} nats per masked token"
+    caption = (
+        f"The loss of a BERT at 15 % is this curve's value there{value}; the NELBO is the curve's "
+        f"average over all mask rates. Text: the {run.final['split']} split. Bars: one standard "
+        "error."
     )
+    if run.mlm_rate is not None:
+        caption += f" This run was trained at {_percent(run.mlm_rate)} alone."
+    svg = plots.rate_curve_svg(curve, run.final["nats_per_token"])
+    return template.figure("A masked token, by mask rate", svg, caption)
+
+
+def _throughput_figure(run: Run) -> str:
+    told = [each for each in run.train if each.get("tokens_per_second")]
+    if len(told) < 2:
+        return ""
+    caption = "Mean over the steps of each record; compilation and evaluation are left out."
+    return template.figure("Throughput", plots.throughput_svg(told), caption)
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:g}\N{NO-BREAK SPACE}%"
 
 
 _COLUMNS = (
@@ -234,7 +205,7 @@ def _table(run: Run) -> str:
     if not run.evaluations:
         return ""
     rows = [
-        [split] + [_cell(layout, evaluation.get(key)) for _, key, layout in _COLUMNS]
+        [split] + [template.cell(layout, evaluation.get(key)) for _, key, layout in _COLUMNS]
         for split, evaluation in run.evaluations.items()
     ]
     table = template.table(["split", *(name for name, _, _ in _COLUMNS)], rows)
@@ -246,43 +217,14 @@ def _table(run: Run) -> str:
     )
 
 
-def _cell(layout: str, value: Any) -> str:
-    return "–" if value is None else layout.format(value)
-
-
 def _samples(run: Run) -> str:
-    free = [each for each in run.samples if not _given(each["prompt"])]
-    filled = [each for each in run.samples if _given(each["prompt"])]
-    parts = [
-        f"<h2>{title}</h2>\n{''.join(map(_sample, samples))}"
-        for title, samples in (("Infilling", filled), ("Text from nothing but masks", free))
-        if samples
-    ]
-    if not parts:
+    if not run.samples:
         return ""
-    note = "<p>The model wrote what is <mark>marked</mark>; the rest was given.</p>\n"
-    return f"<section>{note}{''.join(parts)}</section>"
-
-
-def _given(prompt: str) -> str:
-    """The text of a prompt, without its masks."""
-    return prompt.replace("[MASK]", "").strip()
-
-
-def _sample(sample: Record) -> str:
-    text = "".join(
-        f"<mark>{escape(piece)}</mark>" if generated else escape(piece)
-        for piece, generated in sample["pieces"]
+    note = (
+        "The model wrote what is coloured; the rest was given. Play shows in which order, the "
+        "colour how probable the model found each token when it wrote it."
     )
-    steps = "1 step" if sample["steps"] == 1 else f"{sample['steps']:,} steps"
-    notes = [steps, sample["strategy"].replace("_", " ")]
-    if _given(sample["prompt"]):
-        notes.insert(0, re.sub(r"\[MASK\](?: ?\[MASK\])+", _counted_masks, sample["prompt"]))
-    return f"<blockquote><p>{text}</p><footer>{escape(' · '.join(notes))}</footer></blockquote>\n"
-
-
-def _counted_masks(run_of_masks: re.Match[str]) -> str:
-    return f"[MASK] × {run_of_masks[0].count('[MASK]')}"
+    return f"<section><h2>Samples</h2><p>{note}</p>\n{animation.animation(run.samples)}</section>"
 
 
 def _progress(run: Run) -> str:
@@ -295,16 +237,6 @@ def _progress(run: Run) -> str:
     )
 
 
-_SIZES = (
-    ("documents", "documents"),
-    ("rows", "rows"),
-    ("tokens", "tokens"),
-    ("unknown tokens", "unknown_tokens"),
-    ("characters", "characters"),
-    ("bytes", "bytes"),
-)
-
-
 def _data(run: Run) -> str:
     card = run.card
     if not card:
@@ -315,11 +247,12 @@ def _data(run: Run) -> str:
         **{name: value for name, value in card["config"].items() if name != "source"},
         "fingerprint": card["fingerprint"],
     }
+    sizes = list(dict.fromkeys(key for split in card["splits"].values() for key in split))
     rows = [
-        [split] + [_cell("{:,}", sizes.get(key)) for _, key in _SIZES]
-        for split, sizes in card["splits"].items()
+        [name] + [template.cell("{:,}", split.get(key)) for key in sizes]
+        for name, split in card["splits"].items()
     ]
-    table = template.table(["split", *(name for name, _ in _SIZES)], rows)
+    table = template.table(["split", *(key.replace("_", " ") for key in sizes)], rows)
     return f"<section><h2>Data</h2>{template.facts(facts.items())}{table}</section>"
 
 
@@ -328,33 +261,11 @@ def _config(run: Run) -> str:
     nested = {key: value for key, value in run.config.items() if isinstance(value, Mapping)}
     parts = [template.facts(loose.items())] if loose else []
     parts += [
-        f"<h3>{escape(key)}</h3>{template.facts(_flat(value))}" for key, value in nested.items()
+        f"<h3>{escape(key)}</h3>{template.facts(flat(value).items())}"
+        for key, value in nested.items()
     ]
     return (
         "<section><details><summary>Configuration</summary>"
         f'<div class="columns">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
         "</details></section>"
     )
-
-
-def _flat(config: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves with their dotted names."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _count(number: float) -> str:
-    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {name}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> tuple[str, str]:
-    for size, name in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f}", name
-    return f"{seconds:.0f}", "seconds"

@@ -1,9 +1,11 @@
-"""HTML: the frame of a page, and what stands in it: tables, and facts with their names."""
+"""HTML: the frame of a page, what stands in it, and how quantities are written."""
 
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
+
+NOTHING = "–"  # stands where there is no value
 
 
 def page(title: str, body: str) -> str:
@@ -42,17 +44,63 @@ def facts(entries: Iterable[tuple[str, Any]]) -> str:
     return f"<dl>{items}</dl>"
 
 
+def tile(name: str, value: str, unit: str, notes: Sequence[str], main: bool = False) -> str:
+    """A figure of the headline with its unit, and lines that tell more of it."""
+    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return (
+        f'<div class="tile{" main" if main else ""}"><h2>{escape(name)}</h2>'
+        f'<p class="value"><b>{escape(value)}</b> {escape(unit)}</p>{lines}</div>\n'
+    )
+
+
+def figure(title: str, svg: str, caption: str) -> str:
+    """An `<svg>` with its title and what it shows."""
+    return (
+        f"<figure><h2>{escape(title)}</h2>\n{svg}\n<figcaption>{escape(caption)}</figcaption>"
+        "</figure>\n"
+    )
+
+
+def cell(layout: str, value: Any) -> str:
+    """A value as the format string lays it out."""
+    return NOTHING if value is None else layout.format(value)
+
+
+def count(number: float) -> str:
+    """`1234567` as "1.2 M"."""
+    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    """A number and its unit."""
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}", name
+    return f"{seconds:.0f}", "seconds"
+
+
+def memory(size: int) -> tuple[str, str]:
+    """A number and its unit, of a size in bytes."""
+    return (f"{size / 2**30:.1f}", "GiB") if size >= 2**30 else (f"{size / 2**20:.0f}", "MiB")
+
+
 def _linked(escaped: str) -> str:
     return re.sub(r"https?://[^\s<>()&]*[\w/]", r'<a href="\g<0>">\g<0></a>', escaped)
 
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c2024; --soft: #5a636d; --faint: #d8dce1;
-  --tint: #f4f6f8; --mark: #dcebfb; --training: #8fb3d9; --model: #0b5cad; --unigram: #8a6d1a;
-  --bigram: #b0452f; }
+  --tint: #f4f6f8; --training: #8fb3d9; --model: #0b5cad; --unigram: #8a6d1a;
+  --bigram: #b0452f; --warn: #fdf0d5; --run0: #0072b2; --run1: #d55e00; --run2: #00875f;
+  --run3: #c2608f; --run4: #a87a00; --run5: #3a9bd1; --run6: #6a51a3; --run7: #7a7a7a; }
 @media (prefers-color-scheme: dark) { :root { --page: #15181b; --ink: #e6e8ea; --soft: #a0a8b0;
-  --faint: #363c42; --tint: #1e2226; --mark: #1d3f63; --training: #47698c; --model: #6cb1f5;
-  --unigram: #d3b65a; --bigram: #ee8a72; } }
+  --faint: #363c42; --tint: #1e2226; --training: #47698c; --model: #6cb1f5;
+  --unigram: #d3b65a; --bigram: #ee8a72; --warn: #453716; --run0: #4da9e0; --run1: #f08a4b;
+  --run2: #3cc79b; --run3: #e39ac0; --run4: #dfb23c; --run5: #9ad4f5; --run6: #ab98dc;
+  --run7: #a5a5a5; } }
 body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 3rem; background: var(--page);
   color: var(--ink); font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   overflow-wrap: anywhere; }
@@ -62,7 +110,7 @@ h2 { margin: 0 0 .6rem; font-size: 1.2rem; }
 h3 { margin: 0 0 .2rem; font-size: 1rem; }
 section { margin-top: 2.2rem; }
 section > h2:not(:first-child) { margin-top: 1.6rem; }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); }
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); }
 .tile { padding: .8rem 1rem; border-radius: .5rem; background: var(--tint); }
 .tile.main { border-left: 4px solid var(--model); }
 .tile h2 { margin: 0; font-size: .95rem; font-weight: 600; color: var(--soft); }
@@ -80,11 +128,11 @@ th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px s
   vertical-align: bottom; line-height: 1.3; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: var(--soft); }
-blockquote { margin: 0 0 .8rem; padding: .7rem 1rem; border-radius: .5rem;
-  background: var(--tint); }
-blockquote p { margin: 0 0 .3rem; }
-mark { padding: .05em .15em; border-radius: .2em; background: var(--mark); color: inherit;
-  box-decoration-break: clone; -webkit-box-decoration-break: clone; }
+.warning { padding: .7rem 1rem; border-left: 4px solid var(--bigram); border-radius: .5rem;
+  background: var(--warn); color: var(--ink); }
+.swatch { display: inline-block; width: 1.6em; margin-right: .45em; vertical-align: .2em; }
+.runs { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: 0 0 1rem; padding: 0;
+  list-style: none; }
 summary { font-size: 1.2rem; font-weight: bold; cursor: pointer; }
 summary + * { margin-top: .8rem; }
 dl { display: grid; gap: .1rem 1rem; grid-template-columns: minmax(7rem, max-content) 1fr;

@@ -1,7 +1,9 @@
 """Metrics on disk: `metrics.jsonl` always, TensorBoard by option."""
 
+import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ class MetricsWriter:
         Args:
           directory: made if it does not exist.
           step: the restored step.
-          tensorboard: also writes event files beside the JSONL, with `tensorboardX`.
+          tensorboard: also writes event files beside the JSONL, with `tensorboardX`: numbers as
+            scalars, strings as texts, under `kind/name`.
 
         Raises:
           ImportError: if `tensorboard` is asked for and not installed.
@@ -54,6 +57,8 @@ class MetricsWriter:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+                elif isinstance(value, str):
+                    self._events.add_text(f"{kind}/{name}", _verbatim(value), step)
             self._events.flush()
 
     def close(self) -> None:
@@ -92,6 +97,12 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy and JAX
         value = value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _verbatim(text: str) -> str:
+    """Markdown, which TensorBoard reads, that shows the text as it is."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+\-.!|])", r"\\\1", html.escape(text, quote=False))
+    return escaped.replace("\n", "  \n")
 
 
 def _summary_writer(directory: Path, step: int) -> Any:

@@ -1,6 +1,8 @@
 """What a run tells: records in the metrics file, lines and a progress bar on the terminal."""
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -90,7 +92,7 @@ class Report:
         """Writes a record to the metrics file and, in short, to the terminal."""
         self._metrics.write(step, kind, values)
         shown = "  ".join(
-            f"{name} {_short(value)}" for name, value in values.items() if np.ndim(value) == 0
+            _short(name, value) for name, value in values.items() if np.ndim(value) == 0
         )
         line = f"{kind}  step {step}/{self._steps}  {shown}"
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -109,7 +111,7 @@ class Report:
             pace = self._seconds / self._timed
             summary["tokens_per_second"] = self._tokens_per_step / pace
             summary["seconds_left"] = (self._steps - step) * pace
-        return summary
+        return summary | peak_memory()
 
     def _clear(self) -> None:
         self._good: list[Mapping[str, Any]] = []
@@ -117,7 +119,24 @@ class Report:
         self._seconds = 0.0
 
 
-def _short(value: Any) -> str:
+def peak_memory() -> dict[str, int]:
+    """What this process has needed at most so far, in bytes.
+
+    Returns:
+      `host_memory_bytes`, the peak of the resident set, and `device_memory_bytes`, that of the
+      fullest local device; left out where devices do not tell (CPU).
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peaks = {"host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if devices := [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]:
+        peaks["device_memory_bytes"] = max(devices)
+    return peaks
+
+
+def _short(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes')} {value / 2**30:.2f} GiB"
     if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{name} {value}"
+    return f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}"

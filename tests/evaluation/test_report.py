@@ -1,132 +1,24 @@
 """The page of a run: what it shows, what it leaves out, and that it stands alone."""
 
-import json
-import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from pages import CARD, CONFIG, EVALUATION, SAMPLES, Page, canvases, visible, write_run
 
 from mdlm_jax.evaluation.report import write_report
-from mdlm_jax.training.metrics import MetricsWriter
-
-CONFIG = {
-    "seed": 3,
-    "model": {"layers": 2, "heads": 4, "width": 16},
-    "data": {"source": "wikipedia_summaries", "length": 8},
-    "training": {"batch_size": 4, "mesh": {"data": 1}},
-}
-EVALUATION = {
-    "split": "validation",
-    "step": 500,
-    "weights": "ema",
-    "nats_per_token": 5.912,
-    "mc_error": 0.011,
-    "text_error": 0.023,
-    "bits_per_token": 5.912 / math.log(2),
-    "perplexity": math.exp(5.912),
-    "tokens": 61440,
-    "rows": 480,
-    "draws": 8,
-    "unigram": 6.701,
-    "bigram": 4.822,
-    "rate_curve": [
-        {"rate": 0.15, "nats": 4.93, "error": 0.02},
-        {"rate": 1.0, "nats": 6.71, "error": None},
-    ],
-}
-SAMPLES = [
-    {
-        "prompt": "The city of [MASK] [MASK].",
-        "pieces": [["the <i>city of ", False], ["new <script>york", True], [".", False]],
-        "steps": 64,
-        "strategy": "exact_count",
-    },
-    {
-        "prompt": "[MASK] [MASK]",
-        "pieces": [["a river & a hill", True]],
-        "steps": 1,
-        "strategy": "confidence",
-    },
-]
-CARD = {
-    "source": "wikipedia_summaries",
-    "version": "1.0.0",
-    "license": "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). By contributors.",
-    "fingerprint": "abc123",
-    "config": {"source": "wikipedia_summaries", "tokenizer": "wordpiece", "length": 8},
-    "splits": {
-        "train": {
-            "documents": 9033,
-            "rows": 13408,
-            "tokens": 1716270,
-            "unknown_tokens": 17,
-            "characters": 7678050,
-            "bytes": 7786446,
-        }
-    },
-}
-
 
 BASELINES = {"unigram": 6.702, "bigram": 4.818}
 
 
-class Page(HTMLParser):
-    """Tags that are open in the end, headings, and what the page loads or links to."""
-
-    VOID = ("meta",)
-
-    def __init__(self, text):
-        super().__init__()
-        self.text, self.open, self.tags, self.loads, self.links = text, [], [], [], []
-        self.headings = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href", "data", "srcset", "action"):
-                (self.links if tag == "a" else self.loads).append(value)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("h1", "h2", "summary"):
-            self.headings.append(data)
-
-
-def write_page(folder, *, records=(), **files):
-    for name, contents in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(contents))
-    if records:
-        with MetricsWriter(folder) as writer:
-            for record in records:
-                writer.write(*record)
-    path = write_report(folder)
+def write_page(folder, **files):
+    path = write_report(write_run(folder, **files))
     assert path == folder / "report.html"
     return Page(path.read_text(encoding="utf-8"))
-
-
-def visible(page):
-    """The page's text, without tags, as a reader sees it."""
-    return re.sub(
-        r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]*>", " ", page.text, flags=re.DOTALL)
-    )
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a<b>run"
-    folder.mkdir()
     records = [
         (100, "train", {"loss": 8.0, "grad_norm": 1.0, "skipped": 0, "tokens_per_second": 32.0}),
         (200, "train", {"skipped": 100}),
@@ -156,13 +48,14 @@ def test_the_page_shows_each_section_and_is_well_formed(full):
         *("a<b>run", "NELBO", "bigram cross-entropy", "unigram cross-entropy", "trained on"),
         *("training time", "Training", "A masked token, by mask rate", "Likelihood", "Infilling"),
         *("Text from nothing but masks", "Samples during training", "Data", "Configuration"),
+        *("Throughput", "Samples"),
     ):
         assert heading in full.headings
-    assert full.tags.count("svg") == 2
+    assert full.tags.count("svg") == 3
 
 
 def test_headline_figures_are_those_of_the_test_split_with_units_and_errors(full):
-    tiles = visible(full).split("Training ")[0]
+    tiles = visible(full.text).split("Training ")[0]
     assert "NELBO 5.934 nats/token test split ± 0.011" in tiles
     assert "± 0.023" in tiles
     assert "4.822 nats/token the same tokens the NELBO is 1.11 above" in tiles
@@ -170,7 +63,7 @@ def test_headline_figures_are_those_of_the_test_split_with_units_and_errors(full
 
 
 def test_tokens_and_time_come_from_the_records(full):
-    text = visible(full)
+    text = visible(full.text)
     assert "16.0 k tokens 500 steps 100 updates skipped" in text  # 500 steps of 4 x 8
     # 200 steps at one a second (the record without a pace keeps the last), 300 at two seconds.
     assert "13.3 minutes 20 tokens/s" in text
@@ -182,31 +75,34 @@ def test_every_split_has_its_line(full):
 
 
 def test_figures_draw_the_baselines_and_the_rate_of_bert(full):
-    training, curve = re.findall(r"<svg.*?</svg>", full.text, flags=re.DOTALL)
+    training, curve, throughput = re.findall(r"<svg.*?</svg>", full.text, flags=re.DOTALL)
     for label in ("training loss", "validation NELBO", "unigram 6.70", "bigram 4.82", "step"):
         assert f">{label}</text>" in training
     for label in ("NELBO 5.93", "BERT's 15 %", "mask rate", "nats per masked token", "100 %"):
         assert f">{label}</text>" in curve
-    assert "15 %, 4.93 nats per masked token" in visible(full)
+    assert ">tokens per second</text>" in throughput
+    assert "there, 4.93 nats per masked token" in visible(full.text)
 
 
-def test_generated_text_is_marked_and_given_text_is_not(full):
-    assert "<p>the &lt;i&gt;city of <mark>new &lt;script&gt;york</mark>.</p>" in full.text
-    assert "<p><mark>a river &amp; a hill</mark></p>" in full.text
-    assert "The city of [MASK] × 2. · 64 steps · exact count" in visible(full)
+def test_samples_are_played_and_what_was_generated_is_marked(full):
+    assert canvases(full.text) == [SAMPLES[1]["text"], SAMPLES[0]["text"]]  # infilling first
+    marked = re.findall(r"<mark>(.*?)</mark>", full.text, flags=re.DOTALL)
+    assert visible(marked[0]).split() == ["new", "</script><b>york"]
+    assert len(marked) == 2
+    assert "[MASK] × 2. · 64 steps · exact count · seed 7" in visible(full.text)
 
 
 def test_nothing_that_a_run_left_becomes_a_tag(full):
-    assert "script" not in full.tags and "b" in full.tags  # of the headline alone:
+    assert full.tags.count("script") == full.text.count("</script>") == 1
+    assert "&lt;/script&gt;&lt;b&gt;york" in full.text
     assert "halfway &lt;b&gt;there" in full.text
     assert "<h1>a&lt;b&gt;run</h1>" in full.text
 
 
 def test_the_page_loads_nothing(full):
-    assert full.loads and all(value.startswith("#") for value in full.loads)
+    full.assert_loads_nothing()
+    assert full.loads
     assert set(full.links) == {"https://creativecommons.org/licenses/by-sa/4.0/"}
-    assert not re.search(r"@import|url\((?!#)", full.text)
-    assert not {"script", "link", "img", "iframe", "object"} & set(full.tags)
 
 
 def test_ids_are_not_shared_by_different_things(full):
@@ -217,8 +113,53 @@ def test_ids_are_not_shared_by_different_things(full):
     assert {value.removeprefix("#") for value in full.loads} <= set(contents)
 
 
+def test_memory_is_that_of_the_device_where_it_is_told(tmp_path):
+    memory = [{"host_memory_bytes": 2**31}, {"host_memory_bytes": 3 * 2**30}]
+    records = [(4 + i, "train", values) for i, values in enumerate(memory)]
+    text = visible(write_page(tmp_path, config={}, records=records).text)
+    assert "peak memory 3.0 GiB of the host process" in text
+    records = [(4, "train", {**memory[0], "device_memory_bytes": 300 * 2**20})]
+    (tmp_path / "metrics.jsonl").unlink()
+    text = visible(write_page(tmp_path, records=records).text)
+    assert "peak memory 300 MiB of the fullest local device host process: 2.0 GiB" in text
+
+
+LOSS = [(4, "train", {"loss": 3.0})]
+
+
+@pytest.mark.parametrize(
+    ("objective", "there", "absent"),
+    [
+        (
+            {"name": "mlm", "rate": 0.2},
+            "BERT's loss at 20\xa0%",
+            "over all mask rates, which makes",
+        ),
+        ({"name": "mlm", "rate": 0.2}, "no estimate of the NELBO", "is an estimate of the NELBO"),
+        ({"weighting": "flat"}, "no estimate of the NELBO", "is an estimate of the NELBO"),
+        ({"weighting": "elbo"}, "is an estimate of the NELBO", "no estimate of the NELBO"),
+    ],
+)
+def test_the_loss_is_called_what_it_is(tmp_path, objective, there, absent):
+    page = write_page(tmp_path, config={"objective": objective}, records=LOSS)
+    text = re.sub(r"[ \n]+", " ", page.text)
+    assert there in text and absent not in text
+
+
+def test_the_data_card_shows_whatever_sizes_there_are(tmp_path):
+    card = {
+        **CARD,
+        "config": {**CARD["config"], "rows": "padded"},
+        "splits": {"train": {"rows": 3, "cut_tokens": 41}, "test": {"rows": 1, "longest": 512}},
+    }
+    records = [(500, "train", {"loss": 6.0})]
+    text = visible(write_page(tmp_path, config=CONFIG, data=card, records=records).text)
+    assert "split rows cut tokens longest train 3 41 – test 1 – 512" in text
+    assert "16.0 k tokens 500 steps padding included" in text
+
+
 def test_the_data_card_shows_licence_and_sizes(full):
-    text = visible(full)
+    text = visible(full.text)
     assert "CC BY-SA 4.0" in text and "By contributors." in text
     assert "wikipedia_summaries, version 1.0.0" in text
     assert "9,033 13,408 1,716,270 17 7,678,050 7,786,446" in re.sub(" +", " ", text)
@@ -239,10 +180,14 @@ def test_missing_files_leave_their_sections_out(tmp_path):
 @pytest.mark.parametrize(
     ("files", "headings"),
     [
-        ({"samples": SAMPLES[:1]}, ["Infilling"]),
+        ({"samples": SAMPLES[1:]}, ["Samples", "Infilling"]),
         ({"samples": []}, []),
         ({"data": CARD}, ["Data"]),
         ({"records": [(4, "train", {"skipped": 4})]}, ["trained for"]),
+        (
+            {"records": [(4, "train", {"host_memory_bytes": 2**30})]},
+            ["trained for", "peak memory"],
+        ),
         ({"records": [(4, "eval", {"nats_per_token": 3.0})]}, ["Training"]),
         ({"records": [(4, "train", {"loss": 3.0})]}, ["trained for", "Training"]),
         (

@@ -1,12 +1,23 @@
 import builtins
+import contextlib
+import html
 import json
 import math
+import re
+import resource
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
+from mdlm_jax.training.report import Report, peak_memory
 
 
 def test_records_are_json_lines(tmp_path):
@@ -66,3 +77,114 @@ def test_tensorboard_writes_events_beside_the_records(tmp_path):
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 0.5
+
+
+class Device:
+    def __init__(self, stats):
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_the_peak_of_host_memory_is_in_bytes_and_never_falls():
+    before = peak_memory()["host_memory_bytes"]
+    block = np.ones(64 * 2**20, np.uint8)  # touched, so resident
+    after = peak_memory()["host_memory_bytes"]
+    del block
+    assert 2**26 < before <= after < 2**40
+    if not Path("/proc/self/status").exists():
+        return  # not Linux
+    resident = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    assert peak_memory()["host_memory_bytes"] == pytest.approx(resident, rel=0.05)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("linux", 1024)])
+def test_the_unit_of_host_memory_is_the_platforms(monkeypatch, platform, unit):
+    monkeypatch.setattr("sys.platform", platform)
+    told = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak_memory()["host_memory_bytes"] >= told * unit
+    assert peak_memory()["host_memory_bytes"] < told * unit * 1.5
+
+
+@pytest.mark.parametrize(
+    ("stats", "peak"),
+    [
+        ([{"peak_bytes_in_use": 3, "bytes_in_use": 9}, {"peak_bytes_in_use": 5}], 5),
+        ([{"peak_bytes_in_use": 3}, None], 3),
+        ([{"bytes_in_use": 9}], None),
+        ([None], None),
+    ],
+)
+def test_device_memory_is_that_of_the_fullest_or_left_out(monkeypatch, stats, peak):
+    monkeypatch.setattr("jax.local_devices", lambda: [Device(each) for each in stats])
+    assert peak_memory().get("device_memory_bytes") == peak
+
+
+def test_training_records_hold_the_memory_and_the_terminal_shows_gibibytes(tmp_path, capsys):
+    with MetricsWriter(tmp_path) as writer:
+        report = Report(
+            writer, steps=1, log_every=1, max_bad_steps=1, tokens_per_step=8, summarize=dict
+        )
+        report.add(1, {"bad_steps": 0, "loss": 1.0, "grad_norm": 1.0, "aux": {}})
+    (record,) = read_metrics(tmp_path)
+    assert record["host_memory_bytes"] == pytest.approx(peak_memory()["host_memory_bytes"], rel=0.1)
+    gibibytes = f"{record['host_memory_bytes'] / 2**30:.2f} GiB"
+    assert f"host_memory {gibibytes}" in " ".join(capsys.readouterr().err.split())
+
+
+TEXT = "the <b>river</b> & *hill* _a_ [1](x)\n# 2. of `it` \\ 1 + 1 - 2 | </script>"
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_the_records_hold(tmp_path):
+    """A real TensorBoard on localhost, asked what its pages ask."""
+    for package in ("tensorboardX", "tensorboard"):
+        pytest.importorskip(package)
+    with MetricsWriter(tmp_path, tensorboard=True) as writer:
+        for step in (10, 20):
+            writer.write(step, "train", {"loss": 1 / step, "skipped": 0})
+            writer.write(step, "sample", {"text": f"{step}: {TEXT}"})
+    with serving(tmp_path) as ask:
+        scalars = ask("scalars/tags")["."]
+        assert set(scalars) == {"train/loss", "train/skipped"}
+        (text,) = ask("text/tags")["."]
+        assert text.startswith("sample/text")
+        for record in read_metrics(tmp_path):
+            if record["kind"] == "sample":
+                continue
+            for name in ("loss", "skipped"):
+                events = ask("scalars/scalars", run=".", tag=f"train/{name}")
+                values = {step: value for _, step, value in events}
+                assert values[record["step"]] == pytest.approx(record[name], rel=1e-6)
+        shown = {each["step"]: each["text"] for each in ask("text/text", run=".", tag=text)}
+    wanted = {each["step"]: each["text"] for each in read_metrics(tmp_path) if "text" in each}
+    for step, text in wanted.items():
+        bare = html.unescape(re.sub(r"</?(br|p|table|tbody|tr|td)\b[^>]*>", "", shown[step]))
+        assert bare.split() == text.split()
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """Yields `ask(plugin path, **query)`; the data of a run may take it some seconds to load."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port=0"]
+    process = subprocess.Popen(
+        [*command, "--load_fast=false"], stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        line = next(line for line in process.stderr if "http://" in line)
+        address = re.search(r"http://\S+?:\d+/", line)[0]
+
+        def ask(path, **query):
+            url = f"{address}data/plugin/{path}?{urllib.parse.urlencode(query)}"
+            for _ in range(60):
+                with urllib.request.urlopen(url) as answer:
+                    if told := json.load(answer):
+                        return told
+                time.sleep(0.5)
+            raise AssertionError(f"TensorBoard has nothing at {url}")
+
+        yield ask
+    finally:
+        process.terminate()
+        process.wait()

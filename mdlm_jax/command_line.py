@@ -1,16 +1,27 @@
-"""What the commands share: config flags by name, and bad input told in one line."""
+"""What the commands share: config flags by name, and one line for what a person has to mend."""
 
 import contextlib
+import errno
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
 STOPPED = 75  # exit code: stopped by a signal, all is saved; start again to go on
+
+# What the machine refuses and a person can mend.
+_ENVIRONMENT = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS,
+    errno.ESTALE,
+}  # fmt: skip
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -23,6 +34,21 @@ def define_config() -> flags.FlagHolder:
         f"Name of a shipped config ({', '.join(sorted(shipped_configs()))}) or path of a config "
         "file. Any key of it can be changed: --config.training.steps=2000",
     )
+
+
+def chosen_config(holder: flags.FlagHolder) -> dict[str, Any]:
+    """The config of the flag, as plain dicts.
+
+    Raises:
+      ValueError: the config file returned something else.
+    """
+    config = holder.value
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"get_config() of the config file returned {config!r}: it must begin with "
+            "mdlm_jax.experiment.default_config() and return that"
+        )
+    return config.to_dict()
 
 
 def require(*names: str) -> None:
@@ -38,13 +64,29 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in folder.glob("*.py")}
 
 
-def run(main: Callable[[], int]) -> None:
-    """Parses the flags and exits with what `main` returns; --help prints the flags."""
+def run(main: Callable[..., int], *, words: bool = False) -> None:
+    """Parses the flags and exits with what `main` returns; --help prints the flags.
+
+    Args:
+      main: called with nothing, or with the list of the words that are no flags.
+      words: whether it takes such words.
+    """
     if {"-h", "--help"} & {*sys.argv[1:]}:
         app.usage(shorthelp=True, writeto_stdout=True)
         return
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda _: main(), argv=_with_config_paths(sys.argv), flags_parser=_parse)
+
+    def parse(argv: list[str]) -> list[str]:
+        rest = _parse(argv)
+        if len(rest) > 1 and not words:
+            refuse(f"unexpected argument {rest[1]!r}: flags begin with --")
+        return rest
+
+    app.run(
+        lambda argv: main(argv[1:]) if words else main(),
+        argv=_with_config_paths(sys.argv),
+        flags_parser=parse,
+    )
 
 
 @contextlib.contextmanager
@@ -55,8 +97,8 @@ def bad_input() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, NotADirectoryError, ImportError) as error:
-        refuse(error)
+    except (ValueError, OSError, ImportError) as error:
+        refuse(_told(error))
 
 
 def refuse(error: object) -> None:
@@ -68,18 +110,29 @@ def refuse(error: object) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, its complaints and those of ml_collections in one line."""
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except flags.Error as error:
         # absl begins with "flag --x=None: " what a validator says.
         told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
         refuse(f"{'; '.join(told.split(chr(10)))} (--help tells the flags)")
-    except (AttributeError, KeyError) as error:  # how ml_collections refuses an override
-        refuse(f"unknown config key: {' '.join(str(error.args[0]).split())}")
-    except (TypeError, ValueError) as error:
-        refuse(" ".join(str(error).split()))
-    if len(rest) > 1:
-        refuse(f"unexpected argument {rest[1]!r}: flags begin with --")
-    return rest
+    except Exception as error:  # of the user's config file, or how ml_collections refuses a key
+        refuse(_config_error(error, argv))
+
+
+def _config_error(error: Exception, argv: list[str]) -> str:
+    """What is wrong in the config file, with its line, or else the key that is unknown."""
+    # ml_collections quotes its own message once more.
+    told = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    told = " ".join(told.split()).strip("'")
+    if "no attribute 'get_config" in told:
+        return "the config file defines no get_config()"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    words = " ".join(argv)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and frame.filename in words:
+            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {told}"
+    return f"unknown config key: {told}" if isinstance(error, AttributeError | KeyError) else told
 
 
 def _with_config_paths(argv: list[str]) -> list[str]:
@@ -102,3 +155,23 @@ def _config_path(name: str) -> str:
     if not Path(name).is_file():
         refuse(f"--config={name}: no such file, and the shipped configs are {', '.join(shipped)}")
     return name
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line; the system's name the file, not the number of the error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of what ends a command, one line where a person can mend it, else the traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted; what was saved is whole", file=sys.stderr)
+    elif issubclass(kind, OSError) and error.errno in _ENVIRONMENT:
+        print(f"error: {_told(error)}; what was saved before is whole", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell

@@ -40,7 +40,7 @@ def main() -> int:
         of_batch, mask_id=mask_id, seed=_SEED.value, draws=_DRAWS.value
     )
     told = likelihoods.summary(of_rows(trained.params, rows, _BATCH_SIZE.value))
-    counted = prepared.splits["train"].tokens, rows.tokens, prepared.vocab_size
+    counted = prepared.splits["train"], rows, prepared.vocab_size
     told = {
         "split": _SPLIT.value,
         "step": trained.step,

@@ -136,16 +136,21 @@ class MeshConfig:
     tensor: int = 1
 
 
+_SECTIONS = ("data", "model", "objective", "optimizer", "training", "evaluation", "mesh")
+
 # Of the encoder's config, what the tokenizer and the rows decide.
 _FROM_DATA = ("vocab_size", "mask_id", "max_length")
 
 # What may change when a run goes on: how it is run, not what it computes. All else identifies it.
+# (Of the data, the fingerprint of the tokenizer and of all rows does, wherever they came from.)
 OPERATIONAL = (
+    "data",
     "evaluation",
     "mesh",
     "model.attention_backend",
     "model.remat",
     "model.scan",
+    "profile_steps",
     "training.accumulation",
     "training.keep_last",
     "training.log_every",
@@ -158,7 +163,13 @@ OPERATIONAL = (
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A whole config. `model` holds the keys of `bert.Config` that the data do not decide."""
+    """A whole config.
+
+    Attributes:
+      model: the keys of `bert.Config` that the data do not decide.
+      profile_steps: 'first:last' leaves a trace of the steps first, ..., last - 1 (the first step
+        of a run is 0) in the workdir; '' for none.
+    """
 
     data: data.Config
     model: Mapping[str, Any]
@@ -167,6 +178,7 @@ class Experiment:
     training: TrainingConfig
     evaluation: EvaluationConfig
     mesh: MeshConfig
+    profile_steps: str
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Experiment":
@@ -175,9 +187,11 @@ class Experiment:
         Raises:
           ValueError: a section or key is unknown, or a value is impossible; it is named.
         """
-        sections = {field.name: dict(config.get(field.name, {})) for field in _fields(cls)}
-        _refuse_unknown("section", config.keys(), sections)
         accepted = default_config()
+        _refuse_unknown("section", config.keys(), accepted)
+        profile_steps = config.get("profile_steps", "")
+        profile_range(profile_steps)
+        sections = {name: dict(config.get(name, {})) for name in _SECTIONS}
         for name, section in sections.items():
             _refuse_unknown(f"key in {name}", section, accepted[name])
         return cls(
@@ -188,6 +202,7 @@ class Experiment:
             training=TrainingConfig(**sections["training"]),
             evaluation=EvaluationConfig(**sections["evaluation"]),
             mesh=MeshConfig(**sections["mesh"]),
+            profile_steps=profile_steps,
         )
 
     def encoder(self, prepared: data.Prepared) -> bert.Config:
@@ -222,7 +237,21 @@ def default_config() -> ml_collections.ConfigDict:
         "mesh": MeshConfig(),
     }
     plain = {name: dataclasses.asdict(section) for name, section in sections.items()}
-    return ml_collections.ConfigDict({"model": model, **plain})
+    return ml_collections.ConfigDict({"model": model, **plain, "profile_steps": ""})
+
+
+def profile_range(steps: str) -> range:
+    """The steps of '10:13', which are 10, 11 and 12; of '' none.
+
+    Raises:
+      ValueError: it is not two numbers in order.
+    """
+    if not steps:
+        return range(0)
+    first, colon, last = steps.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ValueError(f"profile_steps must be first:last, such as 10:13, not {steps!r}")
+    return range(int(first), int(last))
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,10 +271,6 @@ def _named(section: str, cls: type, values: Mapping[str, Any]) -> Any:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{section}.{error}") from None
-
-
-def _fields(cls: type) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(cls)
 
 
 def _refuse_unknown(what: str, given: Any, accepted: Any) -> None:

@@ -3,27 +3,32 @@
     python -m mdlm_jax.train --config=quickstart --workdir=runs/quickstart
 
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
-workdir, a run goes on from its newest checkpoint, or says that it is done. Exit codes: 0 training
-complete; 75 stopped by a signal with everything saved; 2 bad input, nothing started; 1 the updates
-stopped being finite, or a crash.
+workdir, a run goes on from its newest checkpoint, or says that it is done.
+--config.profile_steps=10:13 leaves a trace of steps 10, 11 and 12. Exit codes: 0 training complete;
+75 stopped by a signal with everything saved; 2 bad input, nothing started; 1 the updates stopped
+being finite, or a crash.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import flags
 
 from mdlm_jax import command_line, data, parallel, workdir
 from mdlm_jax.diffusion import corrupt, corrupt_mlm, corrupted_loss, sample, strategies
 from mdlm_jax.evaluation import likelihoods, ngrams
-from mdlm_jax.experiment import SCHEDULES, Experiment
+from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
 from mdlm_jax.networks import bert
 from mdlm_jax.training import checkpoints
-from mdlm_jax.training.loop import LoopConfig, fit
+from mdlm_jax.training.loop import LoopConfig, Profile, fit
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import abstract_state, init_state, state_shardings
@@ -35,79 +40,111 @@ command_line.require("config", "workdir")
 flags.declare_key_flag("config")
 
 
+class Job(NamedTuple):
+    """All that a run needs, checked and open."""
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    prepared: data.Prepared
+    encoder: bert.Config
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    batches: data.TrainBatches
+    workdir: Path
+
+
 def main() -> int:
     """Trains, or goes on with, the run of the flags; returns the exit code."""
-    with command_line.bad_input():
-        experiment = Experiment.of(_CONFIG.value.to_dict())
-        mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
-        prepared = data.prepare(experiment.data)
-        encoder = experiment.encoder(prepared)
-        training = experiment.training
-        optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
-        batches = data.train_batches(
-            prepared.splits["train"],
-            batch_size=training.batch_size,
-            seed=training.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        put = functools.partial(parallel.put_batch, mesh=mesh)
-        put(batches.at(0))  # says now if the rows do not split over the devices
-        folder = Path(_WORKDIR.value)
-        for change in workdir.begin(folder, experiment, encoder, prepared):
+    with contextlib.ExitStack() as claimed:
+        with command_line.bad_input():
+            job = plan(command_line.chosen_config(_CONFIG), Path(_WORKDIR.value))
+            changes = claimed.enter_context(
+                workdir.claim(job.workdir, job.experiment, job.encoder, job.prepared)
+            )
+        for change in changes:
             _say(f"changed since the last start: {change}")
+        return train(job)
 
-    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
-    placed = parallel.shardings(mesh, bert.logical_axes(encoder), shapes)
+
+def plan(config: Mapping[str, Any], folder: Path) -> Job:
+    """Checks all that can be checked before anything is compiled or written.
+
+    Raises:
+      ValueError: what is wrong, in one line.
+      OSError: a file or folder cannot be read.
+    """
+    experiment = Experiment.of(config)
+    mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
+    prepared = data.prepare(experiment.data)
+    encoder = experiment.encoder(prepared)
+    optimizer, schedule = make_optimizer(experiment.optimizer, experiment.training.steps)
+    batches = data.train_batches(
+        prepared.splits["train"],
+        batch_size=experiment.training.batch_size,
+        seed=experiment.training.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    parallel.put_batch(batches.at(0), mesh)  # says now if the rows do not split over the devices
+    return Job(experiment, mesh, prepared, encoder, optimizer, schedule, batches, folder)
+
+
+def train(job: Job) -> int:
+    """Trains from the newest checkpoint, or from the start; returns the exit code."""
+    training, optimizer = job.experiment.training, job.optimizer
+    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), job.encoder))
+    placed = parallel.shardings(job.mesh, bert.logical_axes(job.encoder), shapes)
     shardings = state_shardings(placed, shapes, optimizer)
     step = make_step(
-        make_loss(encoder),
+        make_loss(job.encoder),
         optimizer,
         seed=training.seed,
         ema_decay=training.ema_decay,
         accumulation=training.accumulation,
-        prepare=make_corruption(experiment, encoder, mesh),
-        schedule=schedule,
+        prepare=make_corruption(job.experiment, job.encoder, job.mesh),
+        schedule=job.schedule,
         shardings=shardings,
     )
     with checkpoints.open_checkpoints(
-        folder / "checkpoints", keep_last=training.keep_last
+        job.workdir / "checkpoints", keep_last=training.keep_last
     ) as checkpointer:
-        start = checkpoints.latest_step(checkpointer)
-        if start is None:
-            state = init_state(
-                bert.init(jax.random.key(training.seed), encoder), optimizer, shardings
-            )
-        else:
-            state = checkpoints.restore(checkpointer, abstract_state(shapes, optimizer, shardings))
-        if (start or 0) >= training.steps:
-            _say(f"{folder} is done: it has {start} of {training.steps} steps")
+        start = checkpoints.latest_step(checkpointer) or 0
+        if start >= training.steps:
+            _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
             return 0
+        if start:
+            with command_line.bad_input():
+                abstract = abstract_state(shapes, optimizer, shardings)
+                state = checkpoints.restore(checkpointer, abstract)
+        else:
+            params = bert.init(jax.random.key(training.seed), job.encoder)
+            state = init_state(params, optimizer, shardings)
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         _say(
-            f"{count:,} parameters, {len(prepared.splits['train']):,} rows of "
-            f"{experiment.data.length} tokens, {mesh.size} {jax.devices()[0].platform} device(s), "
-            + (f"resuming at step {start}" if start else f"logging to {folder}")
+            f"{count:,} parameters, {len(job.batches.rows):,} rows of "
+            f"{job.experiment.data.length} tokens, {job.mesh.size} {jax.devices()[0].platform} "
+            "device(s), " + (f"resuming at step {start}" if start else f"logging to {job.workdir}")
         )
-        with MetricsWriter(folder, step=start or 0, tensorboard=training.tensorboard) as metrics:
+        with MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard) as metrics:
             try:
                 outcome = fit(
                     state,
                     step,
-                    batches,
+                    job.batches,
                     config=LoopConfig(
                         steps=training.steps,
                         log_every=training.log_every,
-                        eval_every=experiment.evaluation.every,
+                        eval_every=job.experiment.evaluation.every,
                         save_every=training.save_every,
                         max_bad_steps=training.max_bad_steps,
                     ),
-                    put=put,
-                    tokens_per_step=training.batch_size * experiment.data.length,
+                    put=functools.partial(parallel.put_batch, mesh=job.mesh),
+                    tokens_per_step=training.batch_size * job.experiment.data.length,
                     metrics=metrics,
                     checkpointer=checkpointer,
                     summarize=lambda aux: {"accuracy": float(aux.accuracy)},
-                    hooks=make_hooks(experiment, encoder, prepared),
+                    hooks=make_hooks(job.experiment, job.encoder, job.prepared),
+                    profile=Profile(profile_range(job.experiment.profile_steps), job.workdir),
                 )
             except FloatingPointError as error:
                 print(f"error: {error}; the checkpoints are intact", file=sys.stderr)
@@ -115,7 +152,7 @@ def main() -> int:
     if outcome.stopped:
         _say(f"stopped at step {int(outcome.state.step)}, all is saved: start again to go on")
         return command_line.STOPPED
-    _say(_last_words(folder))
+    _say(_last_words(job.workdir))
     return 0
 
 
@@ -144,7 +181,8 @@ def make_corruption(experiment: Experiment, encoder: bert.Config, mesh: jax.shar
                 paired=paired,
                 **shared,
             )
-        return {"corrupted": corrupted, "label": batch["label"]}
+        kept = {name: batch[name] for name in ("label", "valid") if name in batch}
+        return {"corrupted": corrupted, **kept}
 
     return prepare
 
@@ -157,6 +195,7 @@ def make_loss(encoder: bert.Config):
         denoiser = bert.denoiser(
             params,
             encoder,
+            valid=batch.get("valid"),
             label=batch["label"] if encoder.classes else None,
             dropout_key=key if stochastic else None,
         )
@@ -168,9 +207,8 @@ def make_loss(encoder: bert.Config):
 def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared) -> dict:
     """What is done every `evaluation.every` steps: the validation NELBO, and a sample."""
     settings = experiment.evaluation
-    rows, count = prepared.splits["validation"], settings.rows
-    few = data.Rows(rows.tokens[:count], rows.labels[:count])
-    counted = prepared.splits["train"].tokens, few.tokens, prepared.vocab_size
+    few = prepared.splits["validation"][: settings.rows]
+    counted = prepared.splits["train"], few, prepared.vocab_size
     baselines = {
         "unigram": ngrams.unigram_cross_entropy(*counted),
         "bigram": ngrams.bigram_cross_entropy(*counted),

@@ -1,13 +1,18 @@
 """The folder of a run: what it was, beside its checkpoints.
 
+lock               held by the one process that trains here
 config.json        every key of the experiment, the encoder's completed, a format version
 tokenizer.json     data.json    of the data that it was trained on
 checkpoints/       metrics.jsonl        evaluation_<split>.json, samples.*, report.html
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-import shutil
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,32 +37,73 @@ class Trained(NamedTuple):
     step: int
 
 
-def begin(
+@contextlib.contextmanager
+def claim(
     workdir: Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
-) -> list[str]:
-    """Makes the folder of a new run, or checks that it is the same run that goes on.
+) -> Iterator[list[str]]:
+    """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
 
-    Returns:
+    A folder in which nothing was saved yet takes any config.
+
+    Yields:
       One line for each operational key that changed since the run was last started.
 
     Raises:
-      ValueError: the folder holds another run; the difference is shown.
+      ValueError: the folder holds another run (the difference is shown), something that is no run,
+        or another process trains in it.
     """
+    if workdir.is_dir() and not (workdir / "config.json").exists():
+        others = sorted(path.name for path in workdir.iterdir() if path.name != "lock")
+        if others:
+            raise ValueError(
+                f"{workdir} is not empty and holds no run (but {', '.join(others[:3])}): take "
+                "another --workdir"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _locked(workdir):
+        yield _begin(workdir, experiment, encoder, prepared)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    if jax.process_index() != 0:
+        yield
+        return
+    path = workdir / "lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{workdir}: {path.read_text(encoding='utf-8').strip()} is training there: wait "
+                "for it, or take another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield  # The system lets go of the lock when the process ends.
+
+
+def _begin(
+    workdir: Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
+) -> list[str]:
     config = _plain(experiment, encoder, prepared)
     path = workdir / "config.json"
     changes = []
-    if path.exists():
+    if path.exists() and checkpoints.list_steps(workdir / "checkpoints"):
         changes = _changes(workdir, _read_config(workdir), config)
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no run: take another --workdir")
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "data.json"):
-            shutil.copyfile(prepared.path / name, workdir / name)
-        incomplete = path.with_suffix(".tmp")
-        incomplete.write_text(json.dumps(config, indent=2) + "\n")
-        incomplete.replace(path)
+            _replace(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
+        _replace(path, json.dumps(config, indent=2) + "\n")
     return changes
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    incomplete = path.with_name(path.name + ".tmp")
+    incomplete.write_text(text, encoding="utf-8")
+    incomplete.replace(path)
 
 
 def load(workdir: Path, *, weights: str = "ema") -> Trained:
@@ -73,10 +119,13 @@ def load(workdir: Path, *, weights: str = "ema") -> Trained:
     """
     config = _read_config(workdir)
     encoder = bert.Config(**config["model"])
+    tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
+    _check_vocabulary(workdir, tokenizer, encoder)
+    mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
     steps = checkpoints.list_steps(workdir / "checkpoints")
     if not steps:
         raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
-    sharding = parallel.replicated(parallel.make_mesh(devices=jax.local_devices()[:1]))
+    sharding = parallel.replicated(parallel.make_mesh(devices=mine[:1]))
     shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
@@ -84,8 +133,16 @@ def load(workdir: Path, *, weights: str = "ema") -> Trained:
     params = checkpoints.restore_params(
         workdir / "checkpoints", abstract, item=weights, step=steps[-1]
     )
-    tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
     return Trained(params, encoder, tokenizer, config, steps[-1])
+
+
+def _check_vocabulary(workdir: Path, tokenizer: Tokenizer, encoder: bert.Config) -> None:
+    size, mask_id = data.vocabulary_size(tokenizer), data.special_ids(tokenizer).mask
+    if (size, mask_id) != (encoder.vocab_size, encoder.mask_id):
+        raise ValueError(
+            f"{workdir / 'tokenizer.json'} has {size} entries with the mask at {mask_id}, the "
+            f"model was trained with {encoder.vocab_size} and the mask at {encoder.mask_id}"
+        )
 
 
 def load_data(trained: Trained) -> data.Prepared:
@@ -94,11 +151,14 @@ def load_data(trained: Trained) -> data.Prepared:
     Raises:
       ValueError: they are no longer the same.
     """
-    prepared = data.prepare(data.Config(**trained.config["data"]))
-    if prepared.fingerprint != trained.config["data_fingerprint"]:
+    fingerprint = trained.config["data_fingerprint"]
+    prepared = data.find_prepared(fingerprint) or data.prepare(
+        data.Config(**trained.config["data"])
+    )
+    if prepared.fingerprint != fingerprint:
         raise ValueError(
             f"the data at {prepared.path} have fingerprint {prepared.fingerprint[:12]}, the run "
-            f"was trained on {trained.config['data_fingerprint'][:12]}"
+            f"was trained on {fingerprint[:12]}"
         )
     return prepared
 
@@ -117,10 +177,14 @@ def _read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
-    config = json.loads(path.read_text())
-    if config["format"] > FORMAT:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        number = config["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    if number > FORMAT:
         raise ValueError(
-            f"{path} has format {config['format']}, this version of mdlm_jax reads up to {FORMAT}"
+            f"{path} has format {number}, this version of mdlm_jax reads up to {FORMAT}: update it"
         )
     return config
 
@@ -129,12 +193,20 @@ def _changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> list
     old, new = identity(before), identity(now)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if differing:
+        if "data_fingerprint" in differing:  # then say why
+            old = {**old, **_section(before, "data")}
+            new = {**new, **_section(now, "data")}
+            differing = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
         told = "; ".join(f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in differing)
         raise ValueError(f"{workdir} holds another run ({told}): take another --workdir")
     return [
-        f"{section}.{key}: {before[section].get(key)!r} -> {value!r}"
+        f"{section}.{key}: {before.get(section, {}).get(key)!r} -> {value!r}"
         for section, values in now.items()
         if isinstance(values, dict)
         for key, value in values.items()
-        if before[section].get(key) != value
+        if before.get(section, {}).get(key) != value
     ]
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in config[name].items()}

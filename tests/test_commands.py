@@ -1,49 +1,42 @@
-"""The commands as a user runs them, on the real corpus with a tiny encoder."""
+"""The commands as a user runs them, on a text of our own with a tiny encoder."""
 
+import gzip
 import json
-import os
+import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from command_runs import TINY, command, write_text
+from command_runs import run as run_command
 
-TINY = (
-    "--config=quickstart",
-    "--config.data.vocab_size=300",
-    "--config.data.length=32",
-    "--config.model.width=16",
-    "--config.model.heads=2",
-    "--config.model.mlp_width=32",
-    "--config.optimizer.warmup_steps=2",
-    "--config.training.steps=6",
-    "--config.training.save_every=4",
-    "--config.training.log_every=2",
-    "--config.evaluation.every=4",
-    "--config.evaluation.rows=16",
-    "--config.evaluation.batch_size=8",
-    "--config.evaluation.sample_steps=4",
-)
-
-
-def run(command, *arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", f"mdlm_jax.{command}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+LENGTH = 16
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
-    os.environ["MDLM_JAX_CACHE"] = str(folder / "cache")
-    done = run("train", *TINY, f"--workdir={folder}/run")
+    write_text(folder / "text.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """`run(command, *arguments)`, with {text} and {folder} filled in and a cache of its own."""
+    env = {"MDLM_JAX_CACHE": str(folder / "cache")}
+
+    def run(name, *arguments, code=0, env=env):
+        places = {"text": folder / "text.txt", "folder": folder}
+        return run_command(name, *arguments, code=code, env=env, **places)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, run):
+    done = run("train", *TINY, "--workdir={folder}/run")
     assert "validation NELBO" in done.stdout and "unigram" in done.stdout
     return folder / "run"
 
@@ -52,33 +45,61 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_prepare_shows_the_rows(run):
+    done = run("prepare", *TINY, "--show=2")
+    assert re.search(r"train +validation +test", done.stdout)
+
+    def total(name):
+        (line,) = re.findall(rf"^ *{name} +([\d,]+) +([\d,]+) +([\d,]+) *$", done.stdout, re.M)
+        return sum(int(number.replace(",", "")) for number in line)
+
+    assert total("documents") == 400 and total("cut off, tokens") == 0
+    assert total("rows") == pytest.approx(total("tokens") / LENGTH, abs=3)
+    assert "coverage: 100.000%" in done.stdout
+    assert re.search(r"train, row 1:\n.*(river|mill|market|wool|harbour|bridge|the)", done.stdout)
+    assert "train, row 2" not in done.stdout
+
+
 def test_training_leaves_what_it_promises(workdir):
     kinds = [(each["step"], each["kind"]) for each in metrics(workdir)]
-    assert kinds == [
-        (2, "train"), (4, "train"), (4, "eval"), (4, "sample"), (6, "train"), (6, "eval"),
-        (6, "sample"),
-    ]  # fmt: skip
+    assert kinds == [(2, "train"), (4, "train"), (4, "eval"), (4, "sample")]
     config = json.loads((workdir / "config.json").read_text())
-    assert config["model"]["vocab_size"] == 300 and config["training"]["steps"] == 6
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+    assert config["model"]["max_length"] == LENGTH and config["training"]["steps"] == 4
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
     assert (workdir / "tokenizer.json").exists() and (workdir / "data.json").exists()
 
 
-def test_a_second_start_says_done_and_more_steps_go_on(workdir):
-    assert "is done: it has 6 of 6 steps" in run("train", *TINY, f"--workdir={workdir}").stdout
-    more = (*TINY, "--config.training.steps=8", f"--workdir={workdir}")
-    done = run("train", *more)
-    assert "resuming at step 6" in done.stdout
-    assert "training.steps: 6 -> 8" in done.stdout
-    assert metrics(workdir)[-1]["step"] == 8
+def test_a_second_start_says_done_and_more_steps_go_on(run, workdir):
+    assert "is done: it has 4 of 4 steps" in run("train", *TINY, f"--workdir={workdir}").stdout
+    done = run("train", *TINY, "--config.training.steps=6", f"--workdir={workdir}")
+    assert "resuming at step 4" in done.stdout
+    assert "training.steps: 4 -> 6" in done.stdout
+    assert metrics(workdir)[-1]["step"] == 6
 
 
-def test_evaluate_writes_the_likelihood_and_the_report(workdir):
-    done = run("evaluate", f"--workdir={workdir}", "--split=test", "--draws=2", "--batch_size=256")
+def test_a_run_goes_on_when_its_text_has_moved(run, workdir, folder):
+    """What identifies the data is what they are, not where they lie."""
+    moved = "--config.data.files={folder}/moved.txt"
+    (folder / "moved.txt").write_text((folder / "text.txt").read_text())
+    done = run("train", *TINY, moved, "--config.training.steps=6", f"--workdir={workdir}")
+    assert "is done" in done.stdout and "data.files" in done.stdout
+
+
+def test_a_run_in_which_nothing_was_saved_takes_another_config(run, folder):
+    """What is wrong may be found after the folder is made: the next try must not suffer."""
+    (folder / "begun").mkdir()
+    (folder / "begun" / "config.json").write_text((folder / "run" / "config.json").read_text())
+    seed = ("--config.training.seed=9", "--config.training.steps=1")
+    run("train", *TINY, *seed, "--config.evaluation.every=9", "--workdir={folder}/begun")
+    assert json.loads((folder / "begun" / "config.json").read_text())["training"]["seed"] == 9
+
+
+def test_evaluate_writes_the_likelihood_and_the_report(run, workdir):
+    done = run("evaluate", f"--workdir={workdir}", "--split=test", "--draws=2", "--batch_size=64")
     told = json.loads((workdir / "evaluation_test.json").read_text())
     card = json.loads((workdir / "data.json").read_text())
     assert told["rows"] == card["splits"]["test"]["rows"]
-    assert told["tokens"] == told["rows"] * 32
+    assert told["tokens"] == told["rows"] * LENGTH
     assert f"{told['nats_per_token']:.3f}" in done.stdout
     assert 0 < told["mc_error"] < 1 and 0 < told["text_error"] < 1
     assert told["bigram"] < told["unigram"] < told["nats_per_token"] + 1
@@ -86,105 +107,228 @@ def test_evaluate_writes_the_likelihood_and_the_report(workdir):
     assert "NELBO" in (workdir / "report.html").read_text()
 
 
-def test_generate_fills_the_masks_and_keeps_the_rest(workdir):
+PROMPTS = ("--prompt=the city of [MASK] [MASK]", "--prompt=an old {{mask:3}}", "--prompt=")
+
+
+def test_generate_fills_the_masks_and_keeps_the_rest(run, workdir):
     flags = (f"--workdir={workdir}", "--steps=4", "--save")
-    done = run("generate", *flags, "--prompt=the city of [MASK] [MASK]", "--prompt=")
-    first = done.stdout.splitlines()[0]
-    assert first.startswith("the city of") and "[MASK]" not in done.stdout
-    assert (workdir / "samples.txt").read_text().startswith(first)
-    filled, free = json.loads((workdir / "samples.json").read_text())
-    assert [generated for _, generated in filled["pieces"]] == [False, True]
-    assert [generated for _, generated in free["pieces"]] == [True]
-    assert "".join(text for text, _ in filled["pieces"]) == first
-    again = run("generate", *flags, "--prompt=the city of [MASK] [MASK]", "--prompt=")
+    done = run("generate", *flags, *PROMPTS)
+    first, old, _ = (workdir / "samples.txt").read_text().split("\n\n")
+    assert done.stdout.startswith(f"{first}\n\n{old}\n\n") and "[MASK]" not in done.stdout
+    assert first.startswith("the city of") and old.startswith("an old")
+    filled, three, free = json.loads((workdir / "samples.json").read_text())
+    assert [step >= 0 for _, step, _ in filled["tokens"]][-2:] == [True, True]
+    assert sum(step >= 0 for _, step, _ in filled["tokens"]) == 2
+    assert sum(step >= 0 for _, step, _ in three["tokens"]) == 3
+    assert sum(step >= 0 for _, step, _ in free["tokens"]) == LENGTH
+    assert {step for _, step, _ in free["tokens"]} == {0, 1, 2, 3}
+    for sample in (filled, three, free):
+        assert "".join(piece for piece, _, _ in sample["tokens"]) == sample["text"]
+        assert all(log_prob < 0 for _, step, log_prob in sample["tokens"] if step >= 0)
+    again = run("generate", *flags, *PROMPTS)
     assert again.stdout == done.stdout
-    other = run("generate", *flags, "--prompt=the city of [MASK] [MASK]", "--prompt=", "--seed=1")
-    assert other.stdout != done.stdout
+    assert run("generate", *flags, *PROMPTS, "--seed=1").stdout != done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
-def test_help_begins_with_the_command(command):
-    done = run(command, "--help")
-    assert f"python -m mdlm_jax.{command} --" in done.stdout
-    assert "--workdir" in done.stdout
+def test_a_sample_does_not_depend_on_its_batch(run, workdir):
+    flags = (f"--workdir={workdir}", "--steps=4", "--json", "--samples=2", *PROMPTS)
+    together, alone = (run("generate", *flags, f"--batch_size={n}").stdout for n in (32, 4))
+    assert together == alone
+    lines = [json.loads(line) for line in together.splitlines()]
+    assert [(each["prompt"], each["sample"]) for each in lines][:3] == [
+        ("the city of [MASK] [MASK]", 0), ("the city of [MASK] [MASK]", 1), ("an old {mask:3}", 0),
+    ]  # fmt: skip
+    assert lines[0]["text"] != lines[1]["text"]
 
 
-REFUSED = [
-    ("train", ["--config=quickstat", "--workdir=x"], "the shipped configs are quickstart"),
-    ("train", ["--config=quickstart"], "--workdir is required"),
-    ("train", ["--config=quickstart", "--workdir=x", "--config.model.widht=3"], '"width"'),
-    ("train", [*TINY, "--workdir=x", "--config.model.heads=3"], "model.heads=3.*divisor"),
-    ("train", [*TINY, "--workdir=x", "--config.model.norm=none"], "model.norm='none'.*rmsnorm"),
-    ("train", [*TINY, "--workdir=x", "--config.training.batch_size=99999"], "batch_size 99999"),
-    ("train", [*TINY, "--workdir=x", "--config.mesh.fsdp=3"], "mesh data=-1, fsdp=3"),
-    ("train", [*TINY, "--workdir={workdir}", "--config.training.seed=3"], "training.seed is 0"),
-    ("train", [*TINY, "--workdir={workdir}/checkpoints"], "is not empty and holds no run"),
-    ("generate", ["--workdir=nowhere"], "nowhere is not the folder of a run"),
-    ("generate", ["--workdir={workdir}", "--prompt=no gap"], "nothing to fill"),
-    ("generate", ["--workdir={workdir}", "--prompt=" + "[MASK] " * 33], "33 tokens.*has 32"),
-    ("generate", ["--workdir={workdir}", "--prompt=漢 [MASK]"], "tokenizer does not know"),
-    ("generate", ["--workdir={workdir}", "--steps=0"], "steps"),
-    ("evaluate", ["--workdir={workdir}", "--draws=1"], "draws"),
-    ("evaluate", ["--workdir={workdir}", "extra"], "unexpected argument 'extra'"),
-]
+def test_a_file_of_prompts_becomes_a_file_of_samples_and_goes_on(run, workdir, folder):
+    prompts = [f"the {word} [MASK]" for word in ("river", "mill", "market", "wool", "salt")]
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
+    )
+    output = folder / "samples.jsonl"
+    flags = (f"--workdir={workdir}", "--steps=2", "--prompts={folder}/prompts.jsonl")
+    run("generate", *flags, f"--output={output}", "--batch_size=2")
+    whole = output.read_text()
+    assert [json.loads(line)["prompt"] for line in whole.splitlines()] == prompts
+
+    cut = len("".join(whole.splitlines(keepends=True)[:2])) + 10  # killed within the third line
+    output.write_text(whole[:cut])
+    done = run("generate", *flags, f"--output={output}", "--batch_size=2")
+    assert output.read_text() == whole and "5 samples, 3 of them new" in done.stdout
+    assert "0 of them new" in run("generate", *flags, f"--output={output}").stdout
 
 
-@pytest.mark.parametrize(("command", "arguments", "message"), REFUSED)
-def test_bad_input_is_one_line_and_changes_nothing(workdir, command, arguments, message):
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    done = run(command, *(a.format(workdir=workdir) for a in arguments), code=2)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert re.search(message, lines[0]), lines[0]
-    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+def test_generation_is_shown_as_a_page_and_on_a_terminal(run, workdir, folder):
+    flags = (f"--workdir={workdir}", "--steps=3", *PROMPTS)
+    text = run("generate", *flags).stdout
+    done = run("generate", *flags, "--watch", "--html={folder}/page.html")
+    assert text.strip().splitlines()[0] in done.stdout  # no terminal: the texts alone
+    page = (folder / "page.html").read_text()
+    assert "<html" in page and "the city of" in re.sub("<[^>]+>", "", page)
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+
+
+def test_report_makes_one_page_or_compares(run, workdir, folder):
+    assert f"written: {workdir}/report.html" in run("report", f"{workdir}").stdout
+    other = ("--config.optimizer.learning_rate=1e-4", "--workdir={folder}/slower")
+    run("train", *TINY, *other)
+    output = folder / "comparison.html"
+    run("report", f"{workdir}", "{folder}/slower", f"--output={output}")
+    page = output.read_text()
+    assert "slower" in page and "learning_rate" in page
+
+
+def test_a_profile_is_left_in_the_workdir(run, folder):
+    run("train", *TINY, "--config.profile_steps=1:3", "--workdir={folder}/profiled")
+    (trace,) = (folder / "profiled").glob("plugins/profile/*/perfetto_trace.json.gz")
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+
+
+VARIANTS = {
+    "mlm": ("--config.objective.name=mlm",),
+    "time": ("--config.model.time_conditioning=True", "--config.training.accumulation=2"),
+    "padded": ("--config.data.rows=padded", "--config.data.length=24"),
+    "bernoulli": ("--config.objective.corruption=bernoulli", "--config.objective.schedule=cosine"),
+    "characters": ("--config.data.tokenizer=characters", "--config.model.dropout=0.1"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_train_evaluate_and_write(run, folder, name):
+    run("train", *TINY, *VARIANTS[name], f"--workdir={folder}/{name}")
+    run("evaluate", f"--workdir={folder}/{name}", "--draws=2", "--batch_size=64")
+    told = json.loads((folder / name / "evaluation_test.json").read_text())
+    card = json.loads((folder / name / "data.json").read_text())["splits"]["test"]
+    if name == "padded":  # every token counts once, padding never
+        assert told["tokens"] == card["tokens"] - card["cut_tokens"]
+    assert told["mc_error"] > 0 and told["unigram"] > told["bigram"]
+    done = run("generate", f"--workdir={folder}/{name}", "--steps=2", "--prompt=the [MASK]")
+    assert done.stdout.startswith("the")
+
+
+def test_labels_condition_what_is_written(run, folder):
+    lines = [
+        {"text": f"{word} {word} {word} {i}", "kind": word}
+        for i in range(300)
+        for word in ("salt", "wool")
+    ]
+    (folder / "kinds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = [flag for flag in TINY if "documents" not in flag and "files" not in flag]
+    run(
+        "train", *flags, "--config.data.files={folder}/kinds.jsonl",
+        "--config.data.label_field=kind", "--config.model.classes=2",
+        "--config.training.steps=300", "--config.optimizer.learning_rate=1e-2",
+        "--config.evaluation.every=300", "--workdir={folder}/kinds",
+    )  # fmt: skip
+    for word, other in (("salt", "wool"), ("wool", "salt")):
+        flags = ("--workdir={folder}/kinds", f"--label={word}", "--steps=16", "--samples=4")
+        text = run("generate", *flags).stdout
+        assert text.count(word) > 4 * text.count(other)
+    done = run("generate", "--workdir={folder}/kinds", "--label=honey", code=2)
+    assert "--label must be one of salt, wool, not 'honey'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "prepare", "report"])
+def test_help_begins_with_the_command(run, name):
+    done = run(name, "--help")
+    assert f"python -m mdlm_jax.{name} " in done.stdout
+    assert (
+        "--config" if name == "prepare" else "--workdir" if name != "report" else "--output"
+    ) in (done.stdout)
+
+
+def start(folder, *arguments):
+    places = {"text": folder / "text.txt", "folder": folder}
+    return subprocess.Popen(
+        command("train", arguments, **places),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_steps(process, workdir):
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 10:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_a_signal_saves_exits_75_and_the_run_goes_on(workdir, tmp_path):
-    folder = tmp_path / "stopped"
-    arguments = (*TINY, "--config.training.steps=3000", f"--workdir={folder}")
-    command = [sys.executable, "-m", "mdlm_jax.train", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 10:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+def test_a_signal_saves_exits_75_and_the_run_goes_on(run, folder, monkeypatch):
+    monkeypatch.setenv("MDLM_JAX_CACHE", str(folder / "cache"))
+    workdir = folder / "stopped"
+    endless = ("--config.training.steps=30000", "--config.evaluation.every=30000")
+    process = start(folder, *TINY, *endless, f"--workdir={workdir}")
+    wait_for_steps(process, workdir)
+
+    second = run("train", *TINY, *endless, f"--workdir={workdir}", code=2)
+    told = rf"error: {workdir}: process {process.pid} on .* is training there: wait for it"
+    assert re.match(told, second.stderr) and len(second.stderr.splitlines()) == 1
+
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "all is saved: start again to go on" in output
-    stopped = max(int(p.name) for p in (folder / "checkpoints").iterdir())
-
+    stopped = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     steps = stopped + 2
-    done = run("train", *TINY, f"--config.training.steps={steps}", f"--workdir={folder}")
+    done = run("train", *TINY, f"--config.training.steps={steps}", f"--workdir={workdir}")
     assert f"resuming at step {stopped}" in done.stdout
-    assert metrics(folder)[-1]["step"] == steps
+    assert metrics(workdir)[-1]["step"] == steps
 
 
 @pytest.mark.slow
-def test_losses_depend_neither_on_microbatches_nor_on_the_mesh(workdir, tmp_path, monkeypatch):
+def test_control_c_at_any_point_loses_nothing(run, folder, monkeypatch):
+    """Whenever it comes; and in the end the run is as one that was left alone."""
+    monkeypatch.setenv("MDLM_JAX_CACHE", str(folder / "cache of the interrupted"))
+    workdir = folder / "interrupted"
+    flags = (*TINY, "--config.training.steps=40", f"--workdir={workdir}")
+    draw = random.Random(0)
+    codes = []
+    for _ in range(10):
+        process = start(folder, *flags)
+        time.sleep(draw.uniform(0.5, 14))
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        assert process.returncode in (0, 75, -signal.SIGINT), told
+        if process.returncode == -signal.SIGINT and "mdlm_jax" in told:
+            # Only while Python still imports is there nobody to say it in one line.
+            assert "interrupted; what was saved is whole" in told or "import" in told, told
+    assert -signal.SIGINT in codes
+    run("train", *flags, env={})
+    run("train", *TINY, "--config.training.steps=40", "--workdir={folder}/straight", env={})
+
+    def told(workdir):
+        records = {(r["step"], r["kind"]): r for r in metrics(workdir)}
+        return records[40, "eval"]["nats_per_token"], records[40, "sample"]["text"]
+
+    assert told(workdir) == told(folder / "straight")
+
+
+@pytest.mark.slow
+def test_losses_depend_neither_on_microbatches_nor_on_the_mesh(run, folder, tmp_path, monkeypatch):
+    run("train", *TINY, f"--workdir={tmp_path}/one")
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     run("train", *TINY, *mesh, f"--workdir={tmp_path}/mesh")
     run("train", *TINY, "--config.training.accumulation=2", *mesh, f"--workdir={tmp_path}/both")
 
-    def told(folder):
-        records = [each for each in metrics(folder) if each["step"] <= 6]
-        losses = {each["step"]: each["loss"] for each in records if each["kind"] == "train"}
-        bounds = {
-            each["step"]: each["nats_per_token"] for each in records if each["kind"] == "eval"
-        }
-        return [losses[2], losses[4], losses[6], bounds[4], bounds[6]]
+    def told(workdir):
+        records = {(r["step"], r["kind"]): r for r in metrics(workdir)}
+        losses = [records[step, "train"]["loss"] for step in (2, 4)]
+        return [*losses, records[4, "eval"]["nats_per_token"]]
 
-    assert told(tmp_path / "mesh") == pytest.approx(told(workdir), rel=1e-4)
-    assert told(tmp_path / "both") == pytest.approx(told(workdir), rel=1e-4)
+    assert told(tmp_path / "mesh") == pytest.approx(told(tmp_path / "one"), rel=1e-4)
+    assert told(tmp_path / "both") == pytest.approx(told(tmp_path / "one"), rel=1e-4)
 
 
 @pytest.mark.slow
-def test_updates_that_stay_non_finite_end_the_run_with_the_step_named(workdir, tmp_path):
-    folder = tmp_path / "diverged"
+def test_updates_that_stay_non_finite_end_the_run_with_the_step_named(run, tmp_path):
     wild = ("--config.optimizer.learning_rate=1e30", "--config.training.max_bad_steps=3")
-    done = run("train", *TINY, *wild, "--config.training.steps=40", f"--workdir={folder}", code=1)
+    flags = (*TINY, *wild, "--config.training.steps=40", f"--workdir={tmp_path}/diverged")
+    done = run("train", *flags, code=1)
     assert re.search(
         r"error: step \d+: 3 updates in a row .* the checkpoints are intact", done.stderr
     )

@@ -8,6 +8,8 @@ generation and evaluation read the parameters alone.
 import contextlib
 import gc
 import logging
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,22 @@ PyTree = Any
 Checkpointer = v1.training.Checkpointer
 
 
-def _is_ours_or_serious(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    if "orbax" not in Path(record.pathname).parts:
+        return True
+    return record.levelno >= logging.WARNING and not record.exc_info
 
 
-# Orbax tells a page about each save at level INFO, which commands show.
-absl_logging.get_absl_logger().addFilter(_is_ours_or_serious)
+# Orbax tells a page about each save at level INFO, which commands show, and of each error that it
+# raises many pages more.
+absl_logging.get_absl_logger().addFilter(_is_worth_telling)
 
 
+@contextlib.contextmanager
 def open_checkpoints(
     directory: str | Path, *, keep_last: int = 3, keep_every: int | None = None
-) -> Checkpointer:
-    """Opens a folder to save into; use it in a `with`, which waits for the last save.
+) -> Iterator[Checkpointer]:
+    """Opens a folder to save into; the `with` waits for the last save.
 
     Leftovers of interrupted saves are removed.
 
@@ -44,6 +50,7 @@ def open_checkpoints(
 
     Raises:
       ValueError: if a count is not positive.
+      OSError: within or at the end of the `with`, if the system refuses to write: a full disk.
     """
     if keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(
@@ -54,13 +61,21 @@ def open_checkpoints(
     keep = [policies.LatestN(keep_last)]
     if keep_every is not None:
         keep.append(policies.EveryNSteps(keep_every))
-    return Checkpointer(
-        _absolute(directory),
-        # The loop alone decides when to save; by default Orbax saves as often as it can.
-        save_decision_policy=v1.training.save_decision_policies.SpecificStepsPolicy([]),
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=True,
-    )
+    try:
+        with Checkpointer(
+            _absolute(directory),
+            # The loop alone decides when to save; by default Orbax saves as often as it can.
+            save_decision_policy=v1.training.save_decision_policies.SpecificStepsPolicy([]),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        ) as checkpointer:
+            yield checkpointer
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        # TensorStore has the system's error in its text only.
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(directory)) from error
 
 
 def save(checkpointer: Checkpointer, state: TrainState) -> None:

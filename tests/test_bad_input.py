@@ -1,0 +1,250 @@
+"""Bad input is one line that names the culprit and what is accepted; nothing is lost or begun."""
+
+import concurrent.futures
+import contextlib
+import gzip
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from command_runs import TINY, run, write_text
+from tokenizers import Tokenizer, models
+
+ONLY_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A folder of everything that can be wrong, beside one run that is right."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    text = write_text(folder / "text.txt")
+    env = {"MDLM_JAX_CACHE": str(folder / "cache")}
+    good = folder / "run"
+    run("train", *TINY, "--workdir={run}", text=text, run=good, env=env)
+
+    def copy(name, damage):
+        shutil.copytree(good, folder / name)
+        damage(folder / name)
+
+    def set_format(path):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "format": 99}))
+
+    def truncate(path):
+        for file in (path / "checkpoints" / "4").rglob("manifest.ocdbt"):
+            file.write_bytes(file.read_bytes()[:40])
+
+    copy("newer", set_format)
+    copy("torn", lambda path: (path / "config.json").write_text('{"format": 1, "mod'))
+    copy("damaged", truncate)
+    copy("unsaved", lambda path: shutil.rmtree(path / "checkpoints"))
+    copy("swapped", lambda path: _bert_like(path / "tokenizer.json", ["[MASK]", "a", "b"]))
+    (folder / "other").mkdir()
+    (folder / "other" / "thesis.tex").write_text("precious")
+
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 4)
+    (folder / "torn.txt.gz").write_bytes(gzip.compress(text.read_bytes())[:-200])
+    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": "torn\n')
+    (folder / "fieldless.jsonl").write_text('{"body": "no field"}\n')
+    (folder / "notes.pdf").write_text("text in a file of another kind")
+    (folder / "short.txt").write_text("a few words only.")
+    _bert_like(folder / "maskless.json", ["a", "b"])
+    (folder / "prompts.jsonl").write_text('{"prompt": "a [MASK]"}\n{"text": "no prompt"}\n')
+    (folder / "empty.jsonl").write_text("\n")
+    (folder / "samples.jsonl").write_text('{"prompt": "another", "strategy": "exact_count"}\n')
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
+    (folder / "nothing.py").write_text("config = 3\n")
+    (folder / "number.py").write_text("def get_config():\n    return 3\n")
+    return {"folder": folder, "text": text, "run": good, "env": env}
+
+
+def _bert_like(path, words):
+    vocabulary = {word: i for i, word in enumerate([*ONLY_SPECIAL, *words])}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")).save(str(path))
+
+
+NEW = (*TINY, "--workdir={folder}/new")
+OLD = (*TINY, "--workdir={run}")
+BY_FILE = tuple(a for a in TINY if a != "--config.data.documents=paragraph")
+TEXT = (*BY_FILE, "--workdir={folder}/new", "--config.data.files={folder}")  # and the file's name
+WRITE = "--workdir={run}"
+
+CASES = {
+    # the command line and the config file
+    "no workdir": ("train", ["--config=quickstart"], "--workdir is required"),
+    "no config": ("train", ["--workdir={folder}/new"], "--config is required"),
+    "config name": ("train", ["--config=quickstat", "--workdir=x"], "shipped configs.*quickstart"),
+    "config syntax": ("train", ["--config={folder}/syntax.py", "--workdir=x"], "syntax.py, line 1"),
+    "config raises": (
+        "train", ["--config={folder}/raises.py", "--workdir=x"], "raises.py, line 2: ZeroDivision",
+    ),
+    "config empty": ("train", ["--config={folder}/nothing.py", "--workdir=x"], "no get_config"),
+    "config type": ("train", ["--config={folder}/number.py", "--workdir=x"], "default_config"),
+    "key": ("train", [*NEW, "--config.model.widht=3"], '"width" instead of "widht"'),
+    "section": ("train", [*NEW, "--config.modell.width=3"], "unknown config key.*modell"),
+    "not a number": ("train", [*NEW, "--config.training.steps=ten"], "training.steps=ten"),
+    "extra word": ("evaluate", [WRITE, "extra"], "unexpected argument 'extra'"),
+    "split": ("evaluate", [WRITE, "--split=dev"], "split=dev.*train.*validation.*test"),
+    "draws": ("evaluate", [WRITE, "--draws=1"], "draws=1.*2"),
+    "show": ("prepare", ["--config=quickstart", "--show=-1"], "show=-1"),
+    "no runs": ("report", [], "give the folder of a run"),
+    # values
+    "value": ("train", [*NEW, "--config.model.norm=layernrom"], "layernrom.*layernorm.*rmsnorm"),
+    "heads": ("train", [*NEW, "--config.model.heads=3"], "model.heads=3.*divisor"),
+    "steps": ("train", [*NEW, "--config.training.steps=0"], "training.steps must be at least 1"),
+    "rate": ("train", [*NEW, "--config.optimizer.learning_rate=-1"], "learning_rate.*-1"),
+    "microbatches": ("train", [*NEW, "--config.training.accumulation=3"], "multiple of .* 3"),
+    "profile": ("train", [*NEW, "--config.profile_steps=13:10"], "10:13, not '13:10'"),
+    "length": ("train", [*NEW, "--config.data.length=1"], "data.length must be at least 2"),
+    "classes": ("train", [*NEW, "--config.model.classes=3"], "model.classes must be 0"),
+    # devices
+    "mesh": ("train", [*NEW, "--config.mesh.fsdp=3"], "mesh data=-1, fsdp=3.*1 devices"),
+    "rows over devices": (
+        "train", [*NEW, "--config.training.batch_size=9"], "9 rows here, not a multiple of the 2",
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    ),
+    "no accelerator": (
+        "train", NEW, "JAX_PLATFORMS='cuda' is not to be had", {"JAX_PLATFORMS": "cuda"},
+    ),
+    "no platform": (
+        "generate", [WRITE], "JAX_PLATFORMS='abacus' is not to be had", {"JAX_PLATFORMS": "abacus"},
+    ),
+    # text
+    "no files": ("train", [*NEW, "--config.data.files="], "data.files"),
+    "missing": ("train", [*TEXT[:-1], TEXT[-1] + "/gone*.txt"], "gone.*txt"),
+    "empty": ("train", [*TEXT[:-1], TEXT[-1] + "/empty.txt"], "empty.txt.*empty"),
+    "binary": ("train", [*TEXT[:-1], TEXT[-1] + "/binary.txt"], "binary.txt.*UTF-8"),
+    "torn gz": ("train", [*TEXT[:-1], TEXT[-1] + "/torn.txt.gz"], "torn.txt.gz"),
+    "broken line": ("train", [*TEXT[:-1], TEXT[-1] + "/broken.jsonl"], "broken.jsonl.*2"),
+    "field": ("train", [*TEXT[:-1], TEXT[-1] + "/fieldless.jsonl"], "fieldless.jsonl.*'?text"),
+    "file kind": ("train", [*TEXT[:-1], TEXT[-1] + "/notes.pdf"], r"notes.pdf.*\.txt.*\.jsonl"),
+    "bucket": ("train", [*TINY, "--workdir=x", "--config.data.files=gs://b/*.txt"], "gs://|gcs"),
+    "short corpus": ("train", [*TEXT[:-1], TEXT[-1] + "/short.txt"], "train|documents|tokens"),
+    "corpus of a batch": (
+        "train", [*NEW, "--config.training.batch_size=99999"], "99999 exceeds the corpus.*rows",
+    ),
+    "source": (
+        "train", ["--config=quickstart", "--config.data.source=wikipedai", "--workdir=x"],
+        "wikipedai.*wikipedia_summaries",
+    ),
+    "useless key": (
+        "train", ["--config=quickstart", "--config.data.files=a.txt", "--workdir=x"], "data.files",
+    ),
+    # tokenizers
+    "vocabulary": ("train", [*NEW, "--config.data.vocab_size=20"], "vocab_size 20 is too small"),
+    "tokenizer": ("train", [*NEW, "--config.data.tokenizer=wordpeice"], "wordpiece.*'wordpeice'"),
+    "no mask": (
+        "train", [*NEW, "--config.data.tokenizer={folder}/maskless.json"], r"maskless.*\[MASK\]",
+    ),
+    "no network": (
+        "train", [*NEW, "--config.data.tokenizer=nobody/nothing"], "nobody/nothing",
+        {"HF_HUB_ETAG_TIMEOUT": "2", "HTTPS_PROXY": "http://127.0.0.1:9"},
+    ),
+    # the folder of a run
+    "other seed": ("train", [*OLD, "--config.training.seed=3"], "training.seed is 0 there, 3 here"),
+    "other data": ("train", [*OLD, "--config.data.length=8"], "data.length is 16 there, 8 here"),
+    "no run": ("train", [*TINY, "--workdir={folder}/other"], "holds no run .but thesis.tex"),
+    "a file": ("train", [*TINY, "--workdir={text}"], "text.txt"),
+    "nowhere": ("generate", ["--workdir=nowhere"], "nowhere is not the folder of a run"),
+    "not a run": ("report", ["{folder}/other"], "other is not the folder of a run"),
+    "newer": ("evaluate", ["--workdir={folder}/newer"], "format 99, .* reads up to 1"),
+    "torn config": ("generate", ["--workdir={folder}/torn"], "config.json is damaged"),
+    "unsaved": ("generate", ["--workdir={folder}/unsaved"], "no checkpoint yet"),
+    "swapped": ("generate", ["--workdir={folder}/swapped"], "7 entries with the mask at 4"),
+    "damaged": ("generate", ["--workdir={folder}/damaged"], "checkpoints/4 is damaged.*step 2"),
+    # prompts
+    "no gap": ("generate", [WRITE, "--prompt=no gap"], "nothing to fill"),
+    "long prompt": ("generate", [WRITE, "--prompt={{mask:17}}"], "17 tokens, a row has 16"),
+    "no masks": ("generate", [WRITE, "--prompt=a {{mask:0}}"], r"\{mask:0\} is no gap"),
+    "strange": ("generate", [WRITE, "--prompt=漢 [MASK]"], "does not know: 漢"),
+    "no steps": ("generate", [WRITE, "--steps=0"], "steps=0: 0 is not a positive"),
+    "strategy": ("generate", [WRITE, "--strategy=best"], "best.*exact_count"),
+    "long row": ("generate", [WRITE, "--length=17"], "--length must be from 1 to 16"),
+    "label": ("generate", [WRITE, "--label=sport"], "trained without"),
+    "prompts file": ("generate", [WRITE, "--prompts={folder}/gone.txt"], "gone.txt"),
+    "prompts line": ("generate", [WRITE, "--prompts={folder}/prompts.jsonl"], "line 2 has no text"),
+    "no prompts": ("generate", [WRITE, "--prompts={folder}/empty.jsonl"], "holds no prompt"),
+    "two sources": (
+        "generate", [WRITE, "--prompt=a [MASK]", "--prompts=b.txt"], "exclude each other",
+    ),
+    "two outputs": ("generate", [WRITE, "--json", "--watch"], "exclude each other"),
+    "output folder": ("generate", [WRITE, "--output={folder}/gone/x.jsonl"], "there is no folder"),
+    "other output": ("generate", [WRITE, "--output={folder}/samples.jsonl"], "line 1"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(places, request):
+    """Every case that is selected, run two at a time, and all files before and after."""
+    names = [item.name for item in request.session.items if item.path == request.path]
+    wanted = [case for case in CASES if f"test_bad_input_is_one_line[{case}]" in names]
+
+    def outcome(name, arguments, message, env=None):
+        return run(
+            name, *arguments, code=None, **{**places, "env": {**places["env"], **(env or {})}}
+        )
+
+    before = _state_of(places)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        futures = {case: pool.submit(outcome, *CASES[case]) for case in wanted}
+        done = {case: future.result() for case, future in futures.items()}
+    return done, before, _state_of(places)
+
+
+def _state_of(places):
+    """Files with times and sizes, but those of the cache and the locks."""
+    files = (p for p in places["folder"].rglob("*") if not {"cache", "lock"} & {*p.parts})
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line(outcomes, case):
+    done = outcomes[0][case]
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert lines[-1].startswith("error: ") and len(lines[-1]) < 700
+    assert re.search(CASES[case][2], lines[-1]), lines[-1]
+    # Orbax's threads tell of a damaged checkpoint in their own way before we can.
+    assert len(lines) == 1 or case == "damaged", done.stderr
+
+
+def test_nothing_was_changed(outcomes):
+    assert outcomes[1] == outcomes[2]
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A file system of 3 MB, or a skipped test where mounting is not allowed."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False)
+    if done.returncode:
+        pytest.skip("needs to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_one_line_and_what_was_saved_stays_whole(places, tmp_path):
+    flags = (*TINY, "--config.training.steps=60", "--config.evaluation.every=60")
+    keep_all = "--config.training.keep_last=100"
+    with mounted(tmp_path / "small", "size=3m") as small:
+        done = run("train", *flags, keep_all, f"--workdir={small}/run", **{**places, "code": 1})
+        assert re.search(r"error: .*[Nn]o space left", done.stderr.splitlines()[-1]), done.stderr
+        assert "mdlm_jax/" not in done.stderr  # no traceback of ours
+        shutil.copytree(small / "run", tmp_path / "larger")
+    done = run("train", *flags, keep_all, f"--workdir={tmp_path}/larger", **places)
+    assert "resuming at step" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(places, tmp_path):
+    with mounted(tmp_path / "fixed", "ro") as fixed:
+        done = run("train", *TINY, f"--workdir={fixed}/run", **{**places, "code": 2})
+        assert re.search(r"error: .*fixed/run: Read-only file system", done.stderr)
+        assert len(done.stderr.splitlines()) == 1

@@ -107,12 +107,12 @@ class Config:
 
     def _check_tokenizer(self) -> None:
         kinds = tokenizer_training.KINDS
-        if self.tokenizer not in kinds:
-            if "/" not in self.tokenizer and not Path(self.tokenizer).exists():
-                raise ValueError(
-                    f"tokenizer must be one of {', '.join(kinds)}, the path of a tokenizer.json or "
-                    f"its folder, or a name of the Hugging Face hub, got {self.tokenizer!r}"
-                )
+        may_be_given = "/" in self.tokenizer or Path(self.tokenizer).exists()
+        if self.tokenizer not in kinds and not may_be_given:
+            raise ValueError(
+                f"tokenizer must be one of {', '.join(kinds)}, the path of a tokenizer.json or its "
+                f"folder, or a name of the Hugging Face hub, got {self.tokenizer!r}"
+            )
         specials = len(tokenizer_training.SPECIAL_TOKENS)
         if self.vocab_size <= specials:
             raise ValueError(

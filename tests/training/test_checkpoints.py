@@ -57,9 +57,9 @@ def test_policies_keep_what_they_say(tmp_path, state, policy, kept):
 
 @pytest.mark.parametrize("policy", [{"keep_last": 0}, {"keep_every": 0}])
 def test_policies_that_keep_nothing_are_refused(tmp_path, policy):
-    with pytest.raises(ValueError, match="keep_last and keep_every must be at least 1"):
-        with checkpoints.open_checkpoints(tmp_path, **policy):
-            pass
+    refused = pytest.raises(ValueError, match="keep_last and keep_every must be at least 1")
+    with refused, checkpoints.open_checkpoints(tmp_path, **policy):
+        pass
 
 
 def test_restore_gives_the_newest_state(tmp_path, state):

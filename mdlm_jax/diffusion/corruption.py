@@ -58,16 +58,16 @@ def corrupt(
       key: of this step; the noise of a row is a function of (key, its number in `rows`).
       tokens: i32[B, L], clean.
       mask_id: the mask token.
-      schedule: turns the mask rate into the time; with Bernoulli masking it is
-        also the law of the rate.
+      schedule: turns the mask rate into the time; with Bernoulli masking it is also the law of the
+        rate.
       corruption: "exact" draws how many tokens are masked, uniformly; "bernoulli" draws t
         uniformly and masks each token alone.
       weighting: "elbo" makes the loss the NELBO in nats per maskable token; "flat" the summed
         cross-entropy of the masked tokens per maskable token.
-      maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`. rows:
-      i32[B], the rows' numbers in the global batch; default 0..B-1. paired: whether rows 2i and 2i
-      + 1 share slots, which saves half the projection. By default they
-        do with exact counts if B is even and the rows are seen to be neighbours in the global
+      maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`.
+      rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+      paired: whether rows 2i and 2i + 1 share slots, which saves half the projection. By default
+        they do with exact counts if B is even and the rows are seen to be neighbours in the global
         batch; of `rows` that are traced under jit this must be said. The masks are the same.
 
     Raises:

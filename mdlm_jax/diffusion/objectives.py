@@ -91,6 +91,7 @@ def mlm_loss(
     tokens: Array,
     *,
     mask_id: int,
+    vocab_size: int | None = None,
     rate: float = 0.15,
     mask_share: float = 0.8,
     random_share: float = 0.1,
@@ -103,18 +104,33 @@ def mlm_loss(
     `max(1, round(rate * L))` of each row are masked; the random and the kept tokens of the
     original recipe leave the absorbing process.
 
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      key: the noise of a row is a function of (key, its number in `rows`).
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      vocab_size: random tokens are below it; default the number of logits, which counts the padding
+        of a padded vocabulary too.
+      rate: share of a row's maskable tokens that is selected.
+      mask_share: share of the selected that becomes the mask.
+      random_share: share of the selected that becomes a random token.
+      maskable: bool[B, L], which tokens may be selected; default all but `mask_id`.
+      rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+
     Returns:
       The loss in nats per selected token, and a `LossAux`.
 
     Raises:
       ValueError: as `corrupt_mlm`.
     """
-    hidden = jax.eval_shape(denoiser.encode, tokens, jnp.full(tokens.shape[:1], rate))
+    if vocab_size is None:
+        hidden = jax.eval_shape(denoiser.encode, tokens, jnp.full(tokens.shape[:1], rate))
+        vocab_size = vocabulary_size(denoiser.readout, hidden)
     corrupted = corrupt_mlm(
         key,
         tokens,
         mask_id=mask_id,
-        vocab_size=vocabulary_size(denoiser.readout, hidden),
+        vocab_size=vocab_size,
         rate=rate,
         mask_share=mask_share,
         random_share=random_share,

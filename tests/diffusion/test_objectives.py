@@ -226,3 +226,21 @@ def test_the_mask_cannot_be_predicted():
     loss, _ = diffusion_loss(with_mask, KEY, TOKENS, mask_id=10)
     np.testing.assert_allclose(loss, diffusion_loss(without, KEY, TOKENS, mask_id=10)[0], rtol=1e-6)
     assert loss < corrupted_loss(with_mask, corrupt(KEY, TOKENS, mask_id=10))[0]
+
+
+def test_random_tokens_of_mlm_stay_within_the_vocabulary_that_is_told():
+    """A denoiser of 64 logits, of which 13 are tokens: it records what it is shown."""
+    seen = []
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda canvas: seen.append(np.asarray(canvas)), tokens)
+        return jnp.zeros((*tokens.shape, 64))
+
+    tokens = jnp.zeros((8, 64), jnp.int32)
+    flags = {"mask_id": 4, "rate": 1.0, "mask_share": 0.0, "random_share": 1.0}
+    mlm_loss(as_denoiser(logits), jax.random.key(0), tokens, vocab_size=13, **flags)
+    jax.effects_barrier()
+    assert seen[0].max() == 12
+    mlm_loss(as_denoiser(logits), jax.random.key(0), tokens, **flags)
+    jax.effects_barrier()
+    assert seen[-1].max() > 12

@@ -1,0 +1,91 @@
+"""Every shipped config: what its first lines say, and that its step can be traced as it is."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mdlm_jax import parallel, train
+from mdlm_jax.command_line import shipped_configs
+from mdlm_jax.experiment import Experiment
+from mdlm_jax.networks import bert
+from mdlm_jax.training.optimizer import make_optimizer
+from mdlm_jax.training.state import init_state
+from mdlm_jax.training.step import make_step
+
+CONFIGS = shipped_configs()
+# Of what the data decide: vocabulary and mask, as the tokenizer of the config gives them.
+VOCABULARIES = {
+    "quickstart": (2048, 4),
+    "text8": (32, 4),
+    "lm1b": (30_522, 103),
+    "owt": (50_257, 4),
+}
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def name(request):
+    return request.param
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = Experiment.of(module.get_config().to_dict())
+    vocab_size, mask_id = VOCABULARIES[name]
+    encoder = bert.Config(
+        **experiment.model,
+        vocab_size=vocab_size,
+        mask_id=mask_id,
+        max_length=experiment.data.length,
+    )
+    return module.__doc__, experiment, encoder
+
+
+def test_it_begins_with_its_command(name):
+    doc, _, _ = load(name)
+    command = doc.split("\n\n")[1].strip()
+    assert command == f"python -m mdlm_jax.train --config={name} --workdir=runs/{name}"
+
+
+def test_it_has_the_parameters_that_it_states(name):
+    doc, _, encoder = load(name)
+    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    stated = re.findall(r"([\d,]+)\s+parameters", doc)
+    assert stated == [f"{count:,}"]
+
+
+def test_its_step_can_be_traced(name):
+    """The step of `train`, of the whole global batch; shapes only: nothing is compiled."""
+    _, experiment, encoder = load(name)
+    training, length = experiment.training, experiment.data.length
+    optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
+    step = make_step(
+        train.make_loss(encoder),
+        optimizer,
+        seed=training.seed,
+        ema_decay=training.ema_decay,
+        accumulation=training.accumulation,
+        prepare=train.make_corruption(
+            experiment, encoder, parallel.make_mesh(devices=jax.devices()[:1])
+        ),
+        schedule=schedule,
+    )
+    state = jax.eval_shape(lambda: init_state(bert.init(jax.random.key(0), encoder), optimizer))
+    rows = jax.ShapeDtypeStruct((training.batch_size, length), jnp.int32)
+    batch = {
+        "tokens": rows,
+        "maskable": jax.ShapeDtypeStruct(rows.shape, bool),
+        "label": jax.ShapeDtypeStruct(rows.shape[:1], jnp.int32),
+    }
+    if experiment.data.rows == "padded":
+        batch["valid"] = batch["maskable"]
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].shape == ()

@@ -1,6 +1,7 @@
 """The guides, checked: their blocks run in order, their diff applied, their commands run."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -154,3 +155,21 @@ def test_every_key_that_is_written_is_told(workdir):
     for written in (*lines, (folder / "evaluation_test.json").read_text()):
         missing = keys(json.loads(written)) - told
         assert not missing, f"docs/metrics.md does not tell {sorted(missing)}"
+
+
+@pytest.mark.slow
+def test_your_own_text_runs_as_it_stands(tmp_path):
+    shutil.copy(DOCS.parent / "README.md", tmp_path)
+    environment = {
+        **os.environ,
+        "MDLM_JAX_CACHE": str(tmp_path / "cache"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    script = "set -e\n" + "".join(blocks("your_own_text.md", "bash"))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "coverage: 9" in done.stdout and "NELBO" in done.stdout
+    assert "<html" in (tmp_path / "samples.html").read_text()
+    assert (tmp_path / "my_run" / "report.html").exists()

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -168,6 +170,12 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
     """Of what ends a command, one line where a person can mend it, else the traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted; what was saved is whole", file=sys.stderr)
+        # End as Ctrl-C ends a program, at once: threads that still compile or write would crash in
+        # an interpreter that takes itself apart.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     elif issubclass(kind, OSError) and error.errno in _ENVIRONMENT:
         print(f"error: {_told(error)}; what was saved before is whole", file=sys.stderr)
     else:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,8 +164,14 @@ def _key(config: Config, corpus: Corpus, given: Tokenizer | None) -> str:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # The system lets go of it when the process ends.
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"waiting for another process that prepares data in {path.parent}", file=sys.stderr
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # The system lets go of the lock when the process ends.
 
 
 def _prepare_into(path: Path, config: Config, corpus: Corpus, given: Tokenizer | None) -> None:

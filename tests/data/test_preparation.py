@@ -1,4 +1,6 @@
+import concurrent.futures
 import dataclasses
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -347,3 +349,17 @@ def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
     again = subprocess.run([*command, cache], capture_output=True, check=True).stdout
     assert again == whole
     assert len(list(cache.glob("text_files-*"))) == 1
+
+
+def test_a_second_preparation_waits_and_says_so(tmp_path, tiny_config, capsys):
+    with (tmp_path / "lock").open("w") as held, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = pool.submit(data.prepare, tiny_config, tmp_path)
+        told, deadline = "", time.monotonic() + 60
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+            told = capsys.readouterr().err
+        assert told == f"waiting for another process that prepares data in {tmp_path}\n"
+        assert not second.done()
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert second.result().splits["train"]

@@ -12,4 +12,5 @@ make_venv dev
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
-JAX_PLATFORMS=cpu python -m pytest "$@"
+# A worker a core; the tests of a file share what they compile, so they stay together.
+JAX_PLATFORMS=cpu python -m pytest -n auto --dist loadfile "$@"

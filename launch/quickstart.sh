@@ -3,7 +3,7 @@
 #
 # Trains a small masked diffusion BERT on English Wikipedia text, evaluates it, generates from it, and
 # leaves it all in runs/quickstart. Needs Python >= 3.11 with pip and 2 CPU cores; it took 4 min
-# 43 s with installing (README.md). Started again it goes on where it was stopped, or says that it is done.
+# 23 s with installing (README.md). Started again it goes on where it was stopped, or says that it is done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh

@@ -108,7 +108,8 @@ CASES = {
         {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
     ),
     "no accelerator": (
-        "train", NEW, "JAX_PLATFORMS='cuda' is not to be had", {"JAX_PLATFORMS": "cuda"},
+        "train", NEW, "JAX_PLATFORMS='cuda' is not to be had",
+        {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
     ),
     "no platform": (
         "generate", [WRITE], "JAX_PLATFORMS='abacus' is not to be had", {"JAX_PLATFORMS": "abacus"},

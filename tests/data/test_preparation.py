@@ -327,6 +327,13 @@ def test_full_disk_is_told_and_leaves_nothing(lines, tmp_path, most_bytes):
     assert [path.name for path in cache.iterdir()] == ["lock"]
 
 
+def _times(cache):
+    try:
+        return {path.stat().st_mtime_ns for path in cache.glob("text_files-*")}
+    except FileNotFoundError:  # The process just removed what an earlier one left.
+        return set()
+
+
 @pytest.mark.slow
 def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
     command = [sys.executable, "-c", _PREPARE, str(lines)]
@@ -335,8 +342,14 @@ def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
     seconds = time.monotonic() - begun
     cache = tmp_path / "cache"
     was_incomplete = 0
-    for moment in np.random.default_rng(1).uniform(0.2, 1.0, 12):
+    # The first moments after something is there, however slow the machine; then any.
+    for moment in [0, 0.05, 0.1, *np.random.default_rng(1).uniform(0, 0.8, 7)]:
         with subprocess.Popen([*command, cache], stdout=subprocess.PIPE) as process:
+            before = _times(cache)
+            while process.poll() is None:
+                if _times(cache) - before:
+                    break
+                time.sleep(0.002)
             time.sleep(moment * seconds)
             process.kill()
         left = [path.suffix for path in cache.glob("text_files-*")]
@@ -345,7 +358,7 @@ def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
         if finished:
             assert data.load_prepared(finished[0]).fingerprint == whole.decode().strip()
             shutil.rmtree(finished[0])
-    assert was_incomplete > 2
+    assert was_incomplete > 0
     again = subprocess.run([*command, cache], capture_output=True, check=True).stdout
     assert again == whole
     assert len(list(cache.glob("text_files-*"))) == 1

@@ -358,7 +358,7 @@ def test_preparation_killed_at_any_moment_is_made_again(lines, tmp_path):
         if finished:
             assert data.load_prepared(finished[0]).fingerprint == whole.decode().strip()
             shutil.rmtree(finished[0])
-    assert was_incomplete > 0
+    assert was_incomplete > 2
     again = subprocess.run([*command, cache], capture_output=True, check=True).stdout
     assert again == whole
     assert len(list(cache.glob("text_files-*"))) == 1

@@ -22,13 +22,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from mdlm_jax import command_line, data, parallel, train
+from mdlm_jax import command_line, data, parallel
 from mdlm_jax.data import wikipedia
 from mdlm_jax.experiment import Experiment
-from mdlm_jax.networks import bert
-from mdlm_jax.training.optimizer import make_optimizer
-from mdlm_jax.training.state import init_state
-from mdlm_jax.training.step import make_step
+from mdlm_jax.program import make_program
 
 REPETITIONS = 9
 BATCHES = 500  # a repetition
@@ -65,29 +62,20 @@ def _batches(prepared: data.Prepared, experiment: Experiment) -> list[float]:
 
 
 def _training_step(prepared: data.Prepared, experiment: Experiment) -> list[float]:
-    training, encoder = experiment.training, experiment.encoder(prepared)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
-    step = make_step(
-        train.make_loss(encoder),
-        optimizer,
-        seed=training.seed,
-        ema_decay=training.ema_decay,
-        accumulation=training.accumulation,
-        prepare=train.make_corruption(experiment, encoder, mesh),
-        schedule=schedule,
-    )
-    batches = data.train_batches(prepared.splits["train"], batch_size=training.batch_size, seed=0)
-    ready = itertools.cycle(jax.device_put([batches.at(i) for i in range(STEPS)]))
-    state = init_state(bert.init(jax.random.key(0), encoder), optimizer)
+    program = make_program(experiment, experiment.encoder(prepared), mesh)
+    rows = experiment.training.batch_size
+    batches = data.train_batches(prepared.splits["train"], batch_size=rows, seed=0)
+    ready = itertools.cycle([parallel.put_batch(batches.at(i), mesh, rows) for i in range(STEPS)])
+    state = program.init()
 
     def some_steps() -> None:
         nonlocal state
         for batch in itertools.islice(ready, STEPS):
-            state, _ = step(state, batch)
+            state, _ = program.step(state, batch)
         jax.block_until_ready(state)
 
-    return _rates(some_steps, STEPS * training.batch_size)
+    return _rates(some_steps, STEPS * rows)
 
 
 def _rates(work: Callable[[], object], amount: float) -> list[float]:

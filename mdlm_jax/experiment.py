@@ -73,7 +73,11 @@ class TrainingConfig:
       log_every: steps a training record is the mean of.
       save_every: steps between checkpoints.
       keep_last: newest checkpoints to keep.
+      keep_every: keeps, beside those, every checkpoint whose step is a multiple of it; 0 for none.
       max_bad_steps: this many updates in a row that are not finite end the run.
+      heartbeat_seconds: of several processes, one that was silent for so long is dead: all end.
+      watchdog_seconds: a process in which no step finishes for so long ends; 0 to wait for ever.
+      watchdog_startup_seconds: the same before the first step and in evaluations, which compile.
       tensorboard: also write TensorBoard files (extra `tensorboard`).
     """
 
@@ -85,13 +89,20 @@ class TrainingConfig:
     log_every: int = 100
     save_every: int = 5_000
     keep_last: int = 2
+    keep_every: int = 0
     max_bad_steps: int = 10
+    heartbeat_seconds: int = 100
+    watchdog_seconds: int = 900
+    watchdog_startup_seconds: int = 3600
     tensorboard: bool = False
 
     def __post_init__(self):
         for key in ("batch_size", "steps", "accumulation", "log_every", "save_every", "keep_last"):
             _at_least(f"training.{key}", getattr(self, key), 1)
         _at_least("training.max_bad_steps", self.max_bad_steps, 1)
+        _at_least("training.heartbeat_seconds", self.heartbeat_seconds, 1)
+        for key in ("keep_every", "watchdog_seconds", "watchdog_startup_seconds"):
+            _at_least(f"training.{key}", getattr(self, key), 0)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"training.seed must be in [0, 2**32), not {self.seed!r}")
         if not 0 <= self.ema_decay < 1:
@@ -152,12 +163,16 @@ OPERATIONAL = (
     "model.scan",
     "profile_steps",
     "training.accumulation",
+    "training.heartbeat_seconds",
+    "training.keep_every",
     "training.keep_last",
     "training.log_every",
     "training.max_bad_steps",
     "training.save_every",
     "training.steps",
     "training.tensorboard",
+    "training.watchdog_seconds",
+    "training.watchdog_startup_seconds",
 )
 
 
@@ -222,6 +237,19 @@ class Experiment:
                 f"model.classes must be 0, or {len(prepared.label_names)} for the labels "
                 f"{', '.join(prepared.label_names)}, not {classes!r}"
             )
+        return _named("model", bert.Config, {**self.model, **decided})
+
+    def planned_encoder(self) -> bert.Config:
+        """The encoder where no data are at hand: with `data.vocab_size` tokens, the last the mask.
+
+        Raises:
+          ValueError: fields that describe no encoder.
+        """
+        decided = {
+            "vocab_size": self.data.vocab_size,
+            "mask_id": self.data.vocab_size - 1,
+            "max_length": self.data.length,
+        }
         return _named("model", bert.Config, {**self.model, **decided})
 
 

@@ -4,17 +4,24 @@ One program runs from a laptop to a pod: arrays carry a `NamedSharding`, `jax.ji
 Parameters name their axes logically (`("layers", "embed", "mlp")`); only `RULES` knows the mesh.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+Array = jax.Array
 PyTree = Any
 
 AXES = ("data", "fsdp", "tensor")
+
+# Mesh axes that rows (the leading axis of a batch) are split over.
+ROW_AXES = ("data", "fsdp")
 
 # Logical axis -> mesh axis. What is not named here ("layers", "positions", None) is not sharded.
 RULES = {
@@ -23,6 +30,9 @@ RULES = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
+
+# Norms and biases of an odd size may stay whole; more than this share of all parameters may not.
+LARGEST_UNSHARDED_SHARE = 0.02
 
 
 def available_devices() -> list[jax.Device]:
@@ -44,6 +54,10 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of all devices with the axes `("data", "fsdp", "tensor")`.
 
+    On TPUs neighbours in the mesh are neighbours in the torus; over several slices, `data` alone
+    crosses the slow network between them. Elsewhere devices stand in the order of their processes,
+    so that `tensor`, the innermost axis, stays within a host.
+
     Args:
       data: devices over which rows are split and parameters are copied; -1 means the rest.
       fsdp: devices over which rows and parameters are both split; -1 means the rest.
@@ -51,9 +65,10 @@ def make_mesh(
       devices: the devices to use, all of them by default.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: if the sizes do not multiply to the number of devices, or `data` does not split
+        over the slices.
     """
-    devices = available_devices() if devices is None else devices
+    devices = available_devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -64,7 +79,23 @@ def make_mesh(
         raise ValueError(f"mesh {asked}: {len(devices)} devices cannot be arranged so")
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
     # Explicit axes, the default of newer versions, fail under Linen's sharding constraints.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arranged(devices, shape, asked), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, ...], asked: str) -> np.ndarray:
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(shape)
+    # The devices of a topology of one slice, which is not there, do not number it.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, *within = shape
+    if data % slices:
+        raise ValueError(f"mesh {asked}: data={data} must be a multiple of the {slices} slices")
+    inside = (data // slices, *within)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
@@ -99,6 +130,41 @@ def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
     return jax.tree.map_with_path(place, shapes, logical_axes)
 
 
+def require_sharded(mesh: Mesh, placed: PyTree, shapes: PyTree) -> None:
+    """Checks that `fsdp` splits the parameters, all but a few.
+
+    Args:
+      mesh: from `make_mesh`.
+      placed: from `shardings`.
+      shapes: arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: if more than `LARGEST_UNSHARDED_SHARE` of the parameters would lie whole on every
+        device of `fsdp`.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf, math.prod(leaf.shape))
+        for path, leaf in jax.tree.leaves_with_path(shapes)
+    }
+    whole = {
+        name: (leaf, size)
+        for (name, (leaf, size)), sharding in zip(
+            sizes.items(), jax.tree.leaves(placed), strict=True
+        )
+        if "fsdp" not in sharding.spec
+    }
+    share = sum(size for _, size in whole.values()) / sum(size for _, size in sizes.values())
+    if share > LARGEST_UNSHARDED_SHARE:
+        name, (leaf, _) = max(whole.items(), key=lambda item: item[1][1])
+        raise ValueError(
+            f"mesh fsdp={mesh.shape['fsdp']}: {share:.1%} of the parameters would lie whole on "
+            f"every device (at most {LARGEST_UNSHARDED_SHARE:.0%} may), first {name} of shape "
+            f"{tuple(leaf.shape)}: take an fsdp that divides the width"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -106,30 +172,104 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows (the leading axis) split over `data` and `fsdp`; everything else whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
-def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global device arrays `[B, ...]` of the numpy rows that this process holds.
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch's rows are split."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
-    Every process passes its own rows, in process order; B is their sum.
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """The mesh that `spread_rows` and attention kernels find, while a function is traced."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def spread_rows(x: Array) -> Array:
+    """Keeps `x [B, ...]` split along its rows over the mesh in `use`, whole along the other axes.
+
+    Within a jitted function this tells XLA where activations lie, so that it moves parameters to
+    the rows and never rows to the parameters. Without a mesh, or where B does not split, `x`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % row_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES))
+
+
+def splits_layers() -> bool:
+    """Whether the mesh in `use` splits the inner axes of layers over several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["tensor"] > 1
+
+
+def gather_parameter(x: Array, names: Sequence[str | None]) -> Array:
+    """A parameter as rows need it: whole over `fsdp`, still split over `tensor`.
+
+    For parameters that are indexed. Left to itself XLA would split the rows' result as the
+    parameter is split, and then move it whole ("involuntary full rematerialization").
+
+    Args:
+      x: the parameter.
+      names: the logical names of its axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    axes = [RULES.get(name) for name in names]
+    kept = [
+        axis if axis == "tensor" and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch the devices of this process hold, `i64[b]` ascending.
+
+    Processes that share rows (a `tensor` axis over several hosts) hold the same ones.
 
     Raises:
-      ValueError: if the rows of this process do not split over its devices.
+      ValueError: if the rows do not split over the mesh.
+    """
+    shards = row_shards(mesh)
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size {batch_size} is not a multiple of the {shards} devices that share the "
+            f"rows (mesh {', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())})"
+        )
+    index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in index.values()]))
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> dict[str, Array]:
+    """Makes global device arrays `[batch_size, ...]` of the numpy rows that this process holds.
+
+    Args:
+      batch: arrays `[b, ...]` of the rows `local_rows(mesh, batch_size)`.
+      mesh: from `make_mesh`.
+      batch_size: rows of all processes together.
+
+    Raises:
+      ValueError: if the rows do not split over the mesh, or an array holds another number of them.
     """
     sharding = batch_sharding(mesh)
-    shards = len({index[0].start for index in _local_rows(sharding)})
-    for name, rows in batch.items():
-        if rows.shape[0] % shards:
+    held = local_rows(mesh, batch_size)
+
+    def put(name: str, rows: np.ndarray) -> Array:
+        if rows.shape[0] != len(held):
             raise ValueError(
-                f"batch[{name!r}] has {rows.shape[0]} rows here, not a multiple of the "
-                f"{shards} shards of this process (mesh {dict(mesh.shape)})"
+                f"batch[{name!r}] has {rows.shape[0]} rows, this process holds {len(held)} of "
+                f"{batch_size}"
             )
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
 
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(batch_size)
+            start = np.searchsorted(held, first)
+            return rows[start : start + last - first]
 
-def _local_rows(sharding: NamedSharding) -> list[tuple[slice, ...]]:
-    """Which rows the devices of this process hold, of as many rows as there are devices."""
-    return list(sharding.addressable_devices_indices_map((sharding.mesh.size,)).values())
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, of_device)
+
+    return {name: put(name, rows) for name, rows in batch.items()}

@@ -13,26 +13,22 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
-from mdlm_jax import command_line, data, parallel, workdir
-from mdlm_jax.diffusion import corrupt, corrupt_mlm, corrupted_loss, sample, strategies
+from mdlm_jax import command_line, data, distributed, parallel, workdir
+from mdlm_jax.diffusion import sample, strategies
 from mdlm_jax.evaluation import likelihoods, ngrams
-from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
+from mdlm_jax.experiment import Experiment, profile_range
 from mdlm_jax.networks import bert
+from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig, Profile, fit
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
-from mdlm_jax.training.optimizer import make_optimizer
-from mdlm_jax.training.state import abstract_state, init_state, state_shardings
-from mdlm_jax.training.step import make_step
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
@@ -43,12 +39,8 @@ flags.declare_key_flag("config")
 class Job(NamedTuple):
     """All that a run needs, checked and open."""
 
-    experiment: Experiment
-    mesh: jax.sharding.Mesh
+    program: Program
     prepared: data.Prepared
-    encoder: bert.Config
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
     batches: data.TrainBatches
     workdir: Path
 
@@ -57,54 +49,47 @@ def main() -> int:
     """Trains, or goes on with, the run of the flags; returns the exit code."""
     with contextlib.ExitStack() as claimed:
         with command_line.bad_input():
-            job = plan(command_line.chosen_config(_CONFIG), Path(_WORKDIR.value))
-            changes = claimed.enter_context(
-                workdir.claim(job.workdir, job.experiment, job.encoder, job.prepared)
-            )
+            experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+            distributed.initialize(experiment.training.heartbeat_seconds)
+            with distributed.failing_together():
+                job, encoder = plan(experiment, Path(_WORKDIR.value))
+            distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
+            with distributed.failing_together():
+                changes = claimed.enter_context(
+                    workdir.claim(job.workdir, experiment, encoder, job.prepared)
+                )
         for change in changes:
             _say(f"changed since the last start: {change}")
         return train(job)
 
 
-def plan(config: Mapping[str, Any], folder: Path) -> Job:
+def plan(experiment: Experiment, folder: Path) -> tuple[Job, bert.Config]:
     """Checks all that can be checked before anything is compiled or written.
+
+    Returns:
+      The job, and the encoder as the config has it, before a mesh pads its vocabulary.
 
     Raises:
       ValueError: what is wrong, in one line.
       OSError: a file or folder cannot be read.
     """
-    experiment = Experiment.of(config)
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
     prepared = data.prepare(experiment.data)
     encoder = experiment.encoder(prepared)
-    optimizer, schedule = make_optimizer(experiment.optimizer, experiment.training.steps)
+    program = make_program(experiment, encoder, mesh)
     batches = data.train_batches(
         prepared.splits["train"],
         batch_size=experiment.training.batch_size,
         seed=experiment.training.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        local=parallel.local_rows(mesh, experiment.training.batch_size),
     )
-    parallel.put_batch(batches.at(0), mesh)  # says now if the rows do not split over the devices
-    return Job(experiment, mesh, prepared, encoder, optimizer, schedule, batches, folder)
+    return Job(program, prepared, batches, folder), encoder
 
 
 def train(job: Job) -> int:
     """Trains from the newest checkpoint, or from the start; returns the exit code."""
-    training, optimizer = job.experiment.training, job.optimizer
-    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), job.encoder))
-    placed = parallel.shardings(job.mesh, bert.logical_axes(job.encoder), shapes)
-    shardings = state_shardings(placed, shapes, optimizer)
-    step = make_step(
-        make_loss(job.encoder),
-        optimizer,
-        seed=training.seed,
-        ema_decay=training.ema_decay,
-        accumulation=training.accumulation,
-        prepare=make_corruption(job.experiment, job.encoder, job.mesh),
-        schedule=job.schedule,
-        shardings=shardings,
-    )
+    program, experiment = job.program, job.program.experiment
+    training, mesh = experiment.training, program.mesh
     with checkpoints.open_checkpoints(
         job.workdir / "checkpoints", keep_last=training.keep_last
     ) as checkpointer:
@@ -114,37 +99,33 @@ def train(job: Job) -> int:
             return 0
         if start:
             with command_line.bad_input():
-                abstract = abstract_state(shapes, optimizer, shardings)
-                state = checkpoints.restore(checkpointer, abstract)
+                state = checkpoints.restore(checkpointer, program.abstract_state())
         else:
-            params = bert.init(jax.random.key(training.seed), job.encoder)
-            state = init_state(params, optimizer, shardings)
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        _say(
-            f"{count:,} parameters, {len(job.batches.rows):,} rows of "
-            f"{job.experiment.data.length} tokens, {job.mesh.size} {jax.devices()[0].platform} "
-            "device(s), " + (f"resuming at step {start}" if start else f"logging to {job.workdir}")
-        )
+            state = program.init()
+        _say(_first_words(job, start))
         with MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard) as metrics:
             try:
                 outcome = fit(
                     state,
-                    step,
+                    program.step,
                     job.batches,
                     config=LoopConfig(
                         steps=training.steps,
                         log_every=training.log_every,
-                        eval_every=job.experiment.evaluation.every,
+                        eval_every=experiment.evaluation.every,
                         save_every=training.save_every,
                         max_bad_steps=training.max_bad_steps,
                     ),
-                    put=functools.partial(parallel.put_batch, mesh=job.mesh),
-                    tokens_per_step=training.batch_size * job.experiment.data.length,
+                    put=functools.partial(
+                        parallel.put_batch, mesh=mesh, batch_size=training.batch_size
+                    ),
+                    tokens_per_step=training.batch_size * experiment.data.length,
                     metrics=metrics,
                     checkpointer=checkpointer,
                     summarize=lambda aux: {"accuracy": float(aux.accuracy)},
-                    hooks=make_hooks(job.experiment, job.encoder, job.prepared),
-                    profile=Profile(profile_range(job.experiment.profile_steps), job.workdir),
+                    hooks=make_hooks(program, job.prepared),
+                    profile=Profile(profile_range(experiment.profile_steps), job.workdir),
+                    vote=distributed.make_vote(mesh),
                 )
             except FloatingPointError as error:
                 print(f"error: {error}; the checkpoints are intact", file=sys.stderr)
@@ -156,56 +137,9 @@ def train(job: Job) -> int:
     return 0
 
 
-def make_corruption(experiment: Experiment, encoder: bert.Config, mesh: jax.sharding.Mesh):
-    """`(key, batch) -> batch` that draws all masks of the global batch at once."""
-    objective = experiment.objective
-    # A pair of rows must stay in one microbatch and on one device.
-    parts = 2 * experiment.training.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
-    paired = objective.corruption == "exact" and experiment.training.batch_size % parts == 0
-    if objective.name == "diffusion" and objective.corruption == "exact" and not paired:
-        _say("rows a device are odd: unpaired, the vocabulary projection does twice the work")
-
-    def prepare(key, batch):
-        shared = {"mask_id": encoder.mask_id, "maskable": batch["maskable"]}
-        if objective.name == "mlm":
-            corrupted = corrupt_mlm(
-                key, batch["tokens"], vocab_size=encoder.vocab_size, rate=objective.rate, **shared
-            )
-        else:
-            corrupted = corrupt(
-                key,
-                batch["tokens"],
-                schedule=SCHEDULES[objective.schedule](),
-                corruption=objective.corruption,
-                weighting=objective.weighting,
-                paired=paired,
-                **shared,
-            )
-        kept = {name: batch[name] for name in ("label", "valid") if name in batch}
-        return {"corrupted": corrupted, **kept}
-
-    return prepare
-
-
-def make_loss(encoder: bert.Config):
-    """`(params, key, batch) -> (loss, aux)` of what the corruption prepared."""
-
-    def loss_fn(params, key, batch):
-        stochastic = encoder.dropout > 0 or encoder.class_dropout > 0
-        denoiser = bert.denoiser(
-            params,
-            encoder,
-            valid=batch.get("valid"),
-            label=batch["label"] if encoder.classes else None,
-            dropout_key=key if stochastic else None,
-        )
-        return corrupted_loss(denoiser, batch["corrupted"])
-
-    return loss_fn
-
-
-def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared) -> dict:
+def make_hooks(program: Program, prepared: data.Prepared) -> dict:
     """What is done every `evaluation.every` steps: the validation NELBO, and a sample."""
+    experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
     settings = experiment.evaluation
     few = prepared.splits["validation"][: settings.rows]
     counted = prepared.splits["train"], few, prepared.vocab_size
@@ -218,22 +152,27 @@ def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prep
         mask_id=encoder.mask_id,
         seed=experiment.training.seed,
         draws=settings.draws,
+        mesh=mesh,
     )
+    # Filled up with empty rows where the devices do not share them evenly.
+    shards = parallel.row_shards(mesh)
+    batch_size = -(-settings.batch_size // shards) * shards
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def write(params, key):
         canvas = jnp.full((1, experiment.data.length), encoder.mask_id)
-        return sample(
-            bert.denoiser(params, encoder),
-            key,
-            canvas,
-            mask_id=encoder.mask_id,
-            steps=settings.sample_steps,
-            strategy=strategies.exact_count(),
-        )
+        with parallel.use(mesh):
+            return sample(
+                bert.denoiser(params, encoder),
+                key,
+                canvas,
+                mask_id=encoder.mask_id,
+                steps=settings.sample_steps,
+                strategy=strategies.exact_count(),
+            )
 
     def evaluate(state, step):
-        likelihood = of_rows(state.ema, few, settings.batch_size)
+        likelihood = of_rows(state.ema, few, batch_size)
         told = likelihoods.summary(likelihood)
         shown = {key: told[key] for key in ("nats_per_token", "mc_error", "text_error", "tokens")}
         return {**shown, **baselines}
@@ -244,6 +183,25 @@ def make_hooks(experiment: Experiment, encoder: bert.Config, prepared: data.Prep
         return {"text": data.decode(prepared.tokenizer, tokens)}
 
     return {"eval": evaluate, "sample": show}
+
+
+def _first_words(job: Job, start: int) -> str:
+    program = job.program
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.shapes))
+    sizes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
+    devices = f"{program.mesh.size} {jax.devices()[0].platform} device(s)"
+    if program.mesh.size > 1:
+        devices += f" ({sizes})"
+    if jax.process_count() > 1:
+        devices += f" of {jax.process_count()} processes"
+    words = (
+        f"{count:,} parameters, {len(job.batches.rows):,} rows of "
+        f"{program.experiment.data.length} tokens, {devices}, "
+        + (f"resuming at step {start}" if start else f"logging to {job.workdir}")
+    )
+    if could_pair_rows(program.experiment) and not pairs_rows(program.experiment, program.mesh):
+        words += "\nrows a device are odd: unpaired, the vocabulary projection does twice the work"
+    return words
 
 
 def _last_words(folder: Path) -> str:

@@ -70,8 +70,41 @@ def test_wrong_number_of_names_is_refused():
 
 
 def test_put_batch_keeps_the_rows():
-    batch = {"tokens": np.arange(12, dtype=np.int32).reshape(4, 3), "weights": np.ones(2)}
+    batch = {"tokens": np.arange(12, dtype=np.int32).reshape(4, 3), "weights": np.ones(4)}
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    placed = parallel.put_batch(batch, mesh)
+    placed = parallel.put_batch(batch, mesh, 4)
     assert placed["tokens"].sharding == parallel.batch_sharding(mesh)
     np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
+
+
+def test_a_batch_of_another_number_of_rows_is_refused():
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"batch\['x'\] has 3 rows, this process holds 4 of 4"):
+        parallel.put_batch({"x": np.zeros((3, 2))}, mesh, 4)
+
+
+def test_parameters_that_fsdp_would_not_split_are_refused():
+    mesh = jax.sharding.AbstractMesh((1, 4, 1), parallel.AXES)
+    axes = {"kernel": ("embed", "mlp"), "bias": ("mlp",)}
+
+    def check(width):
+        shapes = {"kernel": shape(width, 64), "bias": shape(64)}
+        parallel.require_sharded(mesh, parallel.shardings(mesh, axes, shapes), shapes)
+
+    check(64)  # the bias is a 65th of all
+    with pytest.raises(ValueError, match=r"fsdp=4: 100.0% .* first kernel of shape \(66, 64\)"):
+        check(66)
+
+
+def test_without_a_mesh_in_use_arrays_stay_as_they_are():
+    x = np.ones((4, 2), np.float32)
+    assert parallel.spread_rows(x) is x
+    assert parallel.gather_parameter(x, ("vocab", "embed")) is x
+    assert not parallel.splits_layers()
+
+
+def test_rows_that_do_not_split_are_left_to_the_compiler():
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), parallel.AXES)
+    x = np.ones((6, 2), np.float32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert parallel.spread_rows(x) is x

@@ -14,33 +14,29 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Training batches, of which this process reads its slice.
+    """Training batches, of which this process reads its rows.
 
     Attributes:
       rows: what is read, N rows.
       order: endless `grain.MapDataset` of row indices, every N of them a new permutation.
       batch_size: rows B of the global batch.
-      process_index: which slice of every batch is this process'.
-      process_count: number of slices.
+      local: i64[b], which of the B rows this process reads.
     """
 
     rows: Rows
     order: Any
     batch_size: int
-    process_index: int
-    process_count: int
+    local: np.ndarray
 
     def at(self, step: int) -> Batch:
         """The batch of a step (0, 1, ...), whichever were read before.
 
         Returns:
-          tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L],
-          with `b = B / process_count`: rows `step * B + process_index * b + 0..b-1` of the endless
-          shuffled sequence. Separators are maskable, padding is neither maskable nor valid.
+          tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L]:
+          rows `step * B + local` of the endless shuffled sequence. Separators are maskable, padding
+          is neither maskable nor valid.
         """
-        count = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * count
-        ids = np.array([self.order[i] for i in range(first, first + count)])
+        ids = np.array([self.order[int(step * self.batch_size + i)] for i in self.local])
         return _read(self.rows, ids)
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -52,7 +48,7 @@ class TrainBatches:
 
 
 def train_batches(
-    rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    rows: Rows, *, batch_size: int, seed: int, local: np.ndarray | None = None
 ) -> TrainBatches:
     """Shuffled batches without end: each epoch visits every row once, in an order of its own.
 
@@ -62,8 +58,8 @@ def train_batches(
       rows: N rows.
       batch_size: rows of the global batch, of all processes together.
       seed: 0 <= seed < 2**32.
-      process_index: this process, 0 <= process_index < process_count.
-      process_count: must divide `batch_size`.
+      local: i64[b], the rows of a batch that this process reads, such as
+        `parallel.local_rows(mesh, batch_size)`; all of them by default.
 
     Raises:
       ValueError: an argument is out of its range, or there are fewer rows than a batch takes.
@@ -73,16 +69,13 @@ def train_batches(
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), got {seed}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must be in [0, process_count={process_count}), got {process_index}"
-        )
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
+    local = np.arange(batch_size) if local is None else np.asarray(local)
+    if not local.size or local.min() < 0 or local.max() >= batch_size:
+        raise ValueError(f"local must be rows in [0, batch_size={batch_size}), got {local}")
     if len(rows) < batch_size:
         raise ValueError(f"batch_size {batch_size} exceeds the corpus: it has {len(rows)} rows")
     order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    return TrainBatches(rows, order, batch_size, process_index, process_count)
+    return TrainBatches(rows, order, batch_size, local)
 
 
 def eval_batches(rows: Rows, *, batch_size: int) -> Iterator[Batch]:

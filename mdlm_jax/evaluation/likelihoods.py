@@ -1,13 +1,15 @@
 """Likelihood of a split of text: the NELBO with its two errors, and the curve over mask rates."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from mdlm_jax import data
+from mdlm_jax import data, parallel
 from mdlm_jax.diffusion import Denoiser, Likelihood, mlm_loss, nelbo
 from mdlm_jax.networks import bert
 
@@ -32,7 +34,9 @@ def denoiser_of(encoder: bert.Config) -> DenoiserOf:
     return of_batch
 
 
-def make_nelbo(denoiser_of: DenoiserOf, *, mask_id: int, seed: int, draws: int) -> Callable:
+def make_nelbo(
+    denoiser_of: DenoiserOf, *, mask_id: int, seed: int, draws: int, mesh: Mesh | None = None
+) -> Callable:
     """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
 
     Args:
@@ -40,22 +44,34 @@ def make_nelbo(denoiser_of: DenoiserOf, *, mask_id: int, seed: int, draws: int) 
       mask_id: the mask token.
       seed: of the draws; a row's draws are a function of it and of the row's number.
       draws: corruptions of each row, at least 2.
+      mesh: spreads the rows of a batch over its devices, which must share them evenly; every
+        process has all rows, and gets the likelihood of all.
     """
+    outputs = None if mesh is None else parallel.replicated(mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=outputs)
     def of_batch(params, batch):
-        return nelbo(
-            denoiser_of(params, batch),
-            jax.random.key(seed),
-            batch["tokens"],
-            mask_id=mask_id,
-            draws=draws,
-            maskable=batch["maskable"],
-            rows=batch["rows"],
+        with parallel.use(mesh):
+            return nelbo(
+                denoiser_of(params, batch),
+                jax.random.key(seed),
+                batch["tokens"],
+                mask_id=mask_id,
+                draws=draws,
+                maskable=batch["maskable"],
+                rows=batch["rows"],
+            )
+
+    def put(batch):
+        if mesh is None:
+            return batch
+        held = parallel.local_rows(mesh, len(batch["rows"]))
+        return parallel.put_batch(
+            {name: values[held] for name, values in batch.items()}, mesh, len(batch["rows"])
         )
 
     def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> Likelihood:
-        parts = [of_batch(params, b) for b in data.eval_batches(rows, batch_size=batch_size)]
+        parts = [of_batch(params, put(b)) for b in data.eval_batches(rows, batch_size=batch_size)]
         parts = jax.device_get(parts)  # waits once, for all
         return Likelihood(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
 

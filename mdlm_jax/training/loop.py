@@ -86,6 +86,7 @@ def fit(
     summarize: Callable[[PyTree], Mapping[str, Any]] = dict,
     hooks: Mapping[str, Callable[[TrainState, int], Mapping[str, Any]]] | None = None,
     profile: Profile | None = None,
+    vote: Callable[[bool], Any] = bool,
 ) -> Outcome:
     """Trains from `state.step` to `config.steps`.
 
@@ -94,15 +95,15 @@ def fit(
     since the start of this process, and leaves skipped updates out; its throughput leaves out
     compilation and hooks.
 
-    SIGTERM or SIGINT ends the run after the step at hand, with a checkpoint; a second one kills at
-    once. When `fit` returns, all checkpoints are on disk.
+    SIGTERM or SIGINT to any process of the job ends the run after the step at hand, or the next,
+    with a checkpoint; a second one kills at once. When `fit` returns, all checkpoints are on disk.
 
     Args:
       state: from `init_state` or `checkpoints.restore`; donated.
       step: from `make_step`.
       batches: the source of batches.
       config: lengths and cadences.
-      put: brings a batch to the devices, such as `functools.partial(put_batch, mesh=mesh)`.
+      put: brings a batch to the devices, such as `partial(put_batch, mesh=mesh, batch_size=B)`.
       tokens_per_step: tokens in a global batch, for the throughput.
       metrics: where records go.
       checkpointer: where checkpoints go.
@@ -110,6 +111,8 @@ def fit(
         `hook(state, step)` every `eval_every` steps, after the last step, and at a restored step
         that these would have met. It returns the record's values.
       profile: steps to trace, None for none.
+      vote: whether any process of the job is to stop, from whether this one is; of several
+        processes `distributed.make_vote(mesh)`.
 
     Raises:
       FloatingPointError: after `max_bad_steps` skipped updates in a row.
@@ -160,8 +163,12 @@ def fit(
                 trace.enter_context(
                     jax.profiler.trace(profile.directory, create_perfetto_trace=True)
                 )
+            # Asked before the step and read after it, when its answer has long been there.
+            answer = vote(bool(signalled))
             with jax.profiler.StepTraceAnnotation("train", step_num=done - 1):
-                state, values = step(state, put(batch))
+                placed = put(batch)
+                with jax.transfer_guard("disallow"):  # nothing else moves from or to the host
+                    state, values = step(state, placed)
             if done == profiled.stop:
                 jax.block_until_ready(values)
                 trace.close()
@@ -169,7 +176,7 @@ def fit(
                 report.add(*pending)
             pending = done, values
 
-            stopped = bool(signalled)
+            stopped = bool(jax.device_get(answer))
             saving = stopped or due(done, config.save_every)
             evaluating = not stopped and due(done, config.eval_every)
             if saving or evaluating:  # these wait for the device anyway

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdlm_jax import parallel
 from mdlm_jax.training.state import TrainState
@@ -48,8 +48,8 @@ def make_step(
       prepare: `(key, batch) -> batch`, run once on the whole batch: what is drawn here does not
         depend on `accumulation`.
       schedule: from `make_optimizer`; adds the update's `learning_rate` to the metrics.
-      shardings: from `state_shardings`; the state stays where it is and microbatches are spread
-        over the rows of the mesh.
+      shardings: from `state_shardings`; the state stays where it is, batches (and microbatches)
+        are split along their rows over the mesh.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (before clipping), `bad_steps`, `aux`, and
@@ -67,13 +67,21 @@ def make_step(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Any]]:
+        with parallel.use(mesh):
+            return advance(state, batch)
+
+    def advance(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Any]]:
         noise_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         if prepare is not None:
             batch = prepare(noise_key, batch)
 
         def share(index: Array | int, microbatch: PyTree) -> PyTree:
             key = jax.random.fold_in(loss_key, index)
-            return value_and_grad(state.params, key, microbatch)
+            outputs, grads = value_and_grad(state.params, key, microbatch)
+            if mesh is not None:
+                # Without this, XLA may sum whole gradients on every device of `fsdp`.
+                grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+            return outputs, grads
 
         if accumulation == 1:
             (loss, aux), grads = share(0, batch)
@@ -103,11 +111,17 @@ def make_step(
         new = TrainState(state.step + 1, params, opt_state, ema, bad_steps)
         return new, {**metrics, "bad_steps": bad_steps}
 
-    outputs = None if mesh is None else (shardings, parallel.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=outputs)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(shardings, parallel.replicated(mesh)),
+    )
 
 
-def split_batch(batch: PyTree, accumulation: int, mesh: jax.sharding.Mesh | None = None) -> PyTree:
+def split_batch(batch: PyTree, accumulation: int, mesh: Mesh | None = None) -> PyTree:
     """Splits every leaf `[n, ...]` into `[accumulation, n / accumulation, ...]`.
 
     Args:
@@ -130,7 +144,7 @@ def split_batch(batch: PyTree, accumulation: int, mesh: jax.sharding.Mesh | None
             return parts
         # Without this a microbatch would lie on the few devices that held its rows.
         rows = parallel.batch_sharding(mesh).spec
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        shards = parallel.row_shards(mesh)
         if parts.shape[1] % shards:
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} of shape {leaf.shape} gives {accumulation} "

@@ -81,8 +81,8 @@ def test_slices_of_the_processes_are_the_whole_batch(processes):
     rows = make_rows(23)
     whole = data.train_batches(rows, batch_size=6, seed=1)
     slices = [
-        data.train_batches(rows, batch_size=6, seed=1, process_index=index, process_count=processes)
-        for index in range(processes)
+        data.train_batches(rows, batch_size=6, seed=1, local=local)
+        for local in np.split(np.arange(6), processes)
     ]
     for step in range(9):
         parts = [part.at(step) for part in slices]
@@ -101,7 +101,7 @@ def test_a_process_reads_only_its_rows():
 
     rows = make_rows(23)
     recorded = data.Rows(rows.tokens.view(Recorded), rows.labels)
-    data.train_batches(recorded, batch_size=6, seed=1, process_index=1, process_count=3).at(2)
+    data.train_batches(recorded, batch_size=6, seed=1, local=[1, 4]).at(2)
     assert Recorded.read == 2
 
 
@@ -111,10 +111,9 @@ def test_a_process_reads_only_its_rows():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 24}, "batch_size 24 exceeds the corpus: it has 23 rows"),
         ({"batch_size": 4, "seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
-        ({"batch_size": 4, "process_count": 3}, "batch_size 4 does not divide over 3 processes"),
         (
-            {"batch_size": 4, "process_index": 2, "process_count": 2},
-            r"process_index must be in \[0, process_count=2\), got 2",
+            {"batch_size": 4, "local": [3, 4]},
+            r"local must be rows in \[0, batch_size=4\), got \[3 4\]",
         ),
     ],
 )

@@ -16,11 +16,10 @@ def main(directory):
     mesh = parallel.make_mesh(data=-1, fsdp=2)
     found = {"mesh": dict(mesh.shape)}
     found["rows"] = [
-        shard.data.shape[0]
-        for shard in parallel.put_batch(toy.batch(0), mesh)["x"].addressable_shards
+        shard.data.shape[0] for shard in toy.put(toy.batch(0), mesh)["x"].addressable_shards
     ]
     try:
-        parallel.put_batch({"x": np.zeros((6, 2))}, mesh)
+        parallel.put_batch({"x": np.zeros((6, 2))}, mesh, 6)
     except ValueError as error:
         found["error"] = str(error)
 
@@ -36,7 +35,7 @@ def main(directory):
     sharded = run(
         init_state(toy.params(), toy.optimizer()[0], shardings),
         step,
-        lambda batch: parallel.put_batch(batch, pairs),
+        lambda batch: toy.put(batch, pairs),
     )
     plain = run(toy.state(), toy.step(), lambda batch: batch)
     found["step_difference"] = max(

@@ -37,7 +37,7 @@ def train(directory, step, *, batches=None, config=CONFIG, hooks=None, profile=N
                 step,
                 batches or toy.Batches(),
                 config=config,
-                put=lambda batch: parallel.put_batch(batch, MESH),
+                put=lambda batch: toy.put(batch, MESH),
                 tokens_per_step=toy.ROWS,
                 metrics=metrics,
                 checkpointer=checkpointer,
@@ -94,7 +94,7 @@ def test_a_record_is_the_mean_over_its_steps(straight, step):
     directory, _ = straight
     state, losses = toy.state(MESH), []
     for i in range(4):
-        state, metrics = step(state, parallel.put_batch(toy.batch(i), MESH))
+        state, metrics = step(state, toy.put(toy.batch(i), MESH))
         losses.append(float(metrics["loss"]))
     records = [record for record in read_metrics(directory) if record["kind"] == "train"]
     assert records[0]["loss"] == pytest.approx(np.mean(losses[:2]), rel=1e-6)

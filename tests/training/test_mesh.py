@@ -28,7 +28,7 @@ def found(tmp_path_factory):
 def test_mesh_and_rows(found):
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     assert found["rows"] == [2, 2, 2, 2]
-    assert "6 rows here, not a multiple of the 4 shards" in found["error"]
+    assert "batch_size 6 is not a multiple of the 4 devices that share the rows" in found["error"]
 
 
 def test_a_sharded_accumulated_step_is_the_plain_step(found):

@@ -51,6 +51,13 @@ def loss_fn(params, key, batch):
     return loss, {"weight": batch["weight"].sum()}
 
 
+def put(rows, mesh):
+    """On the mesh, each leaf by its own number of rows."""
+    return {
+        name: parallel.put_batch({name: leaf}, mesh, len(leaf))[name] for name, leaf in rows.items()
+    }
+
+
 class Batches:
     """Batches of `batch`; those of the steps in `bad` (from 1) hold a NaN."""
 

@@ -101,8 +101,9 @@ def ranks(scores: Array) -> Array:
 
 def _inverse(order: Array) -> Array:
     """The inverse of each row's permutation, `i32[B, L]`."""
-    places = jnp.broadcast_to(jnp.arange(order.shape[1]), order.shape)
-    return jnp.put_along_axis(jnp.zeros_like(places), order, places, axis=1, inplace=False)
+    places = jnp.arange(order.shape[1], dtype=order.dtype)
+    # Row by row, so that rows on several devices stay where they are.
+    return jax.vmap(lambda row: jnp.zeros_like(row).at[row].set(places, unique_indices=True))(order)
 
 
 def _random_order(keys: Array, maskable: Array) -> tuple[Array, Array, Array]:

@@ -156,7 +156,7 @@ def corrupted_loss(
     slots = slot_nats(denoiser, corrupted, mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
-    of_bin = bins[slot_rows(corrupted)][..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
+    of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
 
     def by_rate(values):  # [G, C] -> [10]
         return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))
@@ -181,8 +181,8 @@ def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) 
     )
 
 
-def slot_rows(corrupted: Corrupted) -> Array:
-    """The row that each slot belongs to, `i32[G, C]`."""
-    batch, width = corrupted.canvas.shape
+def by_slot(corrupted: Corrupted, values: Array) -> Array:
+    """What each slot's row has of `values [B]`: `[G, C]`."""
     groups = corrupted.positions.shape[0]
-    return (jnp.arange(groups) * (batch // groups))[:, None] + corrupted.positions // width
+    row = corrupted.positions // corrupted.canvas.shape[1]  # within the group
+    return jnp.take_along_axis(values.reshape(groups, -1), row, axis=1)

@@ -11,8 +11,9 @@ from mdlm_jax.diffusion.denoisers import Hidden, PyTree, remove_mask
 
 Array = jax.Array
 
-# Logits held at a time, in elements: 512 MiB in float32. One chunk is faster than several as
-# long as it fits, and its logits are then kept for the backward pass.
+# Logits held at a time on each device, in elements: 512 MiB in float32. One chunk is faster than
+# several as long as it fits, and its logits are then kept for the backward pass; each further chunk
+# sums the gradient of the readout's parameters over all devices once more.
 _LOGITS = 2**27
 
 
@@ -80,7 +81,8 @@ def slot_cross_entropy(
         correct = filled & (target >= jax.lax.stop_gradient(logits).max(axis=-1))
         return SlotNats(jnp.where(filled, log_total - target, 0.0), correct)
 
-    chunks = math.ceil(groups * slots * vocabulary_size(readout, hidden) / _LOGITS)
+    devices = max(1, jax.sharding.get_abstract_mesh().size)  # of the mesh in use, if any
+    chunks = math.ceil(groups * slots * vocabulary_size(readout, hidden) / (_LOGITS * devices))
     parts = (at, row, targets, filled)
     if chunks <= 1:
         return of_chunk(parts)

@@ -1,0 +1,33 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "on_eight_devices.py"
+
+
+@pytest.fixture(scope="module")
+def collectives():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_pairs_on_one_device_move_nothing_but_sums(collectives):
+    assert collectives["even"] == ["all-reduce"]
+
+
+def test_pairs_over_two_devices_would_move_rows(collectives):
+    assert {*collectives["odd"]} > {"all-reduce"}

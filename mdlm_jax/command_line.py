@@ -182,4 +182,16 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
+def _tell_of_thread(unraisable: Any) -> None:
+    """Of errors in foreign threads, all but the echo of one that ends the command and is told.
+
+    When a read or write of a checkpoint fails, Orbax gives up on the others and closes their event
+    loop; TensorStore's threads, which finish them later, find it closed and would print that into
+    the middle of our line.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 sys.excepthook = _tell
+sys.unraisablehook = _tell_of_thread

@@ -9,9 +9,9 @@ report.html into the workdir.
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 
 from mdlm_jax import command_line, workdir
 from mdlm_jax.evaluation import likelihoods, ngrams
@@ -29,7 +29,7 @@ command_line.require("workdir")
 def main() -> int:
     """Prints and writes the likelihood of the split; returns the exit code."""
     with command_line.bad_input():
-        folder = Path(_WORKDIR.value)
+        folder = epath.Path(_WORKDIR.value)
         trained = workdir.load(folder, weights=_WEIGHTS.value)
         prepared = workdir.load_data(trained)
     rows = prepared.splits[_SPLIT.value]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 from absl import flags
+from etils import epath
 
 from mdlm_jax import command_line, data, prompts, workdir
 from mdlm_jax.diffusion import sample
@@ -58,7 +59,7 @@ command_line.require("workdir")
 def main() -> int:
     """Fills the prompts of the flags and shows them; returns the exit code."""
     with command_line.bad_input():
-        folder = Path(_WORKDIR.value)
+        folder = epath.Path(_WORKDIR.value)
         _check_flags()
         trained = workdir.load(folder, weights=_WEIGHTS.value)
         label = _label_of(trained, folder)
@@ -113,7 +114,7 @@ def _length_of(trained: workdir.Trained) -> int:
     return length
 
 
-def _label_of(trained: workdir.Trained, folder: Path) -> int:
+def _label_of(trained: workdir.Trained, folder: epath.Path) -> int:
     """Index of --label, -1 for none."""
     if _LABEL.value is None:
         return -1
@@ -224,7 +225,7 @@ def _append(made: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _write_pages(folder: Path, samples: list[dict[str, Any]]) -> Iterator[Path]:
+def _write_pages(folder: epath.Path, samples: list[dict[str, Any]]) -> Iterator[Path]:
     """The page of --html; of --save `samples.txt`, `samples.json` and the report."""
     if _HTML.value:
         from mdlm_jax.evaluation import animation

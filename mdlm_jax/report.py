@@ -6,9 +6,8 @@
 Reads what train, evaluate and generate --save left in the folders.
 """
 
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 
 from mdlm_jax import command_line
 from mdlm_jax.evaluation.comparison import write_comparison
@@ -22,11 +21,11 @@ def main(workdirs: list[str]) -> int:
     with command_line.bad_input():
         if not workdirs:
             raise ValueError("give the folder of a run, or of several to compare")
-        folders = [Path(each) for each in workdirs]
+        folders = [epath.Path(each) for each in workdirs]
         if len(folders) == 1:
             path = write_report(folders[0])
         else:
-            path = write_comparison(folders, Path(_OUTPUT.value))
+            path = write_comparison(folders, epath.Path(_OUTPUT.value))
     print(f"written: {path}")
     return 0
 

@@ -13,12 +13,12 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import flags
+from etils import epath
 
 from mdlm_jax import command_line, data, distributed, parallel, workdir
 from mdlm_jax.diffusion import sample, strategies
@@ -42,7 +42,7 @@ class Job(NamedTuple):
     program: Program
     prepared: data.Prepared
     batches: data.TrainBatches
-    workdir: Path
+    workdir: epath.Path
 
 
 def main() -> int:
@@ -52,18 +52,19 @@ def main() -> int:
             experiment = Experiment.of(command_line.chosen_config(_CONFIG))
             distributed.initialize(experiment.training.heartbeat_seconds)
             with distributed.failing_together():
-                job, encoder = plan(experiment, Path(_WORKDIR.value))
+                job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
             with distributed.failing_together():
-                changes = claimed.enter_context(
-                    workdir.claim(job.workdir, experiment, encoder, job.prepared)
-                )
-        for change in changes:
-            _say(f"changed since the last start: {change}")
+                if jax.process_index() == 0:  # for all processes
+                    changes = claimed.enter_context(
+                        workdir.claim(job.workdir, experiment, encoder, job.prepared)
+                    )
+                    for change in changes:
+                        _say(f"changed since the last start: {change}")
         return train(job)
 
 
-def plan(experiment: Experiment, folder: Path) -> tuple[Job, bert.Config]:
+def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
     """Checks all that can be checked before anything is compiled or written.
 
     Returns:
@@ -91,17 +92,20 @@ def train(job: Job) -> int:
     program, experiment = job.program, job.program.experiment
     training, mesh = experiment.training, program.mesh
     with checkpoints.open_checkpoints(
-        job.workdir / "checkpoints", keep_last=training.keep_last
+        job.workdir / "checkpoints",
+        keep_last=training.keep_last,
+        keep_every=training.keep_every or None,
     ) as checkpointer:
-        start = checkpoints.latest_step(checkpointer) or 0
+        if checkpoints.latest_step(checkpointer) is None:
+            state = program.init()
+        else:
+            with command_line.bad_input():
+                padded = bert.padded_leaves(program.encoder)  # another mesh pads otherwise
+                state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
+        start = int(state.step)
         if start >= training.steps:
             _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
             return 0
-        if start:
-            with command_line.bad_input():
-                state = checkpoints.restore(checkpointer, program.abstract_state())
-        else:
-            state = program.init()
         _say(_first_words(job, start))
         with MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard) as metrics:
             try:
@@ -115,6 +119,8 @@ def train(job: Job) -> int:
                         eval_every=experiment.evaluation.every,
                         save_every=training.save_every,
                         max_bad_steps=training.max_bad_steps,
+                        watchdog_seconds=training.watchdog_seconds,
+                        watchdog_startup_seconds=training.watchdog_startup_seconds,
                     ),
                     put=functools.partial(
                         parallel.put_batch, mesh=mesh, batch_size=training.batch_size
@@ -204,7 +210,7 @@ def _first_words(job: Job, start: int) -> str:
     return words
 
 
-def _last_words(folder: Path) -> str:
+def _last_words(folder: epath.Path) -> str:
     """The last validation NELBO beside what counting reaches on the same tokens."""
     last = [each for each in read_metrics(folder) if each["kind"] == "eval"][-1]
     return (

@@ -4,6 +4,8 @@ lock               held by the one process that trains here
 config.json        every key of the experiment, the encoder's completed, a format version
 tokenizer.json     data.json    of the data that it was trained on
 checkpoints/       metrics.jsonl        evaluation_<split>.json, samples.*, report.html
+
+It may lie in a bucket (`gs://`), where nothing is locked.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, parallel
@@ -39,7 +42,7 @@ class Trained(NamedTuple):
 
 @contextlib.contextmanager
 def claim(
-    workdir: Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
+    workdir: epath.Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
 ) -> Iterator[list[str]]:
     """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
 
@@ -65,11 +68,11 @@ def claim(
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    if jax.process_index() != 0:
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    if jax.process_index() != 0 or "://" in str(workdir):
         yield
         return
-    path = workdir / "lock"
+    path = Path(workdir, "lock")
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +88,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def _begin(
-    workdir: Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
+    workdir: epath.Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
 ) -> list[str]:
     config = _plain(experiment, encoder, prepared)
     path = workdir / "config.json"
@@ -99,44 +102,69 @@ def _begin(
     return changes
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: epath.Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    incomplete = path.with_name(path.name + ".tmp")
+    # Buckets do so by themselves.
+    incomplete = path if "://" in str(path) else path.with_name(path.name + ".tmp")
     incomplete.write_text(text, encoding="utf-8")
-    incomplete.replace(path)
+    if incomplete != path:
+        incomplete.replace(path)
 
 
-def load(workdir: Path, *, weights: str = "ema") -> Trained:
-    """Reads the newest checkpoint of a run.
+def load(workdir: epath.Path, *, weights: str = "ema", step: int | None = None) -> Trained:
+    """Reads the weights of a run, or what `export` wrote.
 
     Args:
       workdir: of the run.
       weights: 'ema' or 'params'.
+      step: of which checkpoint; by default of the newest that is whole.
 
     Raises:
-      ValueError: the folder holds no run, or one of a newer format.
-      FileNotFoundError: it holds no checkpoint yet.
+      ValueError: the folder holds no run, one of a newer format, or a damaged checkpoint.
+      FileNotFoundError: it holds no checkpoint yet, or not this.
     """
     config = _read_config(workdir)
     encoder = bert.Config(**config["model"])
     tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
     _check_vocabulary(workdir, tokenizer, encoder)
     mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
-    steps = checkpoints.list_steps(workdir / "checkpoints")
-    if not steps:
+    if not checkpoints.list_steps(workdir / "checkpoints"):
         raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
     sharding = parallel.replicated(parallel.make_mesh(devices=mine[:1]))
     shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
-    params = checkpoints.restore_params(
-        workdir / "checkpoints", abstract, item=weights, step=steps[-1]
+    params, step = checkpoints.restore_params(
+        workdir / "checkpoints",
+        abstract,
+        item=weights,
+        step=step,
+        padded=bert.padded_leaves(encoder),
     )
-    return Trained(params, encoder, tokenizer, config, steps[-1])
+    return Trained(params, encoder, tokenizer, config, step)
 
 
-def _check_vocabulary(workdir: Path, tokenizer: Tokenizer, encoder: bert.Config) -> None:
+def export(
+    workdir: epath.Path, output: epath.Path, *, weights: str = "ema", step: int | None = None
+) -> Trained:
+    """Writes the weights alone, with what `load` needs beside them, into a new folder.
+
+    Raises:
+      ValueError: `output` holds something, or as `load` does.
+      FileNotFoundError: as `load` does.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not an empty folder: take another --output")
+    trained = load(workdir, weights=weights, step=step)
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_params(output / "checkpoints", trained.params, item=weights, step=trained.step)
+    for name in ("tokenizer.json", "data.json", "config.json"):  # the last makes it a run
+        _replace(output / name, (workdir / name).read_text(encoding="utf-8"))
+    return trained
+
+
+def _check_vocabulary(workdir: epath.Path, tokenizer: Tokenizer, encoder: bert.Config) -> None:
     size, mask_id = data.vocabulary_size(tokenizer), data.special_ids(tokenizer).mask
     if (size, mask_id) != (encoder.vocab_size, encoder.mask_id):
         raise ValueError(
@@ -173,7 +201,7 @@ def _plain(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
     }
 
 
-def _read_config(workdir: Path) -> dict[str, Any]:
+def _read_config(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
@@ -189,7 +217,7 @@ def _read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def _changes(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = identity(before), identity(now)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if differing:

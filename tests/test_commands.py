@@ -231,7 +231,7 @@ def test_labels_condition_what_is_written(run, folder):
     assert "--label must be one of salt, wool, not 'honey'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "prepare", "report"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "prepare", "report", "export"])
 def test_help_begins_with_the_command(run, name):
     done = run(name, "--help")
     assert f"python -m mdlm_jax.{name} " in done.stdout

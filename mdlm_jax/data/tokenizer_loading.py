@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from etils import epath
 from tokenizers import Tokenizer, normalizers
 
 from mdlm_jax.data.tokenization import special_ids
@@ -29,7 +30,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
       FileNotFoundError: there is no such file, and the name is none of the hub.
       ValueError: the file is no tokenizer, the hub does not give it, or it lacks a special token.
     """
-    path = Path(name).expanduser()
+    path = epath.Path(name).expanduser()
     if path.is_dir():
         tokenizer = _from_folder(path)
     elif path.is_file():
@@ -57,7 +58,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 def _from_file(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # The type that `tokenizers` raises.
         raise ValueError(f"{path} is no tokenizer.json: {error}") from None
 

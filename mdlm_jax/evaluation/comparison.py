@@ -7,10 +7,10 @@ and compares bits per character of the raw text.
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from mdlm_jax.evaluation import animation, plots, template
 from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
@@ -19,7 +19,7 @@ from mdlm_jax.networks import bert
 Runs = Mapping[str, Run]  # by the name that the page calls them
 
 
-def write_comparison(workdirs: Sequence[Path], path: Path) -> Path:
+def write_comparison(workdirs: Sequence[epath.Path], path: epath.Path) -> epath.Path:
     """Writes the page; one file that needs nothing else.
 
     Args:
@@ -32,21 +32,21 @@ def write_comparison(workdirs: Sequence[Path], path: Path) -> Path:
     Raises:
       ValueError: a folder is not that of a run, is given twice, or is the only one.
     """
-    folders = [Path(each) for each in workdirs]
+    folders = [epath.Path(each) for each in workdirs]
     resolved = [each.resolve() for each in folders]
     if twice := [str(each) for each in folders if resolved.count(each.resolve()) > 1]:
         raise ValueError(f"{twice[0]} is given twice, a comparison needs different runs")
     if len(folders) < 2:
         raise ValueError(f"a comparison needs at least two runs, not {len(folders)}")
     runs = dict(zip(_names(resolved), map(read_run, folders), strict=True))
-    path = Path(path)
+    path = epath.Path(path)
     incomplete = path.with_name(path.name + ".tmp")
     incomplete.write_text(_page(runs), encoding="utf-8")
     incomplete.replace(path)
     return path
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _names(folders: Sequence[epath.Path]) -> list[str]:
     """Names of folders, with as many of their parents as it takes to tell them apart."""
     parts = 1
     while len({each.parts[-parts:] for each in folders}) < len(folders):

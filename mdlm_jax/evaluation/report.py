@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from html import escape
-from pathlib import Path
+
+from etils import epath
 
 from mdlm_jax.evaluation import animation, plots, template
 from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
@@ -10,7 +11,7 @@ from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
 FILE = "report.html"
 
 
-def write_report(workdir: str | Path) -> Path:
+def write_report(workdir: str | epath.Path) -> epath.Path:
     """Writes `report.html` into the folder of a run; an old one is replaced at once.
 
     Every file but `config.json` may be missing: its section is then left out.
@@ -25,7 +26,7 @@ def write_report(workdir: str | Path) -> Path:
     Raises:
       ValueError: `workdir` is not the folder of a run.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     page = _page(read_run(workdir))
     path = workdir / FILE
     incomplete = path.with_suffix(".tmp")

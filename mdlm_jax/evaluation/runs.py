@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from mdlm_jax.training import metrics
 
@@ -79,7 +80,7 @@ class Run(NamedTuple):
         return sizes["characters"] / sizes["tokens"]
 
 
-def read_run(workdir: str | Path) -> Run:
+def read_run(workdir: str | epath.Path) -> Run:
     """Reads the folder of a run; every file but `config.json` may be missing.
 
     Args:
@@ -89,7 +90,7 @@ def read_run(workdir: str | Path) -> Run:
     Raises:
       ValueError: `workdir` is not the folder of a run.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     if not (workdir / "config.json").is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
     records = metrics.read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
@@ -117,5 +118,5 @@ def flat(config: Record, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _json(path: Path, missing: Any) -> Any:
+def _json(path: epath.Path, missing: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else missing

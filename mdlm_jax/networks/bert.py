@@ -21,7 +21,7 @@ from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder
 from mdlm_jax.networks.layers import Head
 
-__all__ = ["Config", "denoiser", "init", "logical_axes", "logits"]
+__all__ = ["Config", "denoiser", "init", "logical_axes", "logits", "padded_leaves"]
 
 Array = jax.Array
 PyTree = Any
@@ -46,6 +46,18 @@ def logical_axes(config: Config) -> PyTree:
     boxed = jax.eval_shape(lambda: _boxed_params(jax.random.key(0), config))
     return jax.tree.map(
         lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+
+
+def padded_leaves(config: Config) -> tuple[str, ...]:
+    """Paths of the parameters that are as long as the padded vocabulary, one row a token."""
+    named = jax.tree.leaves_with_path(
+        logical_axes(config), is_leaf=lambda axes: isinstance(axes, tuple)
+    )
+    return tuple(
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, axes in named
+        if axes[0] == "vocab"
     )
 
 

@@ -2,20 +2,27 @@
 
 A checkpoint is the folder `<directory>/<step>`, written under another name and renamed when whole,
 so a half-written one is never seen. Each field of the state is an item of its own in it, so that
-generation and evaluation read the parameters alone.
+generation and evaluation read the parameters alone. Folders may lie in a bucket (`gs://`).
 """
 
 import contextlib
+import errno
 import gc
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1
 
 from mdlm_jax.training.state import TrainState
@@ -50,7 +57,8 @@ def open_checkpoints(
 
     Raises:
       ValueError: if a count is not positive.
-      OSError: within or at the end of the `with`, if the system refuses to write: a full disk.
+      OSError: if the folder cannot be written; within or at the end of the `with`, if the system
+        refuses to write: a full disk.
     """
     if keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(
@@ -61,33 +69,46 @@ def open_checkpoints(
     keep = [policies.LatestN(keep_last)]
     if keep_every is not None:
         keep.append(policies.EveryNSteps(keep_every))
-    try:
-        with Checkpointer(
+    with (
+        _system_errors(directory),
+        Checkpointer(
             _absolute(directory),
             # The loop alone decides when to save; by default Orbax saves as often as it can.
             save_decision_policy=v1.training.save_decision_policies.SpecificStepsPolicy([]),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
-        ) as checkpointer:
-            yield checkpointer
-    except Exception as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        # TensorStore has the system's error in its text only.
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(directory)) from error
+        ) as checkpointer,
+    ):
+        folder = checkpointer.directory
+        if _is_local(folder) and not os.access(folder, os.W_OK):  # or only the first save said so
+            raise PermissionError(errno.EACCES, "the folder cannot be written", str(folder))
+        yield checkpointer
 
 
 def save(checkpointer: Checkpointer, state: TrainState) -> None:
     """Starts saving `state` as the checkpoint of its step.
 
     Returns when the arrays are copied, so that the next step may donate them; an error in the
-    background is raised by the next save, by `checkpointer.wait()`, or on closing. A step that is
-    already the newest checkpoint is not saved again.
+    background is raised by `check`, by the next save, by `checkpointer.wait()`, or on closing. A
+    step that is already the newest checkpoint is not saved again.
     """
     step = int(state.step)
     if latest_step(checkpointer) != step:
         checkpointer.save_checkpointables_async(step, state._asdict(), force=True)
+
+
+def check(checkpointer: Checkpointer) -> None:
+    """Says at once what else only the next save would say; waits for nothing.
+
+    Raises:
+      OSError: the last save failed in the background, or the folder is gone.
+    """
+    directory = checkpointer.directory
+    if _is_local(directory) and not directory.is_dir():  # Orbax would make it, who knows where
+        why = "the folder is gone: deleted, or its file system no longer mounted"
+        raise OSError(errno.ESTALE, why, str(directory))
+    if not checkpointer.is_saving_in_progress():
+        checkpointer.wait()
 
 
 def latest_step(checkpointer: Checkpointer) -> int | None:
@@ -96,79 +117,190 @@ def latest_step(checkpointer: Checkpointer) -> int | None:
     return None if latest is None else latest.step
 
 
-def restore(checkpointer: Checkpointer, abstract: TrainState) -> TrainState:
-    """Reads the newest checkpoint.
+def restore(
+    checkpointer: Checkpointer, abstract: TrainState, *, padded: Sequence[str] = ()
+) -> TrainState:
+    """Reads the newest checkpoint that is whole.
+
+    Newer ones, damaged, are named on stderr and set aside as `<step>.damaged`: training goes on
+    from the state returned, and saves their steps again.
 
     Args:
       checkpointer: from `open_checkpoints`.
       abstract: shapes, dtypes and shardings to restore into, from `abstract_state`. The mesh may
         differ from the one saved from.
+      padded: ends of the paths of leaves that may be longer or shorter in the checkpoint: what is
+        missing is zeros.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if a leaf is missing, unknown or of another shape (it is named), or the checkpoint
-        is damaged.
+      ValueError: if a leaf is missing, unknown or of another shape (it is named), or all
+        checkpoints are damaged.
+      OSError: if the system refuses to read them.
     """
-    return TrainState(**_load(checkpointer, None, abstract._asdict()))
+    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    values, step = _newest_whole(checkpointer.directory, steps, abstract._asdict(), padded)
+    if step != steps[-1]:
+        if jax.process_index() == 0:
+            for damaged in steps[steps.index(step) + 1 :]:
+                _set_aside(checkpointer.directory / str(damaged))
+        _anywhere(False)  # all wait for process 0
+        checkpointer.reload()
+    return TrainState(**values)
 
 
 def restore_params(
-    directory: str | Path, abstract: PyTree, *, item: str = "ema", step: int | None = None
-) -> PyTree:
+    directory: str | Path,
+    abstract: PyTree,
+    *,
+    item: str = "ema",
+    step: int | None = None,
+    padded: Sequence[str] = (),
+) -> tuple[PyTree, int]:
     """Reads the parameters alone, from a folder that a run may still be writing.
 
     Args:
-      directory: as in `open_checkpoints`.
+      directory: as in `open_checkpoints`, or from `save_params`.
       abstract: `jax.ShapeDtypeStruct`s with shardings; another dtype is cast to.
       item: "ema" or "params".
-      step: which checkpoint; the newest by default.
+      step: which checkpoint; by default the newest that is whole, damaged ones named on stderr.
+      padded: as in `restore`.
+
+    Returns:
+      The parameters and their step.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
       ValueError: for another `item`, or as `restore` does.
+      OSError: if the system refuses to read it.
     """
     if item not in ("ema", "params"):
         raise ValueError(f"item must be 'ema' or 'params', not {item!r}")
-    with _open_to_read(directory) as checkpointer:
-        return _load(checkpointer, step, {item: abstract})[item]
+    directory = _absolute(directory)
+    steps = list_steps(directory)
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {directory}, but of {steps}")
+    steps = steps if step is None else [step]
+    values, step = _newest_whole(directory, steps, {item: abstract}, padded)
+    return values[item], step
+
+
+def save_params(directory: str | Path, params: PyTree, *, item: str, step: int) -> None:
+    """Writes a checkpoint of the parameters alone, which `restore_params` reads.
+
+    Raises:
+      OSError: if the system refuses to write.
+    """
+    with _system_errors(directory):
+        v1.save_checkpointables(_absolute(directory) / str(step), {item: params})
 
 
 def list_steps(directory: str | Path) -> list[int]:
     """The steps of the checkpoints in a folder, in order; none if there is no such folder."""
-    if not Path(directory).is_dir():
+    directory = _absolute(directory)
+    if not directory.is_dir():  # or Orbax would make it
         return []
-    with _open_to_read(directory) as checkpointer:
+    with Checkpointer(directory) as checkpointer:
         return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
-def _load(checkpointer: Checkpointer, step: int | None, abstract: dict[str, PyTree]) -> dict:
-    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
-    if not steps or step not in (None, *steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise FileNotFoundError(f"{wanted} in {checkpointer.directory} (steps there: {steps})")
-    step = steps[-1] if step is None else step
-    where = f"checkpoint {checkpointer.directory / str(step)}"
-    older = [each for each in steps if each < step]
-    with _quiet():
+def _newest_whole(
+    directory: epath.Path,
+    steps: Sequence[int],
+    abstract: dict[str, PyTree],
+    padded: Sequence[str],
+) -> tuple[dict[str, PyTree], int]:
+    """Items of the last of the steps whose checkpoint can be read, and that step."""
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}")
+    damaged = []
+    for step in reversed(steps):
+        path = directory / str(step)
+        with _system_errors(path):
+            values, damage = _read(path, abstract, padded)
+        if _anywhere(damage is not None):
+            damaged.append(f"checkpoint {path} is damaged ({damage or 'for another process'})")
+            continue
+        if jax.process_index() == 0:
+            for line in damaged:
+                print(f"warning: {line}: going back to step {step}", file=sys.stderr)
+        return values, step
+    raise ValueError(f"{'; '.join(damaged)}: there is none before it")
+
+
+def _read(
+    path: epath.Path, abstract: dict[str, PyTree], padded: Sequence[str]
+) -> tuple[dict[str, PyTree] | None, str | None]:
+    """Items of a checkpoint, or what is wrong with its files."""
+    # Each process for itself: where one fails, none must wait for it within Orbax.
+    context = v1.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.array.loading.enable_padding_and_truncation = bool(padded)
+    with _quiet(), context:
         try:
-            saved = checkpointer.checkpointables_metadata(step).metadata
-            damaged = "its metadata cannot be read" if None in saved.values() else None
+            saved = v1.checkpointables_metadata(path).metadata
         except Exception as error:  # Orbax has no type of its own for it
-            damaged = _first_line(error)
-        if damaged is None:
-            for item, tree in abstract.items():
-                _check_shapes(f"{where}, {item}", _shapes(saved[item]), _shapes(tree))
-            try:
-                return checkpointer.load_checkpointables(step, abstract)
-            except Exception as error:
-                damaged = _first_line(error)
-    way_out = f"remove it to go on from step {older[-1]}" if older else "there is none before it"
-    raise ValueError(f"{where} is damaged ({damaged}): {way_out}")
+            return None, _damage(error)
+        missing = [item for item in abstract if item not in saved]
+        if missing and len(saved) == 1:
+            (only,) = saved
+            raise ValueError(f"checkpoint {path} was exported: it holds only {only!r}")
+        if missing:
+            return None, f"it has no {missing[0]!r}"
+        for item, tree in abstract.items():
+            if saved[item] is not None:  # or a file is damaged, perhaps one that is not needed
+                where = f"checkpoint {path}, {item}"
+                _check_shapes(where, _shapes(saved[item]), _shapes(tree), tuple(padded))
+        try:
+            return v1.load_checkpointables(path, abstract), None
+        except Exception as error:
+            return None, _damage(error)
 
 
-def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text[:160]}"
+# What TensorStore says of the machine or the network rather than of what it read.
+_REFUSED = re.compile(
+    r"os_error_code='(?!2')|(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|"
+    "RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE): "
+)
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with the files that could not be read; raises `error` if it is not they."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    of_files = (AttributeError, FileNotFoundError, LookupError, TypeError, ValueError)
+    if not isinstance(cause, of_files) or _REFUSED.search(str(cause)):
+        raise cause
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
+
+
+def _set_aside(path: epath.Path) -> None:
+    names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
+    path.rename(next(path.parent / name for name in names if not (path.parent / name).exists()))
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether any process of the job says so; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    try:
+        return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    except ValueError as error:  # gloo's word for a process that died: no fault of a checkpoint
+        raise RuntimeError(f"the processes of the job could not be asked: {error}") from error
+
+
+@contextlib.contextmanager
+def _system_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Raises what the system refused to TensorStore, which has it in its text only, as OSError."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 @contextlib.contextmanager
@@ -181,18 +313,22 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # abandoned tasks complain when they go
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+            gc.collect()  # abandoned tasks complain when they go
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _check_shapes(where: str, saved: dict[str, tuple], wanted: dict[str, tuple]) -> None:
+def _check_shapes(
+    where: str, saved: dict[str, tuple], wanted: dict[str, tuple], padded: tuple[str, ...]
+) -> None:
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in saved:
             raise ValueError(f"{where}: {name!r} is not in the checkpoint")
         if name not in wanted:
             raise ValueError(f"{where}: {name!r} is in the checkpoint but not in the model")
-        if saved[name] != wanted[name]:
+        if saved[name] != wanted[name] and not name.endswith(padded):
             raise ValueError(
                 f"{where}: {name!r} has shape {saved[name]} in the checkpoint but {wanted[name]} "
                 "in the model"
@@ -207,11 +343,10 @@ def _shapes(tree: PyTree) -> dict[str, tuple]:
     }
 
 
-def _open_to_read(directory: str | Path) -> Checkpointer:
-    if not Path(directory).is_dir():  # or Orbax would make it
-        raise FileNotFoundError(f"no checkpoint in {directory}: there is no such folder")
-    return Checkpointer(_absolute(directory))
+def _absolute(directory: str | os.PathLike) -> epath.Path:
+    path = epath.Path(directory)
+    return path.absolute() if _is_local(path) else path
 
 
-def _absolute(directory: str | Path) -> Path:
-    return Path(directory).absolute()
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)

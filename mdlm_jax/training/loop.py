@@ -15,6 +15,7 @@ from mdlm_jax.training import checkpoints
 from mdlm_jax.training.metrics import MetricsWriter
 from mdlm_jax.training.report import Report
 from mdlm_jax.training.state import TrainState
+from mdlm_jax.training.watchdog import Watchdog
 
 PyTree = Any
 
@@ -29,9 +30,11 @@ class LoopConfig:
       eval_every: steps between calls of the hooks.
       save_every: steps between checkpoints.
       max_bad_steps: this many skipped updates in a row end the run.
+      watchdog_seconds: without a finished step for so long, the process ends; 0 for never.
+      watchdog_startup_seconds: the same before the first step and in hooks, which compile.
 
     Raises:
-      ValueError: if a value is not positive.
+      ValueError: if a length or cadence is not positive.
     """
 
     steps: int
@@ -39,10 +42,12 @@ class LoopConfig:
     eval_every: int = 1000
     save_every: int = 1000
     max_bad_steps: int = 10
+    watchdog_seconds: int = 0
+    watchdog_startup_seconds: int = 0
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
+            if value < 1 and not name.startswith("watchdog"):
                 raise ValueError(f"loop.{name} must be at least 1, not {value!r}")
 
 
@@ -142,16 +147,27 @@ def fit(
     def run_hooks(state: TrainState, done: int) -> None:
         for kind, hook in (hooks or {}).items():
             try:
-                values = hook(state, done)
+                with dog.patience():
+                    values = hook(state, done)
             except Exception:
                 checkpoints.save(checkpointer, state)
                 checkpointer.wait()
                 raise
             report.record(done, kind, values)
 
+    def finish(done: int, values: dict[str, Any]) -> None:
+        report.add(done, values)
+        dog.beat(done)
+
+    dog = Watchdog(config.watchdog_seconds, config.watchdog_startup_seconds)
     stopped, pending = False, None
     profiled = range(0) if profile is None else profile.steps
-    with report.running(start), _stop_signals() as signalled, contextlib.ExitStack() as trace:
+    with (
+        dog,
+        report.running(start),
+        _stop_signals() as signalled,
+        contextlib.ExitStack() as trace,
+    ):
         if due(start, config.eval_every):
             run_hooks(state, start)
         source = batches.iterate(start) if start < config.steps else iter(())
@@ -173,23 +189,26 @@ def fit(
                 jax.block_until_ready(values)
                 trace.close()
             if pending is not None:
-                report.add(*pending)
+                finish(*pending)
             pending = done, values
 
             stopped = bool(jax.device_get(answer))
             saving = stopped or due(done, config.save_every)
             evaluating = not stopped and due(done, config.eval_every)
             if saving or evaluating:  # these wait for the device anyway
-                report.add(*pending)
+                finish(*pending)
                 pending = None
+            checkpoints.check(checkpointer)
             if saving:
+                metrics.sync()  # or a run that ends here would lack the last records
                 checkpoints.save(checkpointer, state)
             if evaluating:
                 with report.paused():
                     run_hooks(state, done)
             if stopped:
                 break
-        checkpointer.wait()
+        with dog.patience():
+            checkpointer.wait()
     return Outcome(state, stopped)
 
 

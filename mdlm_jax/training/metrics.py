@@ -4,11 +4,13 @@ import html
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 FILE = "metrics.jsonl"
 
@@ -39,12 +41,13 @@ class MetricsWriter:
         self._file = self._events = None
         if jax.process_index() != 0:
             return
-        directory = Path(directory)
+        directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if tensorboard:
             self._events = _summary_writer(directory, step)
-        _truncate(directory / FILE, step)
-        self._file = (directory / FILE).open("a")
+        path = directory / FILE
+        _truncate(path, step)
+        self._file = _Object(path) if "://" in str(path) else path.open("a")
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes one record, at once. Values are what JSON holds, or scalars of NumPy or JAX."""
@@ -61,6 +64,15 @@ class MetricsWriter:
                     self._events.add_text(f"{kind}/{name}", _verbatim(value), step)
             self._events.flush()
 
+    def sync(self) -> None:
+        """Makes sure of all records so far, before a checkpoint that follows them is saved.
+
+        In a bucket, where a file cannot grow but only be written anew, the last ones wait for up
+        to 10 seconds otherwise.
+        """
+        if isinstance(self._file, _Object):
+            self._file.upload()
+
     def close(self) -> None:
         """Closes the files."""
         for file in (self._file, self._events):
@@ -76,10 +88,34 @@ class MetricsWriter:
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
     """The records of a run, in the order written."""
-    return [json.loads(line) for line in (Path(directory) / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (epath.Path(directory) / FILE).read_text().splitlines()]
 
 
-def _truncate(path: Path, step: int) -> None:
+class _Object:
+    """Appends to an object of a bucket, by writing it anew."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._text = self._uploaded = path.read_text() if path.exists() else ""
+        self._time = 0.0
+
+    def write(self, text: str) -> None:
+        self._text += text
+
+    def flush(self) -> None:
+        if time.monotonic() - self._time > 10:  # more than one write a second is refused
+            self.upload()
+
+    def upload(self) -> None:
+        if self._text != self._uploaded:
+            self._path.write_text(self._text)
+            self._uploaded, self._time = self._text, time.monotonic()
+
+    def close(self) -> None:
+        self.upload()
+
+
+def _truncate(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
@@ -88,9 +124,11 @@ def _truncate(path: Path, step: int) -> None:
             record = json.loads(line)
             if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
                 kept.append(line)
-    replacement = path.with_suffix(".tmp")
+    # Whole or not at all, as buckets write by themselves.
+    replacement = path if "://" in str(path) else path.with_suffix(".tmp")
     replacement.write_text("".join(kept))
-    replacement.replace(path)
+    if replacement != path:
+        replacement.replace(path)
 
 
 def _plain(value: Any) -> Any:
@@ -105,7 +143,7 @@ def _verbatim(text: str) -> str:
     return escaped.replace("\n", "  \n")
 
 
-def _summary_writer(directory: Path, step: int) -> Any:
+def _summary_writer(directory: epath.Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -1,0 +1,34 @@
+"""Copies the weights of a run, without what only training needs, into a folder of their own.
+
+    python -m mdlm_jax.export --workdir=runs/quickstart --output=models/quickstart
+
+The folder is a quarter of a checkpoint's size and holds the tokenizer and the config too: generate
+and evaluate take it as their --workdir. Either folder may be in a bucket (gs://). Weights too large
+for one accelerator are copied in the machine's memory: JAX_PLATFORMS=cpu before the command.
+"""
+
+from absl import flags
+from etils import epath
+
+from mdlm_jax import command_line, workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write, empty or made if it is missing.")
+_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
+_STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; the newest by default.", 0)
+command_line.require("workdir", "output")
+
+
+def main() -> int:
+    """Writes the folder; returns the exit code."""
+    with command_line.bad_input():
+        output = epath.Path(_OUTPUT.value)
+        trained = workdir.export(
+            epath.Path(_WORKDIR.value), output, weights=_WEIGHTS.value, step=_STEP.value
+        )
+    print(f"written: {output}, the {_WEIGHTS.value} weights of step {trained.step}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

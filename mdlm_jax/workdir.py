@@ -46,14 +46,15 @@ def claim(
 ) -> Iterator[list[str]]:
     """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
 
-    A folder in which nothing was saved yet takes any config.
+    A folder in which nothing was saved yet takes any config. Of several processes one claims it
+    for all.
 
     Yields:
       One line for each operational key that changed since the run was last started.
 
     Raises:
-      ValueError: the folder holds another run (the difference is shown), something that is no run,
-        or another process trains in it.
+      ValueError: the folder holds another run (the difference is shown), exported weights, or
+        something that is no run, or another process trains in it.
     """
     if workdir.is_dir() and not (workdir / "config.json").exists():
         others = sorted(path.name for path in workdir.iterdir() if path.name != "lock")
@@ -62,6 +63,11 @@ def claim(
                 f"{workdir} is not empty and holds no run (but {', '.join(others[:3])}): take "
                 "another --workdir"
             )
+    if (workdir / "config.json").exists() and (weights := _read_config(workdir).get("exported")):
+        raise ValueError(
+            f"{workdir} was exported: it holds only {weights!r}, and training needs the whole "
+            "state: take another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
         yield _begin(workdir, experiment, encoder, prepared)
@@ -69,7 +75,7 @@ def claim(
 
 @contextlib.contextmanager
 def _locked(workdir: epath.Path) -> Iterator[None]:
-    if jax.process_index() != 0 or "://" in str(workdir):
+    if "://" in str(workdir):
         yield
         return
     path = Path(workdir, "lock")
@@ -95,10 +101,9 @@ def _begin(
     changes = []
     if path.exists() and checkpoints.list_steps(workdir / "checkpoints"):
         changes = _changes(workdir, _read_config(workdir), config)
-    if jax.process_index() == 0:
-        for name in ("tokenizer.json", "data.json"):
-            _replace(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
-        _replace(path, json.dumps(config, indent=2) + "\n")
+    for name in ("tokenizer.json", "data.json"):
+        _replace(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
+    _replace(path, json.dumps(config, indent=2) + "\n")
     return changes
 
 
@@ -128,6 +133,8 @@ def load(workdir: epath.Path, *, weights: str = "ema", step: int | None = None) 
     tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
     _check_vocabulary(workdir, tokenizer, encoder)
     mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
+    if mine[0].platform != "tpu":  # where a model trained with the TPU's kernel computes the same
+        encoder = dataclasses.replace(encoder, attention_backend="xla")
     if not checkpoints.list_steps(workdir / "checkpoints"):
         raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
     sharding = parallel.replicated(parallel.make_mesh(devices=mine[:1]))
@@ -159,8 +166,10 @@ def export(
     trained = load(workdir, weights=weights, step=step)
     output.mkdir(parents=True, exist_ok=True)
     checkpoints.save_params(output / "checkpoints", trained.params, item=weights, step=trained.step)
-    for name in ("tokenizer.json", "data.json", "config.json"):  # the last makes it a run
+    for name in ("tokenizer.json", "data.json"):
         _replace(output / name, (workdir / name).read_text(encoding="utf-8"))
+    config = {**trained.config, "exported": weights}
+    _replace(output / "config.json", json.dumps(config, indent=2) + "\n")  # now it is one
     return trained
 
 

@@ -174,7 +174,10 @@ def _find(field: str, globs: str) -> list[_File]:
     for pattern in filter(None, (part.strip() for part in globs.split(","))):
         system, root = _system(field, pattern)
         # What exists is taken literally: names may hold brackets.
-        paths = [root] if system.exists(root) else sorted(system.glob(root))
+        try:
+            paths = [root] if system.exists(root) else sorted(system.glob(root))
+        except OSError as error:  # of a bucket, the network's words only
+            raise ValueError(f"{field}: cannot read {pattern!r}: {error}") from None
         if not paths:
             raise ValueError(f"{field}: {pattern!r} matches no file")
         for path in paths:

@@ -16,6 +16,8 @@ Array = jax.Array
 # sums the gradient of the readout's parameters over all devices once more.
 _LOGITS = 2**27
 
+_SUBLANES = 8  # rows of a TPU's vector register
+
 
 class SlotNats(NamedTuple):
     """Of each slot `[G, C]`: its cross-entropy (0 if it is empty), and whether the target won."""
@@ -64,7 +66,11 @@ def slot_cross_entropy(
       filled: bool[G, C].
       mask_id: removed from the logits where given.
     """
-    groups, slots = positions.shape
+    groups, asked = positions.shape
+    # Filled up with empty slots: the TPU's gather of an odd number is ten times as much code.
+    slots = -(-asked // _SUBLANES) * _SUBLANES
+    empty = ((0, 0), (0, slots - asked))
+    positions, targets, filled = (jnp.pad(x, empty) for x in (positions, targets, filled))
     width = jax.tree.leaves(hidden.at)[0].shape[1]
     at = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), hidden.at)
     row = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), hidden.row)
@@ -85,11 +91,11 @@ def slot_cross_entropy(
     chunks = math.ceil(groups * slots * vocabulary_size(readout, hidden) / (_LOGITS * devices))
     parts = (at, row, targets, filled)
     if chunks <= 1:
-        return of_chunk(parts)
+        return jax.tree.map(lambda x: x[:, :asked], of_chunk(parts))
     size = math.ceil(slots / chunks)
     parts = jax.tree.map(lambda x: _split_slots(x, chunks, size), parts)
     out = jax.lax.map(jax.checkpoint(of_chunk), parts)  # leaves [chunks, G, c]
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1)[:, :slots], out)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1)[:, :asked], out)
 
 
 def draw_tokens(

@@ -1,21 +1,41 @@
 """Scaled dot-product attention: who sees whom, rotary positions, and the one product."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.networks.splash import splash_attention
+
 Array = jax.Array
 
-BACKENDS = ("xla",)
+BACKENDS = ("xla", "splash")
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None = None, *, backend: str) -> Array:
+class Mask(NamedTuple):
+    """Who sees whom, not built yet: each backend makes of it what it needs.
+
+    Attributes:
+      kind: 'full'; 'causal': keys up to the query; 'local': keys at most `window` away.
+      window: reach of 'local', on either side.
+      valid: bool `[B, L]`, False at keys that nobody may see.
+      segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
+    """
+
+    kind: str = "full"
+    window: int = 0
+    valid: Array | None = None
+    segment_ids: Array | None = None
+
+
+def attention(q: Array, k: Array, v: Array, mask: Mask = Mask(), *, backend: str) -> Array:  # noqa: B008
     """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
 
     Args:
       q: queries `[B, L, H, d]`; `k` and `v` alike.
-      mask: bool, broadcastable to `[B, H, L, L]` (query, key): True where the query sees the key.
-        A query that sees no key gets finite values that mean nothing.
-      backend: one of `BACKENDS`.
+      mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
+        finite and means nothing; backends differ there.
+      backend: 'xla' runs everywhere; 'splash' is a kernel for TPUs (see `splash_attention`).
 
     Returns:
       `[B, L, H, d]` in the type of `q`.
@@ -23,9 +43,18 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None, *, backen
     Raises:
       ValueError: an unknown backend.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=backend)
+    if backend == "xla":
+        dense = attention_mask(
+            mask.kind,
+            q.shape[1],
+            window=mask.window,
+            valid=mask.valid,
+            segment_ids=mask.segment_ids,
+        )
+        return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
+    if backend == "splash":
+        return splash_attention(q, k, v, **mask._asdict())
+    raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
 
 
 def attention_mask(
@@ -39,11 +68,8 @@ def attention_mask(
     """Who sees whom: True where the query (third axis) sees the key (last axis).
 
     Args:
-      kind: 'full'; 'causal': keys up to the query; 'local': keys at most `window` away.
+      kind, window, valid, segment_ids: of `Mask`.
       length: `L`.
-      window: reach of 'local', on either side.
-      valid: bool `[B, L]`, False at keys that nobody may see.
-      segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
 
     Returns:
       bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.

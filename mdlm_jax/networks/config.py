@@ -54,7 +54,7 @@ class Config:
         the weights) or 'full' (whole blocks).
       scan: compile one block and loop over it, or all blocks in line: slower to compile, often
         faster to run. The parameters are the same.
-      attention_backend: 'xla'.
+      attention_backend: 'xla', or 'splash' on TPUs.
       token_types: rows of the token-type ("segment A/B") embedding: 2 as in BERT, or 0.
       use_bias: biases in dense layers, in layer norms and on the logits.
       norm_eps: added to the variance.

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.networks.attention import attention_mask, rope_angles
+from mdlm_jax import parallel
+from mdlm_jax.networks.attention import Mask, rope_angles
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.layers import (
     Embeddings,
@@ -38,9 +39,10 @@ class Block(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None, mask: Array | None, angles: Array | None):
-        """`x [B, L, D]`, condition `[B, D]`, mask and angles to `(x, None)`, as scan wants it."""
+    def __call__(self, x: Array, condition: Array | None, seen: tuple, angles: Array | None):
+        """`x [B, L, D]`, condition `[B, D]`, `(valid, segment_ids)`, angles to `(x, None)`."""
         config = self.config
+        mask = Mask(config.attention, config.window, *seen)
         pre = config.norm_position == "pre"
 
         def add(x: Array, name: str, branch, shift=0.0, scale=0.0, gate=1.0) -> Array:
@@ -58,7 +60,7 @@ class Block(nn.Module):
             of_attention, of_mlp = jnp.moveaxis(parts[:, None], (2, 3), (0, 1))  # [2|3, B, 1, D]
         x = add(x, "attention", lambda h: attention(h, mask, angles), *of_attention)
         x = add(x, "mlp", mlp, *of_mlp)
-        return x, None
+        return parallel.spread_rows(x), None
 
 
 def blocks(config: Config, name: str) -> nn.Module:
@@ -111,11 +113,8 @@ class Encoder(nn.Module):
             condition = jax.nn.silu(condition)
 
         x = Embeddings(config, name="embeddings")(tokens, token_types, extra)
-        mask = attention_mask(
-            config.attention, length, window=config.window, valid=valid, segment_ids=segment_ids
-        )
         angles = rope_angles(length, config.head_dim) if config.positions == "rope" else None
-        x, _ = blocks(config, "blocks")(x, condition, mask, angles)
+        x, _ = blocks(config, "blocks")(x, condition, (valid, segment_ids), angles)
 
         if config.norm_position == "pre":
             x = norm(config, "final_norm")(x)

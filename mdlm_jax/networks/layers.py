@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.networks.attention import attention, rotate
+from mdlm_jax import parallel
+from mdlm_jax.networks.attention import Mask, attention, rotate
 from mdlm_jax.networks.config import Config
 
 Array = jax.Array
@@ -60,6 +61,9 @@ def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, 
     loop; over one it calls a matrix product, three times as fast. To GPUs and TPUs it is the same.
     """
     (contracted, _), _ = dimension_numbers
+    if parallel.splits_layers():
+        # Flattened, an output axis that is not the first would lose its place on the mesh.
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
     lead = x.shape[: x.ndim - len(contracted)]
     inner, out = math.prod(x.shape[len(lead) :]), kernel.shape[len(contracted) :]
     flat = jax.lax.dot_general(
@@ -113,7 +117,8 @@ class Embeddings(nn.Module):
 
         # Gathered in float32 and cast after: the gradient of a bfloat16 gather is a bfloat16
         # scatter-add onto the few rows that most positions share, [MASK] first.
-        x = jnp.take(table("tokens", "vocab", config.padded_vocab), tokens, axis=0)
+        embedding = table("tokens", "vocab", config.padded_vocab)
+        x = jnp.take(parallel.gather_parameter(embedding, ("vocab", "embed")), tokens, axis=0)
         if config.positions == "learned":
             x += table("positions", "positions", config.max_length)[: tokens.shape[1]]
         if config.token_types:
@@ -121,6 +126,8 @@ class Embeddings(nn.Module):
             x += types[0] if token_types is None else jnp.take(types, token_types, axis=0)
         if extra is not None:
             x += extra[:, None]
+        # At once: a table sharded along D would lend its axis to all that follows.
+        x = parallel.spread_rows(x)
         if config.norm_position == "post":
             x = norm(config, "norm")(x)
         return dropout(self, x.astype(config.compute_dtype))
@@ -167,7 +174,7 @@ class SelfAttention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, angles: Array | None) -> Array:
+    def __call__(self, x: Array, mask: Mask, angles: Array | None) -> Array:
         """`x [B, L, D]`; `mask` as for `attention`, `angles` as for `rotate`."""
         config = self.config
         heads = {"heads": config.heads, "head_dim": config.head_dim}
@@ -219,7 +226,7 @@ class Head(nn.Module):
         logits = jnp.einsum(
             "...d,vd->...v",
             x,
-            table.astype(x.dtype),
+            parallel.gather_parameter(table.astype(x.dtype), ("vocab", "embed")),
             precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if bfloat16 else None,
             preferred_element_type=jnp.float32,
         )

@@ -1,11 +1,9 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.networks.attention import attention, attention_mask, rope_angles, rotate
+from mdlm_jax.networks.attention import Mask, attention, attention_mask, rope_angles, rotate
 
 
 def softmax(x):
@@ -18,20 +16,20 @@ def test_attention_is_the_formula():
     mask = np.tril(np.ones((5, 5), bool))
     scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(4)
     expected = np.einsum("bhts,bshd->bthd", softmax(np.where(mask, scores, -np.inf)), v)
-    out = jax.jit(partial(attention, backend="xla"))(q, k, v, mask[None, None])
+    out = attention(q, k, v, Mask("causal"), backend="xla")
     np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
 def test_a_query_without_keys_gets_finite_values():
     q = jnp.ones((1, 3, 1, 2))
-    mask = jnp.zeros((1, 1, 3, 3), bool)
+    mask = Mask(valid=jnp.zeros((1, 3), bool))
     grad = jax.jit(jax.grad(lambda q: attention(q, q, q, mask, backend="xla").sum()))(q)
     assert np.isfinite(grad).all()
 
 
 def test_unknown_backend():
     q = jnp.ones((1, 3, 1, 2))
-    with pytest.raises(ValueError, match=r"'flash': must be one of \['xla'\]$"):
+    with pytest.raises(ValueError, match=r"'flash': must be one of \['xla', 'splash'\]$"):
         attention(q, q, q, backend="flash")
 
 

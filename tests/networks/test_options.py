@@ -222,7 +222,9 @@ def test_dropout_has_its_rate_and_is_drawn_anew_for_each_branch_and_layer(scan):
 
     @jax.jit
     def run(key):
-        return stack.apply({"params": params}, x, None, None, None, rngs={"dropout": key})[0]
+        return stack.apply({"params": params}, x, None, (None, None), None, rngs={"dropout": key})[
+            0
+        ]
 
     out = np.asarray(run(jax.random.key(0)))
     kept = {"attention": out % 20 / 2, "mlp": out // 20}  # in how many of the two layers

@@ -30,6 +30,7 @@ def get_config():
     config.data.source = "lm1b"
     config.data.held_out = 0.005
     config.data.tokenizer = "google-bert/bert-base-uncased"
+    config.data.vocab_size = 30_522
     config.data.length = 128
     config.data.rows = "padded"
 

@@ -174,6 +174,12 @@ def _check_fit(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> None
             raise ValueError(
                 f"mesh tensor={tensor} does not divide model.{name} {getattr(encoder, name)}"
             )
+    platform = mesh.devices.flat[0].platform
+    if encoder.attention_backend == "splash" and platform != "tpu":
+        raise ValueError(
+            f"model.attention_backend 'splash' is for TPUs, not for {platform} devices: take "
+            "--config.model.attention_backend=xla, which computes the same"
+        )
     training, shards = experiment.training, parallel.row_shards(mesh)
     if training.batch_size % (training.accumulation * shards):
         raise ValueError(

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mdlm_jax import parallel, train
 from mdlm_jax.command_line import shipped_configs
 from mdlm_jax.experiment import Experiment
 from mdlm_jax.networks import bert
+from mdlm_jax.program import make_corruption, make_loss
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import init_state
 from mdlm_jax.training.step import make_step
@@ -22,6 +22,10 @@ VOCABULARIES = {
     "text8": (32, 4),
     "lm1b": (30_522, 103),
     "owt": (50_257, 4),
+    "bert_base_v5e": (30_522, 103),
+    "bert_large_v5e": (30_522, 103),
+    "llada_1b": (126_464, 4),
+    "llada_8b": (126_464, 4),
 }
 
 
@@ -59,20 +63,35 @@ def test_it_has_the_parameters_that_it_states(name):
     assert stated == [f"{count:,}"]
 
 
+def test_what_is_checked_without_data_is_the_model_itself(name):
+    """`compile_check` knows the vocabulary from the config alone."""
+    _, experiment, encoder = load(name)
+    assert experiment.planned_encoder().vocab_size == encoder.vocab_size
+
+
+@pytest.mark.parametrize(
+    "pod", sorted(name for name in CONFIGS if "v5e" in name or "llada" in name)
+)
+def test_a_pods_config_tells_its_check(pod):
+    doc, experiment, encoder = load(pod)
+    assert re.search(rf"python -m mdlm_jax.compile_check --config={pod} --topology=v\d\w?:", doc)
+    assert "The run was not made." in doc.replace("\n", " ")
+    assert encoder.attention_backend == "splash"
+    assert experiment.data.length % 128 == 0
+
+
 def test_its_step_can_be_traced(name):
     """The step of `train`, of the whole global batch; shapes only: nothing is compiled."""
     _, experiment, encoder = load(name)
     training, length = experiment.training, experiment.data.length
     optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
     step = make_step(
-        train.make_loss(encoder),
+        make_loss(encoder),
         optimizer,
         seed=training.seed,
         ema_decay=training.ema_decay,
         accumulation=training.accumulation,
-        prepare=train.make_corruption(
-            experiment, encoder, parallel.make_mesh(devices=jax.devices()[:1])
-        ),
+        prepare=make_corruption(experiment, encoder, paired=True),
         schedule=schedule,
     )
     state = jax.eval_shape(lambda: init_state(bert.init(jax.random.key(0), encoder), optimizer))

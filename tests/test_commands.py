@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -43,6 +44,18 @@ def workdir(folder, run):
 
 def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_model_trained_on_tpus_writes_elsewhere(workdir, folder, run):
+    moved = folder / "from_tpu"
+    shutil.copytree(workdir, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["model"]["attention_backend"] = "splash"
+    (moved / "config.json").write_text(json.dumps(config))
+    here, there = (
+        run("generate", f"--workdir={path}", "--steps=2").stdout for path in (workdir, moved)
+    )
+    assert here == there
 
 
 def test_prepare_shows_the_rows(run):

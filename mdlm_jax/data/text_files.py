@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 import fsspec
 
 from mdlm_jax.data.corpora import Corpus, Document
+
+# It tells pages of what it raises anyway.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 # How file systems say which state of a file this is (local; S3; Google Cloud Storage; memory).
 _STAMPS = ("mtime", "etag", "ETag", "generation", "LastModified", "created")

@@ -6,7 +6,7 @@ Whether it fits the chips, without any:
 
     python -m mdlm_jax.compile_check --config=bert_large_v5e --topology=v5e:8x8
 
-Neither that check nor the run was made yet.
+That was not checked yet. The run was not made.
 
 The text: 8 million web pages as files `openwebtext/*.jsonl.gz`, as the config `owt` wants them, in
 the folder that the command runs in. Other files: --config.data.files=GLOB.

@@ -1,8 +1,8 @@
 """What a compiled program sends over the network, read from its text.
 
-How it is counted: a collective is what has one channel. (The TPU compiler copies one operation into
-several computations, to run it beside others.) Within loops it counts as often as they run, where
-their number of iterations is written in the program; otherwise once.
+How it is counted: a collective is what has one kind and channel. (The TPU compiler copies one
+operation into several computations, to run it beside others.) Within loops it counts as often as
+they run, where their number of iterations is written in the program; otherwise once.
 """
 
 import math
@@ -76,7 +76,7 @@ def collectives(text: str, slices: int = 1) -> list[Collective]:
     computations = {each.name: each for each in _computations(text)}
     entry = next(name for name in computations if name.startswith("ENTRY "))
     runs = _runs(computations, entry)
-    found: dict[str, Collective] = {}
+    found: dict[tuple[str, bool, str], Collective] = {}
     for name, (times, bounded) in runs.items():
         for line in computations[name].lines:
             match = _INSTRUCTION.match(line)
@@ -87,7 +87,8 @@ def collectives(text: str, slices: int = 1) -> list[Collective]:
             else:
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else match["name"]
+            # Operations of different kinds may share a number.
+            key = made.kind, made.between_slices, channel[1] if channel else match["name"]
             if made.group > 1 and (key not in found or found[key].times < times):
                 found[key] = made
     return sorted(found.values(), key=lambda each: -each.received)

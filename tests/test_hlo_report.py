@@ -99,6 +99,7 @@ ENTRY %main.1_spmd (x: bf16[64,8,128]) -> bf16[64,8,128] {
 is_host_transfer=true, frontend_attributes={\
 _xla_host_transfer_handler_name="xla_megascale_runtime",\
 _xla_megascale_transfer_type="ALL_REDUCE"}, metadata={op_name="jit(step)/up"}
+  %gather = f32[64]{0} all-gather(%z), channel_id=2, replica_groups={{0,1},{2,3}}, dimensions={0}
   %send-done.1 = token[] send-done(%send.1), channel_id=2, is_host_transfer=true
   %send.2 = (f32[8]{0}, u32[], token[]) send(%y, %after), channel_id=3, is_host_transfer=true
 }
@@ -106,7 +107,9 @@ _xla_megascale_transfer_type="ALL_REDUCE"}, metadata={op_name="jit(step)/up"}
 
 
 def test_what_goes_from_slice_to_slice_is_told_apart():
-    (reduce,) = collectives(BETWEEN, slices=4)
+    # The gather within the slices has the channel of what is sent between them.
+    reduce, gather = collectives(BETWEEN, slices=4)
+    assert (gather.kind, gather.between_slices, gather.received) == ("all-gather", False, 128)
     assert (reduce.kind, reduce.between_slices, reduce.source) == (
         "all-reduce",
         True,

@@ -139,7 +139,8 @@ def train(job: Job) -> int:
     if outcome.stopped:
         _say(f"stopped at step {int(outcome.state.step)}, all is saved: start again to go on")
         return command_line.STOPPED
-    _say(_last_words(job.workdir))
+    if jax.process_index() == 0:  # which wrote the metrics
+        _say(_last_words(job.workdir))
     return 0
 
 

@@ -62,7 +62,14 @@ def both(mask, length, head_dim=8):
     return run(kernel), run(partial(attention, mask=mask, backend="xla"))
 
 
-@pytest.mark.parametrize("kind, window", [("full", 0), ("causal", 0), ("local", 9)])
+@pytest.mark.parametrize(
+    "kind, window",
+    [
+        ("full", 0),
+        pytest.param("causal", 0, marks=pytest.mark.slow),
+        pytest.param("local", 9, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("hidden", ["nothing", "padding", "segments", "padding and segments"])
 def test_values_and_gradients_are_those_of_xla(kind, window, hidden):
     length = 100  # no multiple of the kernel's blocks
@@ -77,6 +84,7 @@ def test_values_and_gradients_are_those_of_xla(kind, window, hidden):
     np.testing.assert_allclose(grads, expected_grads, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length, head_dim", [(128, 64), (256, 128), (640, 8)])
 def test_blocks_of_every_size(length, head_dim):
     mask = Mask(segment_ids=segments(length))

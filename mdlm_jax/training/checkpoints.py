@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1
+from orbax.checkpoint import utils, v1
 
 from mdlm_jax.training.state import TrainState
 
@@ -200,8 +200,8 @@ def list_steps(directory: str | Path) -> list[int]:
     directory = _absolute(directory)
     if not directory.is_dir():  # or Orbax would make it
         return []
-    with Checkpointer(directory) as checkpointer:
-        return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    # A Checkpointer would wait for the other processes of the job.
+    return sorted(utils.checkpoint_steps(directory))
 
 
 def _newest_whole(
@@ -228,14 +228,20 @@ def _newest_whole(
     raise ValueError(f"{'; '.join(damaged)}: there is none before it")
 
 
+def _alone() -> v1.Context:
+    """Within it, Orbax waits for no other process of the job."""
+    context = v1.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    return context
+
+
 def _read(
     path: epath.Path, abstract: dict[str, PyTree], padded: Sequence[str]
 ) -> tuple[dict[str, PyTree] | None, str | None]:
     """Items of a checkpoint, or what is wrong with its files."""
     # Each process for itself: where one fails, none must wait for it within Orbax.
-    context = v1.Context()
-    context.multiprocessing.primary_host = jax.process_index()
-    context.multiprocessing.active_processes = {jax.process_index()}
+    context = _alone()
     context.array.loading.enable_padding_and_truncation = bool(padded)
     with _quiet(), context:
         try:

@@ -10,7 +10,8 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 | corruption | `corrupt`, `corrupt_mlm` -> `Corrupted` |
 | objectives | `diffusion_loss`, `mlm_loss`, `corrupted_loss` -> `(loss, LossAux)` |
 | likelihood | `nelbo` -> `Likelihood` |
-| sampling | `sample` with `strategies.exact_count`, `.ancestral`, `.confidence` |
+| sampling | `sample` with one of `strategies`, `exact_count` first -> tokens, `Trace` |
+| transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
 """
 
 import importlib
@@ -34,6 +35,7 @@ from mdlm_jax.diffusion import (
     sample,
     schedules,
     strategies,
+    transforms,
 )
 
 __version__ = "0.1.0"
@@ -59,6 +61,7 @@ __all__ = [
     "sample",
     "schedules",
     "strategies",
+    "transforms",
 ]
 
 

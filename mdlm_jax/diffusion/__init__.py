@@ -1,6 +1,6 @@
 """The mathematics of masked diffusion: imports jax and nothing else of ours."""
 
-from mdlm_jax.diffusion import schedules, strategies
+from mdlm_jax.diffusion import schedules, strategies, transforms
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, as_denoiser
 from mdlm_jax.diffusion.likelihood import Likelihood, nelbo
@@ -28,4 +28,5 @@ __all__ = [
     "sample",
     "schedules",
     "strategies",
+    "transforms",
 ]

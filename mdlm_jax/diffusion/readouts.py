@@ -27,10 +27,36 @@ class SlotNats(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Drawn tokens `i32[B, L]` and their log-probabilities `f32[B, L]`, where asked for."""
+    """Where asked for, `[B, L]`: the tokens, their log-probabilities, and a strategy's scores."""
 
     tokens: Array
     log_prob: Array
+    score: Array
+
+
+# `(log_probs f32[N, V], tokens i32[N]) -> f32[N]`, higher is surer.
+Score = Callable[[Array, Array], Array]
+
+
+def probability(log_probs: Array, tokens: Array) -> Array:
+    """`log p(token)`."""
+    return jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
+
+
+def margin(log_probs: Array, tokens: Array) -> Array:
+    """The difference between the two highest probabilities, whatever was drawn."""
+    del tokens
+    # Not by `top_k`, before which devices would gather the rows.
+    best = jnp.arange(log_probs.shape[-1]) == jnp.argmax(log_probs, axis=-1, keepdims=True)
+    second = jnp.where(best, -jnp.inf, log_probs).max(axis=-1)
+    return jnp.exp(log_probs.max(axis=-1)) - jnp.exp(second)
+
+
+def entropy(log_probs: Array, tokens: Array) -> Array:
+    """Minus the entropy in nats, whatever was drawn."""
+    del tokens
+    p = jnp.exp(log_probs)
+    return jnp.sum(jnp.where(p > 0, p * log_probs, 0.0), axis=-1)
 
 
 def vocabulary_size(readout: Callable[[PyTree, PyTree], Array], hidden: Hidden) -> int:
@@ -101,63 +127,91 @@ def slot_cross_entropy(
 def draw_tokens(
     readout: Callable[[PyTree, PyTree], Array],
     hidden: Hidden,
+    canvas: Array,
     asked: Array,
     keys: Array,
     *,
     mask_id: int,
     chunk: int,
+    noise: Array | float = 1.0,
+    score: Score = probability,
 ) -> Candidates:
     """Draws one token at each position that is asked for, and reads out no other.
 
     The positions are compacted and read out `chunk` at a time by a `while_loop`, so any number of
-    them is served. The draw is Gumbel-max with exact tails: a float32 uniform cannot resolve
-    what a vocabulary of 50,000 puts in its tail. A token's noise depends on its row's key and its
-    position alone.
+    them is served; of rows that are spread over devices, each device compacts its own. The draw
+    is Gumbel-max with exact tails: a float32 uniform cannot resolve what a vocabulary of 50,000
+    puts in its tail. A token's noise depends on its row's key and its position alone.
 
     Args:
       readout: of the denoiser.
       hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      canvas: i32[B, L]; a token that stands where one is asked for stays, and is scored.
       asked: bool[B, L].
       keys: [B], one a row.
       mask_id: never drawn.
-      chunk: positions read out at a time.
+      chunk: positions read out at a time, on each device.
+      noise: scale of the Gumbel noise: 1 draws, 0 takes the most likely token.
+      score: of the candidates.
     """
-    batch, width = asked.shape
-    size = batch * width
+    width = asked.shape[1]
+    devices = max(1, jax.sharding.get_abstract_mesh().size)  # of the mesh in use, if any
+    groups = math.gcd(asked.shape[0], devices)
+
+    def grouped(x, axes):  # [B, L, ...] -> [G, B / G * L, ...], or [B, ...] -> [G, B / G, ...]
+        return x.reshape(groups, -1, *x.shape[axes:])
+
+    at = jax.tree.map(lambda x: grouped(x, 2), hidden.at)
+    of_row = jax.tree.map(lambda x: grouped(x, 1), (hidden.row, keys))
+    held, asked = grouped(canvas, 2), grouped(asked, 2)
+    size = asked.shape[1]
     chunk = min(chunk, size)
-    total = asked.sum()
-    where = jnp.nonzero(asked.reshape(-1), size=-(-size // chunk) * chunk, fill_value=size)[0]
-    at = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), hidden.at)
+    total = asked.sum(axis=1)
+    where = jnp.argsort(~asked, axis=1, stable=True)  # [G, size], those asked for first
+    where = jnp.pad(where, ((0, 0), (0, -size % chunk)))
 
     def read_chunk(carry):
-        start, tokens, log_prob = carry
-        index = jax.lax.dynamic_slice_in_dim(where, start, chunk)  # [c], `size` where empty
-        inside = jnp.minimum(index, size - 1)
-        row, position = inside // width, inside % width
-        of_row = jax.tree.map(lambda x: x[row], hidden.row)
-        logits = readout(jax.tree.map(lambda x: x[inside], at), of_row).astype(jnp.float32)
-        logits = remove_mask(logits, mask_id)  # [c, V]
+        start, out = carry
+        index = jax.lax.dynamic_slice_in_dim(where, start, chunk, axis=1)  # [G, c]
+        empty = start + jnp.arange(chunk) >= total[:, None]
+        row, key = jax.tree.map(lambda x: _take(x, index // width), of_row)
+        flat = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]),
+            (jax.tree.map(lambda x: _take(x, index), at), row, key, index % width),
+        )
+        at_flat, row_flat, key_flat, position = flat
+        logits = remove_mask(readout(at_flat, row_flat).astype(jnp.float32), mask_id)  # [G c, V]
         gumbel = jax.vmap(
             lambda key, i: jax.random.gumbel(
                 jax.random.fold_in(key, i), logits.shape[-1:], mode="high"
             )
-        )(keys[row], position)
-        drawn = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
-        chosen = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
-        return (
-            start + chunk,
-            tokens.at[index].set(drawn, mode="drop"),
-            log_prob.at[index].set(chosen - jax.nn.logsumexp(logits, axis=-1), mode="drop"),
+        )(key_flat, position)
+        drawn = jnp.argmax(logits + noise * gumbel, axis=-1).astype(jnp.int32)
+        standing = _take(held, index).reshape(-1)
+        tokens = jnp.where(standing == mask_id, drawn, standing)
+        log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        read = Candidates(tokens, probability(log_probs, tokens), score(log_probs, tokens))
+        to = jnp.where(empty, size, index)  # nowhere
+        return start + chunk, jax.tree.map(
+            lambda all, some: _put(all, to, some.reshape(index.shape)), out, read
         )
 
-    start = (jnp.int32(0), jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32))
-    _, tokens, log_prob = jax.lax.while_loop(lambda carry: carry[0] < total, read_chunk, start)
-    return Candidates(tokens.reshape(batch, width), log_prob.reshape(batch, width))
+    nothing = jnp.zeros((groups, size))
+    out = Candidates(nothing.astype(jnp.int32), nothing, nothing)
+    _, out = jax.lax.while_loop(
+        lambda carry: carry[0] < total.max(), read_chunk, (jnp.int32(0), out)
+    )
+    return jax.tree.map(lambda x: x.reshape(canvas.shape), out)
 
 
 def _take(x: Array, index: Array) -> Array:
     """`x [G, M, ...]` at `index [G, C]` -> `[G, C, ...]`."""
     return jax.vmap(lambda x, index: x[index])(x, index)
+
+
+def _put(x: Array, index: Array, values: Array) -> Array:
+    """`x [G, M]` with `values [G, C]` at `index [G, C]`; what lies outside is dropped."""
+    return jax.vmap(lambda x, index, values: x.at[index].set(values, mode="drop"))(x, index, values)
 
 
 def _split_slots(x: Array, chunks: int, size: int) -> Array:

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.readouts import draw_tokens
+from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View
 
 Array = jax.Array
@@ -17,12 +18,15 @@ class Trace(NamedTuple):
     """How a canvas was filled.
 
     Attributes:
-      step: i32[B, L], the step that last wrote the position, -1 where it was given.
-      log_prob: f32[B, L], the written token's log-probability then, 0 where it was given.
+      step: i32[B, L], the step that last wrote the position, -1 where it was given, or is padding
+        behind an end of text.
+      log_prob: f32[B, L], the written token's log-probability then, 0 where none was.
+      evaluations: i32[B], the steps in which the row needed the network.
     """
 
     step: Array
     log_prob: Array
+    evaluations: Array
 
 
 def sample(
@@ -33,25 +37,37 @@ def sample(
     mask_id: int,
     steps: int | Array,
     strategy: Strategy,
+    blocks: int = 1,
+    end_id: int | None = None,
+    pad_id: int | None = None,
     maskable: Array | None = None,
     fill: Array | None = None,
     rows: Array | None = None,
     trace: bool = False,
     chunk: int = 256,
 ) -> Array | tuple[Array, Trace]:
-    """Fills every mask of the canvas, in `steps` network evaluations.
+    """Fills every mask of the canvas, in at most `steps` network evaluations.
 
     Generation, prompts anywhere, infilling and re-editing are one case: the canvas holds `mask_id`
     where text is wanted, and nothing else is ever written to. Meant to be called under `jax.jit`,
     with `steps` traced: another number of steps is not another program.
+
+    A step in which no row asks for anything does not evaluate the network, and sampling stops when
+    all is filled (unless the strategy may take tokens back).
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves.
       key: the noise of a row is a function of (key, its number in `rows`), not of the other rows.
       canvas: i32[B, L].
       mask_id: marks what is to be filled; never drawn.
-      steps: network evaluations, at least 1.
+      steps: network evaluations, at least one a block.
       strategy: decides which positions are written when, from `mdlm_jax.strategies`.
+      blocks: each row's blanks are cut into so many runs, as even as they divide, filled from left
+        to right with as many steps each (semi-autoregressive: Arriola et al. 2025, Block Diffusion;
+        Nie et al. 2025, LLaDA). Nothing outside the active run is written.
+      end_id: the end of text, if it ends a row: when a block is filled, the row's blanks behind the
+        first `end_id` that was written become `pad_id`, and cost nothing any more.
+      pad_id: default `end_id`.
       maskable: bool[B, L], the positions that are text (not padding); default all. Masks elsewhere
         stay.
       fill: bool[B, L], of the masks those that are wanted; default all. The others stay masked:
@@ -65,51 +81,123 @@ def sample(
 
     Raises:
       ValueError: on a canvas that is not integers [B, L], a `maskable` or `fill` of another shape,
-        or steps < 1 where they can be seen.
+        `blocks` < 1, `pad_id` without `end_id`; and, where they can be seen, on a canvas without
+        masks or fewer steps than blocks.
     """
-    _check(canvas, {"maskable": maskable, "fill": fill}, steps)
+    _check(canvas, {"maskable": maskable, "fill": fill}, steps, blocks, mask_id, end_id, pad_id)
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
     fill = maskable if fill is None else fill & maskable
+    canvas = jnp.asarray(canvas, jnp.int32)
+    steps = jnp.maximum(jnp.asarray(steps, jnp.int32), blocks)
     text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
     numbers = jnp.arange(canvas.shape[0]) if rows is None else rows
-    steps = jnp.asarray(steps, jnp.int32)
+    block_of = _blocks(fill & (canvas == mask_id), blocks)  # i32[B, L], -1 where none is
 
-    def view(canvas, index):
-        masked = canvas == mask_id
-        return View(canvas, fill & masked, (maskable & masked).sum(axis=1) / text, index, steps)
+    def fill_block(block, carry):
+        canvas, filled = carry
+        first, behind = steps * block // blocks, steps * (block + 1) // blocks
+        # Padding behind an end of text is not wanted any more.
+        wanted = (block_of == block) & (canvas == mask_id)
 
-    def keys_of(index, purpose):
-        of_step = jax.random.fold_in(jax.random.fold_in(key, purpose), index)
-        return noise.row_keys(of_step, numbers)
+        def view(canvas, index):
+            masked = canvas == mask_id
+            rate = (maskable & masked).sum(axis=1) / text
+            return View(
+                canvas, wanted, wanted & masked, rate, index, behind - first, jnp.int32(mask_id)
+            )
 
-    def one_step(index, carry):
-        canvas, state, filled = carry
-        before = view(canvas, index)
-        asked, t, state = strategy.propose(state, keys_of(index, 1), before)
-        hidden = denoiser.encode(canvas, t)
-        drawn = draw_tokens(
-            denoiser.readout, hidden, asked, keys_of(index, 2), mask_id=mask_id, chunk=chunk
+        def keys_of(index, purpose):
+            of_step = jax.random.fold_in(jax.random.fold_in(key, purpose), first + index)
+            return noise.row_keys(of_step, numbers)
+
+        def goes_on(carry):
+            index, canvas, *_ = carry
+            needed = wanted if strategy.remasks else wanted & (canvas == mask_id)
+            return (index < behind - first) & needed.any()
+
+        def one_step(carry):
+            index, canvas, state, filled = carry
+            before = view(canvas, index)
+            proposal, state = strategy.propose(state, keys_of(index, 1), before)
+            asked = proposal.asked
+
+            def candidates():
+                return draw_tokens(
+                    denoiser.readout,
+                    denoiser.encode(canvas, proposal.t),
+                    canvas,
+                    asked,
+                    keys_of(index, 2),
+                    mask_id=mask_id,
+                    chunk=chunk,
+                    noise=proposal.noise,
+                    score=strategy.score,
+                )
+
+            drawn = jax.lax.cond(asked.any(), candidates, lambda: _no_candidates(canvas))
+            canvas, state = strategy.commit(state, keys_of(index, 3), before, asked, drawn)
+            written = before.blank & (canvas != mask_id)
+            filled = Trace(
+                step=jnp.where(written, first + index, filled.step),
+                log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
+                evaluations=filled.evaluations + asked.any(axis=1),
+            )
+            return index + 1, canvas, state, filled
+
+        start = jnp.int32(0)
+        state = strategy.init(keys_of(0, 0), view(canvas, start))
+        _, canvas, _, filled = jax.lax.while_loop(goes_on, one_step, (start, canvas, state, filled))
+        if end_id is None:
+            return canvas, filled
+        padding = _behind_the_end(canvas, (block_of >= 0) & (block_of <= block), block_of, end_id)
+        return jnp.where(padding, end_id if pad_id is None else pad_id, canvas), Trace(
+            step=jnp.where(padding, -1, filled.step),
+            log_prob=jnp.where(padding, 0.0, filled.log_prob),
+            evaluations=filled.evaluations,
         )
-        canvas, state = strategy.commit(state, keys_of(index, 3), before, asked, drawn)
-        written = canvas != before.canvas
-        filled = Trace(
-            step=jnp.where(written, index, filled.step),
-            log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
-        )
-        return canvas, state, filled
 
-    canvas = canvas.astype(jnp.int32)
-    nothing = Trace(jnp.full(canvas.shape, -1, jnp.int32), jnp.zeros(canvas.shape))
-    state = strategy.init(keys_of(0, 0), view(canvas, jnp.int32(0)))
-    canvas, _, filled = jax.lax.fori_loop(0, steps, one_step, (canvas, state, nothing))
+    filled = Trace(
+        step=jnp.full(canvas.shape, -1, jnp.int32),
+        log_prob=jnp.zeros(canvas.shape),
+        evaluations=jnp.zeros(canvas.shape[:1], jnp.int32),
+    )
+    canvas, filled = jax.lax.fori_loop(0, blocks, fill_block, (canvas, filled))
     return (canvas, filled) if trace else canvas
 
 
-def _check(canvas, positions, steps):
+def _blocks(wanted: Array, blocks: int) -> Array:
+    """Which block each wanted position is in, by its place among the row's; -1 elsewhere."""
+    place = jnp.cumsum(wanted, axis=1) - 1
+    count = jnp.maximum(wanted.sum(axis=1, keepdims=True), 1)
+    return jnp.where(wanted, place * blocks // count, -1)
+
+
+def _behind_the_end(canvas: Array, written: Array, block_of: Array, end_id: int) -> Array:
+    """The positions of the row's blocks behind the first end of text that was written."""
+    ends = jnp.cumsum(written & (canvas == end_id), axis=1)
+    is_end = written & (canvas == end_id) & (ends == 1)
+    return (block_of >= 0) & (ends > 0) & ~is_end
+
+
+def _no_candidates(canvas: Array) -> Candidates:
+    nothing = jnp.zeros(canvas.shape)
+    return Candidates(jnp.zeros(canvas.shape, jnp.int32), nothing, nothing)
+
+
+def _check(canvas, positions, steps, blocks, mask_id, end_id, pad_id):
     if canvas.ndim != 2 or not jnp.issubdtype(canvas.dtype, jnp.integer):
         raise ValueError(f"canvas must be integers [B, L], not {canvas.dtype}{list(canvas.shape)}")
     for name, value in positions.items():
         if value is not None and value.shape != canvas.shape:
             raise ValueError(f"{name} has shape {value.shape}, the canvas {canvas.shape}")
-    if not isinstance(steps, jax.core.Tracer) and steps < 1:
-        raise ValueError(f"steps is {steps}, at least 1 is needed")
+    if blocks < 1:
+        raise ValueError(f"blocks is {blocks}, at least 1 is needed")
+    if not isinstance(steps, jax.core.Tracer) and steps < blocks:
+        needed = "1 is" if blocks == 1 else f"{blocks}, one a block, are"
+        raise ValueError(f"steps is {steps}, at least {needed} needed")
+    if pad_id is not None and end_id is None:
+        raise ValueError("pad_id is for what follows end_id, which is not given")
+    if end_id == mask_id or pad_id == mask_id:
+        raise ValueError(f"end_id and pad_id must be other tokens than the mask, {mask_id}")
+    if not isinstance(canvas, jax.core.Tracer) and not np.any(np.asarray(canvas) == mask_id):
+        raise ValueError(f"the canvas holds no mask (mask_id {mask_id}): there is nothing to fill")

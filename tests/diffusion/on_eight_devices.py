@@ -1,4 +1,4 @@
-"""The collectives of the loss on eight devices, run by test_collectives.py; prints them as JSON."""
+"""The loss and the sampler on eight devices, run by test_collectives.py; prints JSON."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mdlm_jax import as_denoiser, corrupt, corrupted_loss
+from mdlm_jax import as_denoiser, corrupt, corrupted_loss, sample, strategies
 
 LENGTH, VOCABULARY = 16, 32
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -28,9 +28,37 @@ def collectives(rows, paired):
     step = jax.jit(jax.value_and_grad(loss), in_shardings=(whole, split), out_shardings=whole)
     table = jax.ShapeDtypeStruct((VOCABULARY, VOCABULARY), jnp.float32)
     tokens = jax.ShapeDtypeStruct((rows, LENGTH), jnp.int32)
-    text = step.lower(table, tokens).compile().as_text()
-    return sorted(set(COLLECTIVE.findall(text)))
+    return kinds(step.lower(table, tokens).compile())
+
+
+def kinds(compiled):
+    """Of the collectives in a compiled program."""
+    return sorted(set(COLLECTIVE.findall(compiled.as_text())))
+
+
+def sampling(strategy):
+    """The collectives of the compiled sampler, and whether it writes what one device does."""
+    table = jax.random.normal(jax.random.key(1), (VOCABULARY, VOCABULARY))
+    canvas = jnp.zeros((16, LENGTH), jnp.int32).at[:, ::5].set(7)
+
+    def write(table, canvas):
+        denoiser = as_denoiser(lambda tokens, t: table[jnp.roll(tokens, 1, axis=1)], mask_id=0)
+        return sample(
+            denoiser, jax.random.key(2), canvas, mask_id=0, steps=5, strategy=strategy, chunk=3
+        )
+
+    whole, split = (NamedSharding(MESH, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    alone = jax.jit(write)(table, canvas)
+    with jax.sharding.use_abstract_mesh(MESH.abstract_mesh):
+        spread = jax.jit(write, in_shardings=(whole, split), out_shardings=split)
+        compiled = spread.lower(table, canvas).compile()
+    tokens = compiled(jax.device_put(table, whole), jax.device_put(canvas, split))
+    return {"collectives": kinds(compiled), "same": bool((tokens == alone).all())}
 
 
 if __name__ == "__main__":
-    print(json.dumps({"even": collectives(16, True), "odd": collectives(8, True)}))
+    told = {"even": collectives(16, True), "odd": collectives(8, True)}
+    told["exact_count"] = sampling(strategies.exact_count())
+    told["confidence"] = sampling(strategies.confidence("margin"))
+    told["remask"] = sampling(strategies.remask("cap", 0.2))
+    print(json.dumps(told))

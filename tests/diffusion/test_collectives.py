@@ -31,3 +31,9 @@ def test_pairs_on_one_device_move_nothing_but_sums(collectives):
 
 def test_pairs_over_two_devices_would_move_rows(collectives):
     assert {*collectives["odd"]} > {"all-reduce"}
+
+
+@pytest.mark.parametrize("strategy", ["exact_count", "confidence", "remask"])
+def test_the_sampler_moves_no_rows_and_writes_what_one_device_does(collectives, strategy):
+    """Devices agree on whether anything is left to do, and on nothing else."""
+    assert collectives[strategy] == {"collectives": ["all-reduce"], "same": True}

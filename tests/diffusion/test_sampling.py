@@ -2,132 +2,218 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every_strategy import EVERY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CANVASES, MASK, PLACES, STRINGS, L, V, chi_square_p, make_oracle
+from oracle import CANVASES, MASK, PLACES, L, V, make_oracle
 from scipy import stats
 
-from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, schedules, strategies
+from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, strategies
+from mdlm_jax.networks import bert
 
 KEY = jax.random.key(0)
-ROWS = 20000
+ROWS = np.arange(len(CANVASES))
 ALARM = 1e-4  # false-alarm rate of each chi-square test; seeds are fixed
-ALL = {
-    "exact_count": strategies.exact_count(),
-    "ancestral": strategies.ancestral(),
-    "ancestral, cosine": strategies.ancestral(schedules.cosine()),
-    "confidence": strategies.confidence(),
-}
-
-
-def string_counts(tokens):
-    numbers = np.asarray(tokens) @ (V ** np.arange(L - 1, -1, -1))
-    return np.bincount(numbers, minlength=len(STRINGS))
 
 
 @pytest.fixture(scope="module")
-def draw(oracle):
-    """One compiled program a strategy, steps and canvas traced; readouts in chunks of 7,000."""
-    programs = {
-        name: jax.jit(
-            lambda canvas, steps, key=KEY, strategy=strategy: sample(
-                oracle.denoiser(), key, canvas, mask_id=MASK, steps=steps, strategy=strategy,
-                chunk=7000, trace=True,
-            )
-        )
-        for name, strategy in ALL.items()
-    }  # fmt: skip
+def draw():
+    """`(name, canvas, steps, key, rows) -> (tokens, trace)` in numpy: one program a strategy."""
+    programs = {}
 
-    def run(name, canvas, steps, **options):
-        canvas = jnp.broadcast_to(jnp.asarray(canvas), (ROWS, L))
-        return programs[name](canvas, steps, **options)
+    def run(name, canvas, steps, key=KEY, rows=ROWS):
+        if name not in programs:
+            programs[name] = jax.jit(
+                lambda key, canvas, steps, rows: sample(
+                    make_oracle().denoiser(), key, canvas, mask_id=MASK, steps=steps,
+                    strategy=EVERY[name], rows=rows, chunk=100, trace=True,
+                )
+            )  # fmt: skip
+        canvas = np.broadcast_to(canvas, CANVASES.shape)
+        return jax.tree.map(np.asarray, programs[name](key, canvas, steps, rows))
 
-    return run
-
-
-@pytest.mark.parametrize("canvas", [[MASK] * 4, [MASK, 1, 0, MASK], [MASK, MASK, 2, MASK]])
-def test_exact_count_at_a_step_a_token_follows_the_joint(oracle, draw, canvas):
-    tokens, _ = draw("exact_count", canvas, L)
-    law = oracle.posterior(np.array(canvas))
-    assert chi_square_p(string_counts(tokens), law) > ALARM
+    yield run
+    assert all(program._cache_size() == 1 for program in programs.values())  # steps are traced
 
 
-@pytest.mark.parametrize("name", ["exact_count", "ancestral", "confidence"])
-def test_one_step_is_the_product_of_marginals(oracle, draw, name):
-    tokens, _ = draw(name, [MASK] * 4, 1)
-    marginals = oracle.conditionals[CANVASES[-1] @ PLACES]  # [L, V]
-    law = np.prod(marginals[np.arange(L), STRINGS], axis=1)
-    assert chi_square_p(string_counts(tokens), law) > ALARM
-
-
-def two_step_law(oracle, first_sets):
-    """The law of two parallel steps: `first_sets` gives each set of positions its probability."""
-    law = np.zeros(len(STRINGS))
-    marginals = oracle.conditionals[CANVASES[-1] @ PLACES]
-    for first, probability in first_sets.items():
-        first = np.array(first, bool)
-        for i, string in enumerate(STRINGS):
-            canvas = np.where(first, string, MASK)
-            then = oracle.conditionals[canvas @ PLACES]
-            p = np.where(first, marginals[np.arange(L), string], then[np.arange(L), string])
-            law[i] += probability * p.prod()
-    return law
-
-
-@pytest.mark.parametrize(
-    ("name", "first_rate"),
-    [("exact_count", None), ("ancestral", 0.5), ("ancestral, cosine", 1 - np.sin(np.pi / 4))],
-)
-def test_two_steps_follow_their_own_law(oracle, draw, name, first_rate):
-    """Half of the positions exactly, or each alone with (alpha_s - alpha_t) / (1 - alpha_t)."""
-    sets = {tuple(bits): 0.0 for bits in np.ndindex(2, 2, 2, 2)}
-    for bits in sets:
-        k = sum(bits)
-        if first_rate is None:
-            sets[bits] = (k == 2) / 6
-        else:
-            sets[bits] = first_rate**k * (1 - first_rate) ** (L - k)
-    tokens, _ = draw(name, [MASK] * 4, 2)
-    assert chi_square_p(string_counts(tokens), two_step_law(oracle, sets)) > ALARM
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_filled_canvas_comes_back_unchanged(draw, name):
-    canvas = STRINGS[np.arange(ROWS) % len(STRINGS)]
-    tokens, trace = draw(name, canvas, 3)
-    assert np.array_equal(tokens, canvas)
-    assert np.all(np.asarray(trace.step) == -1)
-    assert np.all(np.asarray(trace.log_prob) == 0)
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
 def test_every_blank_is_filled_and_nothing_else(draw, name, steps):
-    canvas = CANVASES[np.arange(ROWS) % len(CANVASES)]
-    tokens, trace = draw(name, canvas, steps)
-    tokens, step = np.asarray(tokens), np.asarray(trace.step)
-    blank = canvas == MASK
-    assert np.array_equal(tokens[~blank], canvas[~blank])
+    tokens, trace = draw(name, CANVASES, steps)
+    blank = CANVASES == MASK
+    assert np.array_equal(tokens[~blank], CANVASES[~blank])
     assert np.all(tokens < V)
-    assert np.array_equal(step >= 0, blank)
-    assert np.all(step < steps)
+    assert np.array_equal(trace.step >= 0, blank)
+    assert np.all(trace.step < steps)
+    assert np.all(trace.log_prob[~blank] == 0)
+    assert np.all(trace.evaluations <= steps)
+    assert np.array_equal(trace.evaluations > 0, blank.any(axis=1))
+    written_in = np.array([len(set(row[row >= 0])) for row in trace.step])
+    assert np.all(written_in <= trace.evaluations)
     if name == "exact_count":  # as evenly as they divide
+        assert np.array_equal(trace.evaluations, np.minimum(blank.sum(axis=1), steps))
         for s in range(steps):
             m = blank.sum(axis=1)
             due = m * (steps - s) // steps - m * (steps - 1 - s) // steps
-            assert np.array_equal((step == s).sum(axis=1), due)
+            assert np.array_equal((trace.step == s).sum(axis=1), due)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_same_key_gives_the_same_text_and_another_another(draw, name):
+    first, again = draw(name, [MASK] * 4, 3)[0], draw(name, [MASK] * 4, 3)[0]
+    other = draw(name, [MASK] * 4, 3, key=jax.random.key(1))[0]
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, other) == (name == "greedy")
+    assert len(np.unique(first, axis=0)) > 1 or name == "greedy"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_rows_tokens_do_not_depend_on_the_other_rows(draw, name):
+    whole, trace = draw(name, [MASK] * 4, 3)
+    order = np.random.default_rng(0).permutation(ROWS)
+    shuffled, shuffled_trace = draw(name, [MASK] * 4, 3, rows=order)
+    assert np.array_equal(shuffled, whole[order])
+    assert np.array_equal(shuffled_trace.evaluations, trace.evaluations[order])
+    others = CANVASES.copy()
+    others[7] = MASK
+    assert np.array_equal(draw(name, others, 3)[0][7], whole[7])
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 12), st.sampled_from(sorted(EVERY)))
+def test_any_canvas_any_steps(draw, seed, steps, name):
+    canvas = CANVASES[np.random.default_rng(seed).integers(len(CANVASES), size=len(ROWS))]
+    tokens, trace = draw(name, canvas, steps, key=jax.random.key(seed))
+    assert np.array_equal(np.where(canvas == MASK, tokens, canvas), tokens)
+    assert tokens.max() < V
+    assert trace.step.max() < steps
+
+
+def tiny_bert():
+    """Parameters and config of an encoder of 40 tokens, float32, 40 the mask."""
+    config = bert.Config(
+        vocab_size=41, mask_id=40, max_length=12, width=16, heads=2, layers=1, mlp_width=16
+    )  # fmt: skip
+    return bert.init(jax.random.key(0), config), config
+
+
+@pytest.mark.parametrize("name", ["exact_count", "threshold", "remask, cap"])
+def test_a_networks_row_is_the_same_alone_and_in_a_batch(name):
+    params, config = tiny_bert()
+    write = jax.jit(
+        lambda canvas, rows: sample(
+            bert.denoiser(params, config), KEY, canvas, mask_id=40, steps=6, strategy=EVERY[name],
+            rows=rows,
+        )
+    )  # fmt: skip
+    whole = write(jnp.full((5, 12), 40), jnp.arange(5))
+    assert len(np.unique(whole, axis=0)) == 5
+    for row in range(5):
+        assert np.array_equal(write(jnp.full((1, 12), 40), jnp.array([row]))[0], whole[row])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_blocks_are_filled_from_left_to_right(oracle, name):
+    """5 and 4 of 6 positions wanted in three blocks: of 1, 2, 2 and of 1, 1, 2."""
+    canvas = np.array([[MASK, MASK, 1, MASK, MASK, MASK], [0, MASK, MASK, 2, MASK, MASK]])
+    block = np.array([[0, 0, -1, 1, 1, 2], [-1, 0, 0, -1, 1, 2]])
+    denoiser = as_denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 4)), MASK)
+    tokens, trace = jax.jit(
+        lambda key: sample(
+            denoiser, key, canvas, mask_id=MASK, steps=9, strategy=EVERY[name], blocks=3, trace=True
+        )
+    )(KEY)
+    tokens, step = np.asarray(tokens), np.asarray(trace.step)
+    assert np.array_equal(tokens[block < 0], canvas[block < 0])
+    assert np.all(tokens < MASK)
+    assert np.array_equal(step // 3, block)  # three steps a block; -1 // 3 is -1
+
+
+@pytest.mark.parametrize("name", ["exact_count", "threshold", "path_planning"])
+def test_the_end_of_text_ends_a_row(name):
+    """A denoiser that writes 0 0 1 (the end) 0 0 ... in row 0, and never an end in row 1."""
+    width, end, pad, mask = 8, 1, 2, 3
+    calls = []
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        ends = (jnp.arange(width) == 2) & (jnp.arange(2)[:, None] == 0)
+        return 40.0 * jax.nn.one_hot(jnp.where(ends, end, 0), 4)
+
+    def write(**options):
+        tokens, trace = jax.jit(
+            lambda key: sample(
+                as_denoiser(logits, mask), key, jnp.full((2, width), mask).at[:, 0].set(end),
+                mask_id=mask, steps=8, strategy=EVERY[name], trace=True, **options,
+            )
+        )(KEY)  # fmt: skip
+        return np.asarray(tokens), jax.tree.map(np.asarray, trace)
+
+    tokens, trace = write(end_id=end, pad_id=pad, blocks=4)
+    assert np.array_equal(tokens, [[end, 0, end, *[pad] * 5], [end, *[0] * 7]])
+    assert np.all(trace.step[0, 3:] == -1) and np.all(trace.log_prob[0, 3:] == 0)
+    assert trace.evaluations[0] <= 4 and trace.evaluations[1] > trace.evaluations[0]
+    assert np.array_equal(write(end_id=end)[0], [[end, 0, *[end] * 6], [end, *[0] * 7]])
+    assert np.array_equal(write()[0][0], [end, 0, end, *[0] * 5])
+
+
+def test_rows_that_have_all_ended_cost_nothing_more():
+    calls = []
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return jnp.broadcast_to(jnp.array([-50.0, 50.0, 0.0]), (*tokens.shape, 3))
+
+    tokens = jax.jit(
+        lambda key: sample(
+            as_denoiser(logits, 2), key, jnp.full((3, 32), 2), mask_id=2, steps=32,
+            strategy=strategies.exact_count(), blocks=8, end_id=1,
+        )
+    )(KEY)  # fmt: skip
+    jax.effects_barrier()
+    assert np.all(np.asarray(tokens) == 1)
+    assert len(calls) == 4  # those of the first block
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [("exact_count", 4), ("ancestral", None), ("threshold", 1), ("entropy_bounded", 4)],
+)
+def test_no_more_evaluations_than_needed(name, evaluations):
+    """4 blanks and 50 steps: the network is skipped where nothing is asked, and at the end.
+
+    All tokens are sure, so one step suffices `threshold`; all have entropy 0.69 > 0.5 nats or none.
+    """
+    calls = []
+    sure = name == "threshold"
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return jnp.broadcast_to(jnp.array([0.0, -50.0 if sure else 0.0, 0.0]), (*tokens.shape, 3))
+
+    _, trace = jax.jit(
+        lambda key: sample(
+            as_denoiser(logits, 2), key, jnp.full((1, 4), 2), mask_id=2, steps=50,
+            strategy=EVERY[name], trace=True,
+        )
+    )(KEY)  # fmt: skip
+    jax.block_until_ready(trace)
+    jax.effects_barrier()
+    assert len(calls) == trace.evaluations[0]
+    if evaluations is None:
+        assert len(calls) <= 4
+    else:
+        assert len(calls) == evaluations
 
 
 def test_trace_holds_the_log_probability_at_the_time_of_writing(oracle, draw):
     tokens, trace = draw("exact_count", [MASK] * 4, L)
-    tokens, step = np.asarray(tokens)[:50], np.asarray(trace.step)[:50]
+    tokens, step = tokens[:50], trace.step[:50]
     for i in range(50):
         for s in range(L):
             canvas = np.where(step[i] < s, tokens[i], MASK)
             p = oracle.conditionals[canvas @ PLACES][step[i] == s, tokens[i][step[i] == s]]
-            np.testing.assert_allclose(
-                np.asarray(trace.log_prob)[i][step[i] == s], np.log(p), rtol=1e-4
-            )
+            np.testing.assert_allclose(trace.log_prob[i][step[i] == s], np.log(p), rtol=1e-4)
 
 
 def test_confidence_without_noise_keeps_the_surest():
@@ -144,22 +230,6 @@ def test_confidence_without_noise_keeps_the_surest():
     # cos(pi/8, pi/4, 3pi/8) leaves 3, 2, 1 of four blanks: one token a step.
     assert np.array_equal(trace.step, [[3, 0, 2, 1]] * 50)
     np.testing.assert_allclose(trace.log_prob[0], -np.log([4, 1, 3, 2]), atol=1e-6)
-
-
-def test_a_rows_tokens_do_not_depend_on_the_other_rows(oracle):
-    canvas = jnp.full((6, L), MASK)
-    others = jnp.asarray(STRINGS[:6]).at[2].set(MASK)
-    rows = jnp.array([5, 1, 0, 3, 2, 4])
-    for strategy in ALL.values():
-        run = jax.jit(
-            lambda canvas, rows, strategy=strategy: sample(
-                oracle.denoiser(), KEY, canvas, mask_id=MASK, steps=3, strategy=strategy, rows=rows
-            )
-        )
-        whole = run(canvas, jnp.arange(6))
-        assert len(np.unique(whole, axis=0)) > 1
-        assert np.array_equal(run(canvas, rows), whole[rows])
-        assert np.array_equal(run(others, rows)[2], whole[0])
 
 
 def test_padding_stays_and_the_time_is_the_share_of_blanks_among_the_text():
@@ -202,12 +272,20 @@ def test_masks_that_are_not_wanted_stay_and_count_as_unknown_text():
 
 @pytest.mark.parametrize(
     ("name", "readouts"),
-    [("exact_count", 16), ("ancestral", 16), ("confidence", 2 * (8 + 7 + 5 + 3))],
+    [
+        ("exact_count", 16),
+        ("first_hitting", 16),
+        ("ancestral", 16),
+        ("confidence", 2 * (8 + 7 + 5 + 3)),
+        ("greedy", 2 * (8 + 6 + 4 + 2)),
+        ("path_planning", 2 * 4 * 8),
+    ],
 )
 def test_only_the_positions_asked_for_are_read_out(name, readouts):
     """2 rows of 8 blanks in 4 steps, in chunks of one: each readout is one position.
 
-    MaskGIT's cosine leaves 7, 5, 3 and 0 of 8 blanks, and reads out all that are left each time.
+    MaskGIT's cosine leaves 7, 5, 3 and 0 of 8 blanks, and reads out all that are left each time;
+    path planning reads out what it wrote, too.
     """
     seen = []
 
@@ -218,7 +296,7 @@ def test_only_the_positions_asked_for_are_read_out(name, readouts):
     denoiser = Denoiser(lambda tokens, t: Hidden(at=jnp.zeros(tokens.shape)), readout)
     tokens = jax.jit(
         lambda key: sample(
-            denoiser, key, jnp.full((2, 8), 4), mask_id=4, steps=4, strategy=ALL[name], chunk=1
+            denoiser, key, jnp.full((2, 8), 4), mask_id=4, steps=4, strategy=EVERY[name], chunk=1
         )
     )(KEY)
     jax.block_until_ready(tokens)
@@ -250,29 +328,15 @@ def test_tail_tokens_of_a_large_vocabulary_come_at_their_rate():
     assert stats.chisquare(np.bincount(tail * 10 // vocab, minlength=10)).pvalue > ALARM
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 2**31 - 1), st.integers(1, 12), st.sampled_from(sorted(ALL)))
-def test_any_canvas_any_steps(seed, steps, name):
-    canvas = CANVASES[np.random.default_rng(seed).integers(len(CANVASES), size=8)]
-    tokens = np.asarray(PROGRAMS[name](jax.random.key(seed), canvas, steps))
-    assert np.array_equal(np.where(canvas == MASK, tokens, canvas), tokens)
-    assert tokens.max() < V
-
-
-PROGRAMS = {
-    name: jax.jit(
-        lambda key, canvas, steps, strategy=strategy: sample(
-            make_oracle(1).denoiser(), key, canvas, mask_id=MASK, steps=steps, strategy=strategy
-        )
-    )
-    for name, strategy in ALL.items()
-}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "steps is 0, at least 1 is needed"),
+        ({"steps": 2, "blocks": 3}, "steps is 2, at least 3, one a block, are needed"),
+        ({"blocks": 0}, "blocks is 0"),
+        ({"pad_id": 1}, "pad_id is for what follows end_id"),
+        ({"end_id": MASK}, "other tokens than the mask, 3"),
+        ({"canvas": jnp.zeros((2, 4), jnp.int32)}, "holds no mask .mask_id 3.: there is nothing"),
         ({"canvas": jnp.zeros((2, 4))}, r"integers \[B, L\], not float32\[2, 4\]"),
         ({"maskable": jnp.ones((2, 3), bool)}, r"maskable has shape \(2, 3\)"),
         ({"fill": jnp.ones(4, bool)}, r"fill has shape \(4,\), the canvas \(2, 4\)"),
@@ -284,6 +348,37 @@ def test_bad_input_is_named(oracle, change, message):
         sample(oracle.denoiser(), KEY, mask_id=MASK, strategy=strategies.exact_count(), **arguments)
 
 
-def test_bad_temperature_is_named():
-    with pytest.raises(ValueError, match="temperature is -1"):
-        strategies.confidence(temperature=-1)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: strategies.confidence(temperature=-1), "temperature is -1, it must be at least 0"),
+        (
+            lambda: strategies.confidence("luck"),
+            "score is 'luck', it must be probability or margin",
+        ),
+        (lambda: strategies.greedy(grid="sine"), "grid is 'sine', it must be uniform or cosine"),
+        (lambda: strategies.exact_count(last="lost"), "last is 'lost', it must be drawn or greedy"),
+        (lambda: strategies.threshold(1.2), "tau is 1.2, it must be from 0 to 1"),
+        (lambda: strategies.factor(-1), "value is -1, it must be at least 0"),
+        (lambda: strategies.entropy_bounded(float("nan")), "gamma is nan, it must be at least 0"),
+        (lambda: strategies.remask("caps", 0.1), "kind is 'caps', it must be cap or rescale"),
+        (lambda: strategies.remask("cap", 2), "eta is 2, it must be from 0 to 1"),
+        (lambda: strategies.remask("loop", 0.1, t_on=0.01), "t_off=0.05, t_on=0.01"),
+        (lambda: strategies.path_planning(-0.1), "eta is -0.1, it must be at least 0"),
+    ],
+)
+def test_a_bad_strategy_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_thresholds_are_not_compiled_in(oracle):
+    write = jax.jit(
+        lambda tau, key: sample(
+            oracle.denoiser(), key, jnp.full((8, L), MASK), mask_id=MASK, steps=L,
+            strategy=strategies.threshold(tau), trace=True,
+        )[1].evaluations
+    )  # fmt: skip
+    assert np.all(write(0.0, KEY) == 1)
+    assert np.asarray(write(1.0, KEY)).max() == L
+    assert write._cache_size() == 1

@@ -1,0 +1,144 @@
+"""How text is drawn, as a user names it: `threshold(0.9)`, a temperature, a nucleus."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import jax
+
+from mdlm_jax.diffusion import Denoiser, Schedule, Strategy, strategies, transforms
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    name: getattr(strategies, name)
+    for name in strategies.__all__
+    if inspect.isfunction(getattr(strategies, name))
+}
+
+
+def strategy(spec: str, schedule: Schedule) -> Strategy:
+    """The strategy that `spec` names: `exact_count`, `threshold(0.9)`, `remask(cap, eta=0.02)`.
+
+    Words are text without quotes; everything else is a Python number.
+
+    Args:
+      spec: a name from `STRATEGIES`, with arguments where it takes any.
+      schedule: that the model was trained with.
+
+    Raises:
+      ValueError: no such strategy, or arguments that it does not take, in one line.
+    """
+    name, arguments, named = _parsed(spec)
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy {name!r} must be one of {', '.join(STRATEGIES)}")
+    function = STRATEGIES[name]
+    try:
+        return function(*arguments, **named, schedule=schedule)
+    except TypeError:  # another number of arguments, an unknown one, or a word for a number
+        raise ValueError(f"strategy {spec!r}: it is {_signature(name)}") from None
+
+
+def listing() -> str:
+    """Every strategy with its arguments and what it does, a line each."""
+    return "\n".join(
+        f"- {_signature(name)}: {_phrase(function)}" for name, function in STRATEGIES.items()
+    )
+
+
+def _parsed(spec: str) -> tuple[str, list, dict]:
+    try:
+        call = ast.parse(spec.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            return call.id, [], {}
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError
+        named = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
+        return call.func.id, [_literal(x) for x in call.args], named
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"strategy {spec!r} cannot be read: write a name, or name(value, option=value)"
+        ) from None
+
+
+def _literal(node: ast.expr):
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def _signature(name: str) -> str:
+    taken = inspect.signature(STRATEGIES[name]).parameters.values()
+    listed = ", ".join(_shown(p) for p in taken if p.name != "schedule")
+    return f"{name}({listed})" if listed else name
+
+
+def _phrase(function: Callable) -> str:
+    """The first line of the docstring, without its source."""
+    first = (inspect.getdoc(function) or "").partition("\n")[0]
+    return re.sub(r" \([^()]*\)\.?$", "", first).rstrip(".")
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """`eta`, `tau=0.5`, or what it may be, the default first: `grid=uniform|cosine`."""
+    required = parameter.default is parameter.empty
+    words = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
+    if required:
+        return f"{parameter.name}: {'|'.join(words)}" if words else parameter.name
+    others = [word for word in words if word != parameter.default]
+    return f"{parameter.name}={'|'.join([str(parameter.default), *others])}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shaping:
+    """Transforms of a denoiser, applied in this order; the defaults change nothing.
+
+    The values may be traced (`dataclasses.replace(shaping, temperature=t)` within a jitted
+    function): then that transform is applied, whatever its value.
+
+    Attributes:
+      forbid: ids that are never written.
+      repetition_penalty: above 1 makes tokens of the row less likely.
+      temperature: below 1 is sharper, 0 takes the most likely.
+      min_p: drops tokens less than so many times as likely as the best.
+      top_k: keeps so many tokens; None for all.
+      top_p: keeps the fewest tokens that hold so much probability.
+    """
+
+    forbid: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    min_p: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        nothing = Denoiser(lambda tokens, t: None, lambda at, row: None)
+        for name, value in self.changed().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: it is {value}, it must be a finite number")
+            getattr(transforms, name)(nothing, value)  # says what is wrong
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser with every transform whose value is not its default."""
+        for name, value in self.changed().items():
+            denoiser = getattr(transforms, name)(denoiser, value)
+        return denoiser
+
+    def changed(self) -> dict[str, Any]:
+        """The values that are traced or not the default, by name, in the order of the fields."""
+        values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return {
+            field.name: value
+            for field, value in values
+            if isinstance(value, jax.core.Tracer) or value != field.default
+        }
+
+    def strengths(self) -> dict[str, float]:
+        """Those of the changed values that may be traced, and the temperature in any case.
+
+        A jitted function that takes them as arguments is one program for all their values.
+        """
+        traceable = ("repetition_penalty", "temperature", "min_p", "top_p")
+        changed = {name: v for name, v in self.changed().items() if name in traceable}
+        return {"temperature": self.temperature, **changed}

@@ -1,0 +1,41 @@
+"""Strategies: which positions a sampler writes, and when.
+
+A strategy sees the canvas at each step and says which positions it asks for, before the network
+is read out there, and which of the drawn tokens stay, after.
+
+| reads out | strategies |
+|---|---|
+| what it writes, chosen first | `exact_count`, `first_hitting`, `ancestral`, `remask` |
+| every blank, and keeps some | `confidence`, `greedy`, `threshold`, `factor`, `entropy_bounded` |
+| all that it wrote, too | `path_planning` |
+
+At one token a step the first two, `confidence` by margin or entropy and `entropy_bounded(0)` follow
+the joint law of the denoiser's conditionals exactly.
+"""
+
+from mdlm_jax.diffusion.strategies.base import Proposal, Strategy, View
+from mdlm_jax.diffusion.strategies.candidates import (
+    confidence,
+    entropy_bounded,
+    factor,
+    greedy,
+    threshold,
+)
+from mdlm_jax.diffusion.strategies.position_first import ancestral, exact_count, first_hitting
+from mdlm_jax.diffusion.strategies.remasking import path_planning, remask
+
+__all__ = [
+    "Proposal",
+    "Strategy",
+    "View",
+    "ancestral",
+    "confidence",
+    "entropy_bounded",
+    "exact_count",
+    "factor",
+    "first_hitting",
+    "greedy",
+    "path_planning",
+    "remask",
+    "threshold",
+]

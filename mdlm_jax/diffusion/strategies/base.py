@@ -1,0 +1,124 @@
+"""What a strategy is, what it sees, and how many blanks it leaves."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion.readouts import Candidates, Score, probability
+
+Array = jax.Array
+State = Any
+Grid = Literal["uniform", "cosine"]
+Last = Literal["drawn", "greedy"]
+
+
+class View(NamedTuple):
+    """What a strategy sees of the block that is being filled (of everything, if there is one).
+
+    Attributes:
+      canvas: i32[B, L].
+      wanted: bool[B, L], what is to be written: the masks that the block began with.
+      blank: bool[B, L], what of it is masked now.
+      rate: f32[B], the share of the whole text that is masked, to be filled or not.
+      index: i32[], the step, from 0.
+      steps: i32[], how many there are.
+      mask_id: i32[].
+    """
+
+    canvas: Array
+    wanted: Array
+    blank: Array
+    rate: Array
+    index: Array
+    steps: Array
+    mask_id: Array
+
+    @property
+    def last(self) -> Array:
+        """bool[]: this is the last step, after which no blank may be left."""
+        return self.index + 1 == self.steps
+
+
+class Proposal(NamedTuple):
+    """What a strategy asks for in one step.
+
+    Attributes:
+      asked: bool[B, L], the positions to read out. Where the canvas holds a token, that one is
+        scored, and none is drawn.
+      t: f32[B], the time that the denoiser is told.
+      noise: f32[], scale of the draw's Gumbel noise: 1 draws from the model, 0 takes the most
+        likely token.
+    """
+
+    asked: Array
+    t: Array
+    noise: Array | float = 1.0
+
+
+class Strategy(NamedTuple):
+    """Pure functions with carried state; `keys` are one a row, fresh at every call.
+
+    Attributes:
+      init: `(keys [B], view) -> state`.
+      propose: `(state, keys [B], view) -> (Proposal, state)`.
+      commit: `(state, keys [B], view, asked bool[B, L], candidates) -> (canvas i32[B, L], state)`.
+        It writes where `view.wanted` alone. A step in which no row asks for anything skips the
+        network; the candidates then mean nothing.
+      score: what `candidates.score` is, of the log-probabilities at a position.
+      remasks: whether tokens that were written may be masked again; then sampling does not stop
+        when all is filled.
+    """
+
+    init: Callable[[Array, View], State]
+    propose: Callable[[State, Array, View], tuple[Proposal, State]]
+    commit: Callable[[State, Array, View, Array, Candidates], tuple[Array, State]]
+    score: Score = probability
+    remasks: bool = False
+
+
+def commit_all(state: State, keys: Array, view: View, asked: Array, candidates: Candidates):
+    """Writes everything that was asked for."""
+    return jnp.where(asked, candidates.tokens, view.canvas), state
+
+
+def no_state(keys: Array, view: View) -> tuple:
+    """Of a strategy that remembers nothing."""
+    return ()
+
+
+def blanks_left(grid: Grid, blanks: Array, view: View) -> Array:
+    """How many of `blanks i32[B]` are left after this step: `i32[B]`, 0 after the last.
+
+    A share of `1 - x` ("uniform", in exact integers) or `cos(pi / 2 x)` ("cosine": few first,
+    Chang et al. 2022, MaskGIT, section 3.2), with x = (index + 1) / steps.
+    """
+    if grid == "uniform":
+        return blanks * (view.steps - 1 - view.index) // view.steps
+    done = (view.index + 1) / view.steps
+    left = jnp.floor(blanks * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
+    return jnp.where(view.last, 0, left)
+
+
+def noise_of(last: Last, view: View) -> Array | float:
+    """`Proposal.noise` of a strategy whose last step is drawn, or greedy."""
+    return 1.0 if last == "drawn" else jnp.where(view.last, 0.0, 1.0)
+
+
+def require_one_of(strategy: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises: ValueError: the value is another."""
+    if value not in allowed:
+        raise ValueError(f"{strategy}: {name} is {value!r}, it must be {' or '.join(allowed)}")
+
+
+def require_within(
+    strategy: str, name: str, value: float | Array, low: float, high: float = math.inf
+) -> None:
+    """Raises: ValueError: the value can be seen, and is not a number in [low, high]."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not low <= value <= high:
+        accepted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{strategy}: {name} is {value}, it must be {accepted}")

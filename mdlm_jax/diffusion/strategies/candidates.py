@@ -1,0 +1,191 @@
+"""Strategies that draw a token for every blank, score them, and keep the best."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.masks import ranks
+from mdlm_jax.diffusion.readouts import entropy, margin, probability
+from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.strategies.base import (
+    Grid,
+    Proposal,
+    Strategy,
+    blanks_left,
+    no_state,
+    require_one_of,
+    require_within,
+)
+
+Array = jax.Array
+ScoreName = Literal["probability", "margin", "entropy"]
+
+_SCORES = {"probability": probability, "margin": margin, "entropy": entropy}
+
+
+def confidence(
+    score: ScoreName = "probability",
+    *,
+    temperature: float | Array = 1.0,
+    grid: Grid = "cosine",
+    schedule: Schedule = linear(),
+) -> Strategy:
+    """Keeps the most confident of all candidates (MaskGIT, Chang et al. 2022, section 3.2).
+
+    Each step draws a token for every blank and keeps those with the highest
+    `score + temperature (1 - (i + 1) / steps) Gumbel`, so many that after step i a share of
+    `cos(pi / 2 (i + 1) / steps)` of the blanks is left, and at least one.
+
+    By "probability" the choice depends on the drawn tokens: it follows no exact law, confident
+    tokens first make text plainer than the data. By "margin" or "entropy" (Dream, Ye et al. 2025)
+    it depends on the canvas alone: at one token a step the samples follow the model's joint law.
+
+    Args:
+      score: "probability", the drawn token's `log p`; "margin", the difference between the two
+        highest probabilities; "entropy", the negative entropy of the position.
+      temperature: of the annealed noise on the choice of positions; 0 ranks by score alone.
+      grid: "cosine", or "uniform": as many tokens in each step (LLaDA, Nie et al. 2025).
+      schedule: turns the share of masks into the time.
+
+    Raises:
+      ValueError: on another score or grid, or a negative temperature.
+    """
+    _require("confidence", score, grid)
+    require_within("confidence", "temperature", temperature, 0.0)
+    return _surest(score, temperature=temperature, grid=grid, schedule=schedule, token_noise=1.0)
+
+
+def greedy(
+    score: ScoreName = "probability", *, grid: Grid = "uniform", schedule: Schedule = linear()
+) -> Strategy:
+    """The most likely token at the most confident positions: the same text for any key.
+
+    LLaDA's low-confidence remasking at temperature 0 (Nie et al. 2025, section 2.4). Ties go to
+    the first position and the lowest id.
+
+    Args: as `confidence`.
+
+    Raises:
+      ValueError: on another score or grid.
+    """
+    _require("greedy", score, grid)
+    return _surest(score, temperature=0.0, grid=grid, schedule=schedule, token_noise=0.0)
+
+
+def _surest(score, *, temperature, grid, schedule, token_noise) -> Strategy:
+    def init(keys, view):
+        return view.blank.sum(axis=1)
+
+    def propose(state, keys, view):
+        return Proposal(view.blank, schedule.rate_to_time(view.rate), token_noise), state
+
+    def commit(state, keys, view, asked, candidates):
+        done = (view.index + 1) / view.steps
+        blanks = view.blank.sum(axis=1)
+        left = jnp.clip(jnp.minimum(blanks_left(grid, state, view), blanks - 1), 0)
+        jitter = temperature * (1.0 - done) * noise.row_gumbel(keys, asked.shape[1])
+        rank = ranks(jnp.where(asked, -(candidates.score + jitter), jnp.inf))
+        kept = asked & (rank < (blanks - left)[:, None])
+        return jnp.where(kept, candidates.tokens, view.canvas), state
+
+    return Strategy(init, propose, commit, score=_SCORES[score])
+
+
+def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
+    """Keeps every candidate of probability `tau` or more, and the best (Fast-dLLM, Wu et al. 2025).
+
+    Section 3.3 there. Adaptive: it takes as many steps as it needs, `steps` at the most; the last
+    writes all that is left.
+
+    Args:
+      tau: in [0, 1]; 0 writes everything at once, 1 nearly a token a step.
+      schedule: turns the share of masks into the time.
+
+    Raises:
+      ValueError: if `tau` is outside [0, 1].
+    """
+    require_within("threshold", "tau", tau, 0.0, 1.0)
+    return _adaptive(lambda score, rank: jnp.exp(score) >= tau, probability, schedule)
+
+
+def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
+    """Keeps the n most probable candidates while `(n + 1) (1 - p_n) <= value`, and the best.
+
+    The variant of `threshold` in which the more is written at once the surer it must be (Fast-dLLM,
+    Wu et al. 2025, section 3.3, theorem 1).
+
+    Args:
+      value: f, positive; the larger the more tokens a step.
+      schedule: turns the share of masks into the time.
+
+    Raises:
+      ValueError: if the value is negative.
+    """
+    require_within("factor", "value", value, 0.0)
+
+    def sure(score, rank):
+        enough = (rank + 2) * -jnp.expm1(score) <= value  # n = rank + 1
+        return _all_before(enough, rank)
+
+    return _adaptive(sure, probability, schedule)
+
+
+def entropy_bounded(gamma: float | Array, schedule: Schedule = linear()) -> Strategy:
+    """Keeps the positions of least entropy while these do not add up (Ben-Hamu et al. 2025).
+
+    The EB-sampler, algorithm 1: by ascending entropy H, the longest set U with
+    `sum_U H - max_U H <= gamma`, which bounds what drawing the tokens of U independently loses. At
+    0 it writes one uncertain token a step, with all certain ones, and follows the model's joint
+    law. Adaptive: it takes as many steps as it needs, `steps` at the most; the last writes all that
+    is left.
+
+    Args:
+      gamma: nats, not negative.
+      schedule: turns the share of masks into the time.
+
+    Raises:
+      ValueError: if `gamma` is negative.
+    """
+    require_within("entropy_bounded", "gamma", gamma, 0.0)
+
+    def sure(score, rank):
+        nats = jnp.where(jnp.isfinite(score), jnp.maximum(-score, 0.0), 0.0)  # [B, L]
+        order = jnp.argsort(rank, axis=1)
+        ascending = jnp.take_along_axis(nats, order, axis=1)
+        before = jnp.cumsum(ascending, axis=1) - ascending  # of the more certain ones
+        return jnp.take_along_axis(before, rank, axis=1) <= gamma
+
+    return _adaptive(sure, entropy, schedule)
+
+
+def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) -> Strategy:
+    """Keeps what is `sure(score f32[B, L], rank i32[B, L])`, the best one in any case.
+
+    `rank` is the place by descending score; what was not asked for has score -inf.
+    """
+
+    def propose(state, keys, view):
+        return Proposal(view.blank, schedule.rate_to_time(view.rate)), state
+
+    def commit(state, keys, view, asked, candidates):
+        scores = jnp.where(asked, candidates.score, -jnp.inf)
+        rank = ranks(-scores)
+        kept = asked & (sure(scores, rank) | (rank == 0) | view.last)
+        return jnp.where(kept, candidates.tokens, view.canvas), state
+
+    return Strategy(no_state, propose, commit, score=score)
+
+
+def _all_before(enough: Array, rank: Array) -> Array:
+    """Where `enough` holds at a position and at all of lower rank but 0: `bool[B, L]`."""
+    order = jnp.argsort(rank, axis=1)
+    ascending = jnp.take_along_axis(enough, order, axis=1).at[:, 0].set(True)
+    return jnp.take_along_axis(jnp.cumprod(ascending, axis=1), rank, axis=1) > 0
+
+
+def _require(strategy: str, score: str, grid: str) -> None:
+    require_one_of(strategy, "score", score, tuple(_SCORES))
+    require_one_of(strategy, "grid", grid, ("uniform", "cosine"))

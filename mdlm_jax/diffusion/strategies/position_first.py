@@ -1,0 +1,124 @@
+"""Strategies that choose positions before tokens: each is read out once, when it is written."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.masks import ranks
+from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.strategies.base import (
+    Grid,
+    Last,
+    Proposal,
+    Strategy,
+    View,
+    blanks_left,
+    commit_all,
+    no_state,
+    noise_of,
+    require_one_of,
+)
+
+Array = jax.Array
+
+
+def exact_count(
+    schedule: Schedule = linear(), *, grid: Grid = "uniform", last: Last = "drawn"
+) -> Strategy:
+    """Writes blanks in a uniformly random order, as evenly over the steps as they divide.
+
+    With as many steps as blanks each step writes one token, and the samples follow the joint law of
+    the denoiser's conditionals exactly (any-order autoregression: Hoogeboom et al. 2022, ARDM;
+    Zheng et al. 2024, "Masked Diffusion Models are Secretly Time-Agnostic Masked Models"). One step
+    is the product of the marginals: BERT filling all masks at once.
+
+    Args:
+      schedule: turns the share of masks into the time.
+      grid: "uniform", or "cosine": few tokens in the first steps, more in the last.
+      last: "greedy" takes the most likely tokens in the last step: less entropy than the model's.
+
+    Raises:
+      ValueError: on another `grid` or `last`.
+    """
+    _require("exact_count", grid, last)
+
+    def propose(state, keys, view):
+        turn, _, blanks = state
+        asked = view.blank & (turn >= _left_one_less(grid, blanks, view)[:, None])
+        return Proposal(asked, schedule.rate_to_time(view.rate), noise_of(last, view)), state
+
+    return Strategy(_random_order, propose, commit_all)
+
+
+def first_hitting(schedule: Schedule = linear()) -> Strategy:
+    """The reverse process in continuous time, jumping to where it writes (Zheng et al. 2024, 4.1).
+
+    Each token leaves the mask at a time of its own, at which the rate is uniform on [0, 1] whatever
+    the schedule. So draw these rates, and write the blanks from the highest down; the denoiser is
+    told the time of the first one written in the step. With as many steps as blanks this is the
+    law of `ancestral` with infinitely many steps, for denoisers that use the time too. (The paper
+    draws the next rate as `rate * u ** (1 / blanks)`: the same law, one order statistic at a time.)
+
+    Args:
+      schedule: turns the mask rate into the time.
+    """
+
+    def propose(state, keys, view):
+        turn, rates, blanks = state
+        asked = view.blank & (turn >= blanks_left("uniform", blanks, view)[:, None])
+        first = jnp.max(jnp.where(asked, rates, 0.0), axis=1)
+        return Proposal(asked, schedule.rate_to_time(first)), state
+
+    return Strategy(_random_order, propose, commit_all)
+
+
+def ancestral(
+    schedule: Schedule = linear(), *, grid: Grid = "uniform", last: Last = "drawn"
+) -> Strategy:
+    """The reverse process on a grid of times (D3PM; MD4 eq. 7; MDLM eq. 7).
+
+    From t to s each blank is written with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, alone:
+    which positions is one draw, which tokens another. The last step (s = 0) writes all that is
+    left.
+
+    Args:
+      schedule: of the masking process that is reversed.
+      grid: of the times: `1 - i / steps` ("uniform"), or `cos(pi / 2 i / steps)` ("cosine", Shi et
+        al. 2024, MD4, appendix), finer at the start.
+      last: "greedy" takes the most likely tokens in the last step: less entropy than the model's.
+
+    Raises:
+      ValueError: on another `grid` or `last`.
+    """
+    _require("ancestral", grid, last)
+
+    def time(i, steps):
+        return 1.0 - i / steps if grid == "uniform" else jnp.cos(math.pi / 2 * i / steps)
+
+    def propose(state, keys, view):
+        t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
+        stays = jnp.where(view.last, 0.0, schedule.rate(s) / schedule.rate(t))
+        asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
+        t = jnp.full(view.canvas.shape[:1], t)
+        return Proposal(asked, t, noise_of(last, view)), state
+
+    return Strategy(no_state, propose, commit_all)
+
+
+def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
+    """Scores `f32[B, L]` uniform at blanks, their ranks `i32[B, L]` first, the number of blanks."""
+    scores = jnp.where(view.blank, noise.row_uniform(keys, view.canvas.shape[1]), jnp.inf)
+    return ranks(scores), scores, view.blank.sum(axis=1)
+
+
+def _left_one_less(grid: Grid, blanks: Array, view: View) -> Array:
+    """As `blanks_left`; the cosine, which begins with less than a token a step, writes one."""
+    left = blanks_left(grid, blanks, view)
+    return left if grid == "uniform" else jnp.minimum(left, view.blank.sum(axis=1) - 1)
+
+
+def _require(strategy: str, grid: str, last: str) -> None:
+    require_one_of(strategy, "grid", grid, ("uniform", "cosine"))
+    require_one_of(strategy, "last", last, ("drawn", "greedy"))

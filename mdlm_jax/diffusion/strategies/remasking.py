@@ -1,0 +1,168 @@
+"""Strategies that may take back what they wrote."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.masks import ranks
+from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.strategies.base import (
+    Grid,
+    Proposal,
+    Strategy,
+    View,
+    blanks_left,
+    no_state,
+    require_one_of,
+    require_within,
+)
+
+Array = jax.Array
+Kind = Literal["cap", "rescale", "confidence", "loop"]
+
+_KINDS = ("cap", "rescale", "confidence", "loop")
+
+
+def remask(
+    kind: Kind,
+    eta: float | Array,
+    *,
+    schedule: Schedule = linear(),
+    t_on: float = 0.55,
+    t_off: float = 0.05,
+    alpha_on: float = 0.9,
+) -> Strategy:
+    """The reverse process that may mask a token again (ReMDM, Wang et al. 2025).
+
+    From t to s a token that was written is masked with probability sigma, and a blank is written
+    with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` (eq. 4 there), so that at
+    every time as much is written as by `ancestral`; sigma is at most
+    `sigma_max = min(1, (1 - alpha_s) / alpha_t)`, hence 0 in the last step. By `kind` (section 4):
+
+    | kind | sigma |
+    |---|---|
+    | "cap" | `min(eta, sigma_max)` |
+    | "rescale" | `eta sigma_max` |
+    | "confidence" | `eta sigma_max softmax(-p)` over the row's written tokens, p the probability |
+    | | that each was written with: the unlikely ones go first |
+    | "loop" | as "cap", but only while `t_off < t <= t_on`, where alpha stands at `alpha_on`; |
+    | | before and after it alpha runs straight, from 0 and to 1 |
+
+    Args:
+      kind: see above.
+      eta: strength, in [0, 1]; 0 is `ancestral` ("loop": on its own alpha).
+      schedule: of the masking process that is reversed; of "loop" it only turns rates into times.
+      t_on: of "loop", when remasking begins.
+      t_off: of "loop", when it ends.
+      alpha_on: of "loop", the share of tokens that is written meanwhile, below 1.
+
+    Raises:
+      ValueError: on another kind, or a number outside its range.
+    """
+    require_one_of("remask", "kind", kind, _KINDS)
+    require_within("remask", "eta", eta, 0.0, 1.0)
+    if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
+        raise ValueError(
+            f"remask: t_off={t_off}, t_on={t_on}, alpha_on={alpha_on} must be within "
+            "0 < t_off < t_on < 1 and 0 < alpha_on < 1"
+        )
+
+    def rate(t):
+        if kind != "loop":
+            return schedule.rate(t)
+        before = 1.0 - alpha_on * (1.0 - t) / (1.0 - t_on)
+        after = (1.0 - alpha_on) * t / t_off
+        return jnp.where(t > t_on, before, jnp.minimum(1.0 - alpha_on, after))
+
+    def init(keys, view):
+        return jnp.ones(view.canvas.shape)  # the probability that each token was written with
+
+    def propose(state, keys, view):
+        now = _step(rate, view)
+        stays = now.rate_s / now.rate_t - _sigma(now, state, view) * (1.0 / now.rate_t - 1.0)
+        stays = jnp.where(view.last, 0.0, stays)
+        asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
+        t = jnp.full(view.canvas.shape[:1], schedule.rate_to_time(now.rate_t))
+        return Proposal(asked, t), state
+
+    def commit(state, keys, view, asked, candidates):
+        sigma = _sigma(_step(rate, view), state, view)
+        written = view.wanted & ~view.blank
+        taken_back = written & (noise.row_uniform(keys, view.canvas.shape[1]) < sigma)
+        canvas = jnp.where(asked, candidates.tokens, view.canvas)
+        state = jnp.where(asked, jnp.exp(candidates.log_prob), state)
+        return jnp.where(taken_back, view.mask_id, canvas), state
+
+    def _sigma(now, probability, view):
+        """`f32[]`, or `[B, L]` and 0 at blanks."""
+        if kind == "rescale":
+            return eta * now.sigma_max
+        if kind == "cap":
+            return jnp.minimum(eta, now.sigma_max)
+        if kind == "loop":
+            remasks = (now.t <= t_on) & (now.t > t_off)
+            return jnp.where(remasks, jnp.minimum(eta, now.sigma_max), 0.0)
+        written = view.wanted & ~view.blank
+        weights = jnp.where(written, jnp.exp(-probability), 0.0)
+        total = weights.sum(axis=1, keepdims=True)
+        return eta * now.sigma_max * weights / jnp.where(total > 0, total, 1.0)
+
+    return Strategy(init, propose, commit, remasks=True)
+
+
+class _Step(NamedTuple):
+    """A step from t down to s on the uniform grid, in mask rates `1 - alpha`."""
+
+    t: Array
+    rate_t: Array
+    rate_s: Array
+
+    @property
+    def sigma_max(self) -> Array:
+        alpha_t = jnp.maximum(1.0 - self.rate_t, jnp.finfo(jnp.float32).tiny)
+        return jnp.minimum(1.0, self.rate_s / alpha_t)
+
+
+def _step(rate: Callable[[Array], Array], view: View) -> _Step:
+    t = 1.0 - view.index / view.steps
+    s = jnp.where(view.last, 0.0, 1.0 - (view.index + 1) / view.steps)
+    return _Step(t, rate(t), rate(s))
+
+
+def path_planning(
+    eta: float | Array = 1.0, *, grid: Grid = "uniform", schedule: Schedule = linear()
+) -> Strategy:
+    """Keeps the most probable of all that is or could be written (P2, Peng et al. 2025).
+
+    Self-planning (section 3.2, algorithm 1): each step draws a token for every blank and scores all
+    wanted positions by the network's own `log p`, of the drawn token at a blank, and `eta` times
+    that of the token that stands there at the others. The lowest are masked, as many as the grid
+    leaves, whether they were before or not.
+
+    Args:
+      eta: how ready it is to take tokens back: 0 never, 1 weighs both alike, more prefers new ones.
+      grid: "uniform" or "cosine", of the number of masks.
+      schedule: turns the share of masks into the time.
+
+    Raises:
+      ValueError: on another grid, or a negative `eta`.
+    """
+    require_one_of("path_planning", "grid", grid, ("uniform", "cosine"))
+    require_within("path_planning", "eta", eta, 0.0)
+
+    def propose(state, keys, view):
+        return Proposal(view.wanted, schedule.rate_to_time(view.rate)), state
+
+    def commit(state, keys, view, asked, candidates):
+        left = blanks_left(grid, view.wanted.sum(axis=1), view)
+        score = jnp.maximum(candidates.score, jnp.finfo(jnp.float32).min)  # 0 * inf is no number
+        score = jnp.where(view.blank, score, eta * score)
+        rank = ranks(jnp.where(asked, score, jnp.inf))  # the lowest first
+        masked = asked & (rank < left[:, None])
+        canvas = jnp.where(view.blank & asked, candidates.tokens, view.canvas)
+        return jnp.where(masked, view.mask_id, canvas), state
+
+    return Strategy(no_state, propose, commit, remasks=True)

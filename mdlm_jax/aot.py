@@ -41,7 +41,11 @@ def check_step(program: Program, topology: Topology) -> dict[str, Any]:
 
 
 def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
-    """Compiles the sampler, a canvas of `evaluation.batch_size` rows or one a device."""
+    """Compiles the sampler, a canvas of `evaluation.batch_size` rows or one a device.
+
+    Its loop ends by its data, so work and collectives are told of one network evaluation, of
+    `evaluation.sample_steps`.
+    """
     settings, length = program.experiment.evaluation, program.experiment.data.length
     shards = parallel.row_shards(program.mesh)
     rows = -(-settings.batch_size // shards) * shards
@@ -50,10 +54,11 @@ def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
     )
     params = program.abstract_state().params
     memory = {"parameters": _bytes_a_chip(params)}
-    work = flops.sampler(program.encoder, rows, length, settings.sample_steps)
+    steps = settings.sample_steps
+    work = flops.sampler(program.encoder, rows, length, steps) / steps
     checked = _compile(program, topology, make_sampler(program), params, canvas)
-    moved = settings.sample_steps * memory["parameters"]
-    return _tell(checked, topology, memory, work, moved) | {"rows": rows}
+    told = _tell(checked, topology, memory, work, memory["parameters"])
+    return told | {"rows": rows, "evaluations": steps}
 
 
 def make_sampler(program: Program) -> Callable[[Any, jax.Array], jax.Array]:

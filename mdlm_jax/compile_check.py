@@ -88,7 +88,8 @@ def _header_words(report: dict[str, Any]) -> str:
 
 
 def _words(name: str, told: dict[str, Any]) -> str:
-    lines = [f"\n{name}: {'fits' if told['fits'] else 'DOES NOT FIT'}"]
+    part = f", one of {told['evaluations']} evaluations" if "evaluations" in told else ""
+    lines = [f"\n{name}{part}: {'fits' if told['fits'] else 'DOES NOT FIT'}"]
     total = sum(told["memory_bytes"].values()) if told["fits"] else told["needed_bytes"]
     lines.append("  memory of a chip" + " " * 26 + "GiB")
     for kind, size in told["memory_bytes"].items():

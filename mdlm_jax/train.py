@@ -74,6 +74,7 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
       ValueError: what is wrong, in one line.
       OSError: a file or folder cannot be read.
     """
+    _check_local(experiment, folder)
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
     prepared = data.prepare(experiment.data)
     encoder = experiment.encoder(prepared)
@@ -85,6 +86,18 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
         local=parallel.local_rows(mesh, experiment.training.batch_size),
     )
     return Job(program, prepared, batches, folder), encoder
+
+
+def _check_local(experiment: Experiment, folder: epath.Path) -> None:
+    """TensorBoard's files and profiles are written by libraries that know local folders alone."""
+    if "://" not in str(folder):
+        return
+    for key, value in (
+        ("training.tensorboard", experiment.training.tensorboard),
+        ("profile_steps", experiment.profile_steps),
+    ):
+        if value:
+            raise ValueError(f"{key} needs a local workdir, not {folder}")
 
 
 def train(job: Job) -> int:

@@ -97,7 +97,7 @@ def test_a_small_encoder_on_eight_chips(tmp_path):
     assert step["collectives"]["all-gather"]["received_bytes"] > 0
     assert all(kind["bounded"] for kind in step["collectives"].values())
     assert "training step: fits" in done.stdout
-    assert "sampler: fits" in done.stdout
+    assert f"sampler, one of {sampler['evaluations']} evaluations: fits" in done.stdout
     assert "warning" in done.stdout or not step["warnings"]
 
 

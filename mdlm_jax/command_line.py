@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -13,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
@@ -76,7 +78,7 @@ def run(main: Callable[..., int], *, words: bool = False) -> None:
     if {"-h", "--help"} & {*sys.argv[1:]}:
         app.usage(shorthelp=True, writeto_stdout=True)
         return
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
 
     def parse(argv: list[str]) -> list[str]:
         rest = _parse(argv)
@@ -193,5 +195,11 @@ def _tell_of_thread(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _is_told(record: logging.LogRecord) -> bool:
+    """The same echo from tasks that nobody waits for any more: all else is told."""
+    return "exception was never retrieved" not in record.getMessage()
+
+
 sys.excepthook = _tell
 sys.unraisablehook = _tell_of_thread
+logging.getLogger("asyncio").addFilter(_is_told)

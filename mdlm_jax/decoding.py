@@ -26,7 +26,7 @@ def strategy(spec: str, schedule: Schedule) -> Strategy:
 
     Args:
       spec: a name from `STRATEGIES`, with arguments where it takes any.
-      schedule: that the model was trained with.
+      schedule: that the model was trained with; told to the strategies that take one.
 
     Raises:
       ValueError: no such strategy, or arguments that it does not take, in one line.
@@ -35,8 +35,9 @@ def strategy(spec: str, schedule: Schedule) -> Strategy:
     if name not in STRATEGIES:
         raise ValueError(f"strategy {name!r} must be one of {', '.join(STRATEGIES)}")
     function = STRATEGIES[name]
+    told = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
     try:
-        return function(*arguments, **named, schedule=schedule)
+        return function(*arguments, **named, **told)
     except TypeError:  # another number of arguments, an unknown one, or a word for a number
         raise ValueError(f"strategy {spec!r}: it is {_signature(name)}") from None
 

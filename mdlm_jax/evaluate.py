@@ -6,30 +6,84 @@ Prints the NELBO, an upper bound of the negative log-likelihood, in nats per tok
 errors (of drawing masks, and of the choice of text), beside the unigram and bigram cross-entropies
 over the same tokens, and the cross-entropy against the mask rate. Writes evaluation_SPLIT.json and
 report.html into the workdir.
+
+    python -m mdlm_jax.evaluate --workdir=runs/quickstart --frontier --steps=4,16,64
+
+--frontier measures what the model writes instead: for every strategy, number of steps, temperature
+and guidance weight the samples' likelihood under another model, their diversity and their cost,
+beside real text. Writes frontier.json and frontier.png into the workdir.
 """
 
 import json
+from collections.abc import Callable
+from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, workdir
-from mdlm_jax.evaluation import likelihoods, ngrams
+from mdlm_jax import command_line, data, decoding, workdir
+from mdlm_jax.evaluation import (
+    frontier,
+    frontier_table,
+    likelihoods,
+    naive_bayes,
+    ngrams,
+    scorers,
+)
+from mdlm_jax.evaluation.frontier_plot import frontier_png
 from mdlm_jax.evaluation.report import write_report
+from mdlm_jax.experiment import SCHEDULES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which text.")
 _DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink the error.", 2)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated at a time.", 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws, or of the samples.", 0)
+_FRONTIER = flags.DEFINE_bool("frontier", False, "Measure samples, not the likelihood.")
+_STRATEGIES = flags.DEFINE_string(
+    "strategies",
+    "exact_count; ancestral; confidence; threshold(0.9)",
+    "Of the frontier, separated by semicolons, as generate --strategy takes them.",
+)
+_STEPS = flags.DEFINE_string("steps", "4,16,64", "Of the frontier: network evaluations at most.")
+_TEMPERATURES = flags.DEFINE_string(
+    "temperatures", "1", "Of the frontier: below 1 is sharper, 0 takes the most likely tokens."
+)
+_GUIDANCE = flags.DEFINE_string(
+    "guidance", "", "Of the frontier: weights of classifier-free guidance, for models with classes."
+)
+_SAMPLES = flags.DEFINE_integer("samples", 64, "Of the frontier: rows of each point.", 1)
+_SCORER = flags.DEFINE_string(
+    "scorer",
+    "trigram",
+    "Of the frontier: trigram (counted on the training split), or hf:NAME_OR_FOLDER of a causal "
+    "language model of Hugging Face.",
+)
+_OF_FRONTIER = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer")
 command_line.require("workdir")
 
 
 def main() -> int:
-    """Prints and writes the likelihood of the split; returns the exit code."""
+    """Prints and writes what the flags ask for; returns the exit code."""
     with command_line.bad_input():
-        folder = epath.Path(_WORKDIR.value)
+        if _FRONTIER.value:
+            _refuse(("draws",), "is for the likelihood, not for --frontier")
+        else:
+            _refuse(_OF_FRONTIER, "is for --frontier, which is not given")
+    folder = epath.Path(_WORKDIR.value)
+    return _frontier(folder) if _FRONTIER.value else _likelihood(folder)
+
+
+def _refuse(names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise ValueError(f"--{name} {reason}")
+
+
+def _likelihood(folder: epath.Path) -> int:
+    with command_line.bad_input():
         trained = workdir.load(folder, weights=_WEIGHTS.value)
         prepared = workdir.load_data(trained)
     rows = prepared.splits[_SPLIT.value]
@@ -81,6 +135,105 @@ def _table(told: dict) -> str:
         mark = "  <- BERT" if point["rate"] == 0.15 else ""
         lines.append(f"  {point['rate']:8.0%}     {point['nats']:.3f}{error}{mark}")
     return "\n".join(lines)
+
+
+def _frontier(folder: epath.Path) -> int:
+    with command_line.bad_input():
+        grid = frontier.Grid(
+            samples=_SAMPLES.value,
+            steps=_values("steps", int),
+            temperatures=_values("temperatures", float),
+            guidance=_values("guidance", float),
+        )
+        if _SPLIT.value == "train":
+            raise ValueError(
+                "--split=train is what the scorer was made of: take validation or test"
+            )
+        trained = workdir.load(folder, weights=_WEIGHTS.value)
+        schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
+        strategies = {spec: decoding.strategy(spec, schedule) for spec in _specs()}
+        if grid.guidance:
+            frontier.check_guidance(trained.encoder)
+        prepared = workdir.load_data(trained)
+        judges = _judges(trained, prepared)
+    reference = frontier.reference_rows(prepared.splits[_SPLIT.value], grid.samples)
+    told = {
+        "split": _SPLIT.value,
+        "step": trained.step,
+        "weights": _WEIGHTS.value,
+        "scorer": _SCORER.value,
+        "samples": grid.samples,
+        "seed": _SEED.value,
+        "batch_size": _BATCH_SIZE.value,
+        "device": jax.devices()[0].device_kind,
+        "reference": frontier.describe(reference, judges),
+        "points": [],
+    }
+    paths = folder / "frontier.json", folder / "frontier.png"
+    table = frontier_table.table(
+        strategies, guided=bool(grid.guidance), classes=judges.classifier is not None
+    )
+    print(_heading(told), frontier_table.heads(table), sep="\n")
+    print(frontier_table.line(table, told["reference"]), flush=True)
+    for point in frontier.measure(
+        trained.params,
+        trained.encoder,
+        strategies,
+        grid,
+        reference,
+        judges,
+        seed=_SEED.value,
+        batch_size=_BATCH_SIZE.value,
+    ):
+        told["points"].append(point)
+        paths[0].write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+        print(frontier_table.line(table, point), flush=True)
+    paths[1].write_bytes(frontier_png(told["points"], told["reference"], _SCORER.value))
+    print(frontier_table.FOOT)
+    if judges.classifier is not None:
+        print(frontier_table.CLASS_FOOT)
+    print(f"written: {paths[0]}, {paths[1]}")
+    return 0
+
+
+def _heading(told: dict[str, Any]) -> str:
+    there = told["reference"]["rows"]
+    lines = [
+        f"{told['samples']:,} samples a point, {told['weights']} weights of step {told['step']}; "
+        f"scorer {told['scorer']}; real text: {there:,} rows of the {told['split']} split"
+    ]
+    if there < told["samples"]:
+        lines.append(
+            "distinct-n falls with the number of rows, and the split has no more: compare it at "
+            f"--samples={there}"
+        )
+    return "\n".join(lines)
+
+
+def _judges(trained: workdir.Trained, prepared: data.Prepared) -> frontier.Judges:
+    train, size = prepared.splits["train"], prepared.vocab_size
+    classes = trained.encoder.classes
+    return frontier.Judges(
+        scorers.scorer(_SCORER.value, train, trained.tokenizer, size),
+        naive_bayes.fit(train, size, classes) if classes else None,
+    )
+
+
+def _specs() -> list[str]:
+    specs = [spec.strip() for spec in _STRATEGIES.value.split(";")]
+    if not any(specs):
+        raise ValueError("--strategies is empty: give at least one, separated by semicolons")
+    return [spec for spec in specs if spec]
+
+
+def _values(name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The numbers of a flag, each once."""
+    text = flags.FLAGS[name].value
+    try:
+        return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} must be {what} separated by commas, not {text!r}") from None
 
 
 if __name__ == "__main__":

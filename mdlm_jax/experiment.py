@@ -12,16 +12,11 @@ from typing import Any, Literal
 import ml_collections
 
 from mdlm_jax import data
-from mdlm_jax.diffusion import schedules, strategies
+from mdlm_jax.diffusion import schedules
 from mdlm_jax.networks import bert
 from mdlm_jax.training.optimizer import OptimizerConfig
 
 SCHEDULES = {"linear": schedules.linear, "cosine": schedules.cosine}
-STRATEGIES = {
-    "exact_count": strategies.exact_count,
-    "ancestral": strategies.ancestral,
-    "confidence": strategies.confidence,
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,44 +8,96 @@ nothing but masks. More --steps are better text, one step is BERT filling all ma
 
 --watch replays how the text came to be, --html=FILE writes that as a page. --prompts=FILE takes
 many prompts (a line each, or JSONL with a field "prompt"), --output=FILE writes one JSON object a
-sample; started again it goes on behind the last line that is there.
+sample; started again it goes on behind the last line that is there. Rows are spread over all
+devices, and over several processes that are started as for training.
 """
 
-import json
-import os
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 from absl import flags
 from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from mdlm_jax import command_line, data, prompts, workdir
-from mdlm_jax.diffusion import sample
-from mdlm_jax.experiment import STRATEGIES
-from mdlm_jax.networks import bert
+from mdlm_jax import (
+    command_line,
+    data,
+    decoding,
+    distributed,
+    filling,
+    prompts,
+    sample_files,
+    workdir,
+)
+from mdlm_jax.experiment import SCHEDULES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "Text with gaps; may be given several times.")
-_FILE = flags.DEFINE_string("prompts", None, "File of prompts, .jsonl or a line each.")
+_FILE = flags.DEFINE_string(
+    "prompts",
+    None,
+    'File of prompts: a line each, or .jsonl with a field "prompt" and perhaps a "label".',
+)
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Samples of each prompt.", 1)
-_STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations.", 1)
-_STRATEGY = flags.DEFINE_enum(
+_STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations at the most.", 1, 100_000)
+_STRATEGY = flags.DEFINE_string(
     "strategy",
     "exact_count",
-    sorted(STRATEGIES),
-    "exact_count: blanks in a random order, evenly; ancestral: the reverse process, each blank "
-    "alone; confidence: the surest first (MaskGIT), plainer text.",
+    "What is written in each step, as a name or with arguments: threshold(0.9), remask(cap, 0.04)."
+    f"\n{decoding.listing()}",
+)
+_BLOCKS = flags.DEFINE_integer(
+    "blocks", 1, "Parts of the text that are filled one after the other, left to right.", 1
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Below 1 takes likely tokens more often, 0 the most likely only."
+)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draws among so many tokens, the most likely ones.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Draws among the fewest tokens that hold so much of the probability (a nucleus)."
+)
+_MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "Draws among the tokens at least so many times as likely as the likeliest."
+)
+_REPETITION_PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Above 1 makes tokens that stand in the row less likely."
+)
+_FORBID = flags.DEFINE_multi_string(
+    "forbid", [], 'A token that is never written, such as "[UNK]"; may be given several times.'
+)
+_LABEL = flags.DEFINE_string("label", None, "Of a model with classes: what the text is about.")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    None,
+    "Weight of classifier-free guidance by the label: 1 is none, above 1 keeps closer to it. It "
+    "evaluates the network twice a step.",
+)
+_END_OF_TEXT = flags.DEFINE_bool(
+    "end_of_text",
+    False,
+    "The separator between texts ends a text; what the model writes behind it is dropped.",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "Tokens of a row; the model's longest by default.")
-_LABEL = flags.DEFINE_string("label", None, "Of a model with classes: what the text is about.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows at a time; changes no sample.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**32 - 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    32,
+    "Rows at a time, rounded up to what the devices share evenly; changes no sample.",
+    1,
+)
+_MESH = flags.DEFINE_string(
+    "mesh",
+    "data=-1",
+    "Devices along data (rows), fsdp (rows and weights) and tensor (layers), such as "
+    "fsdp=4,tensor=2; -1 is the rest. Changes no sample but by rounding.",
+)
 _WATCH = flags.DEFINE_bool("watch", False, "Replay on the terminal how the text came to be.")
 _HTML = flags.DEFINE_string("html", None, "Write that as a page into this file.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a sample.")
@@ -56,35 +108,65 @@ _SAVE = flags.DEFINE_bool(
 command_line.require("workdir")
 
 
+class Job(NamedTuple):
+    """All that is asked for, checked.
+
+    Attributes:
+      trained: the model, on the mesh.
+      mesh: of all devices.
+      prompts: each with its label.
+      canvas: a row of each prompt.
+      labels: i32[N], the index of each label, -1 for none.
+      method: how the canvas is filled.
+      settings: of the flags, what every record tells.
+    """
+
+    trained: workdir.Trained
+    mesh: Mesh
+    prompts: list[prompts.Prompt]
+    canvas: prompts.Canvas
+    labels: np.ndarray
+    method: filling.Method
+    settings: dict[str, Any]
+
+
 def main() -> int:
     """Fills the prompts of the flags and shows them; returns the exit code."""
     with command_line.bad_input():
+        distributed.initialize()
         folder = epath.Path(_WORKDIR.value)
-        _check_flags()
-        trained = workdir.load(folder, weights=_WEIGHTS.value)
-        label = _label_of(trained, folder)
-        asked = [p for p in _prompts() for _ in range(_SAMPLES.value)]
-        canvas = prompts.canvas(asked, trained.tokenizer, _length_of(trained))
-        done = _lines_done(asked) if _OUTPUT.value else 0
+        with distributed.failing_together():
+            _check_flags()
+            mesh = filling.make_mesh(_MESH.value)
+        trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
+        with distributed.failing_together():
+            job = _plan(trained, mesh, folder)
+        distributed.require_same("what is asked for", _fingerprint(job))
+        with distributed.failing_together():
+            done = _begin_output(job)
         console = rich.console.Console(highlight=False, markup=False)
 
+    writes = jax.process_index() == 0
     samples = []
-    for made in _fill(trained, asked, canvas, label, first=done):
-        if _OUTPUT.value:
-            _append(made)
-            continue
-        samples.append(made)
-        if _JSON.value:
-            print(json.dumps(_line(made), ensure_ascii=False), flush=True)
+    for batch in _fill(job, first=done):
+        made = [_record(job, filled) for filled in batch] if writes else []
+        if _OUTPUT.value and writes:
+            sample_files.append(Path(_OUTPUT.value), made)
         elif not _WATCH.value:
-            print(("\n" if len(samples) > 1 else "") + made["text"], flush=True)
+            _print(made, follows=bool(samples))
+        samples += [] if _OUTPUT.value else made
+    if not writes:
+        return 0
     if _OUTPUT.value:
-        print(f"{_OUTPUT.value}: {len(asked):,} samples, {len(asked) - done:,} of them new")
+        total = len(job.prompts) * _SAMPLES.value
+        print(f"{_OUTPUT.value}: {total:,} samples, {total - done:,} of them new")
     if _WATCH.value:
         from mdlm_jax.evaluation.watch import watch
 
         watch(samples, console)
-    for path in _write_pages(folder, samples):
+    written = [sample_files.write_page(Path(_HTML.value), samples)] if _HTML.value else []
+    written += sample_files.write_into(folder, samples) if _SAVE.value else []
+    for path in written:
         console.print(f"written: {path}", soft_wrap=True)
     return 0
 
@@ -102,11 +184,36 @@ def _check_flags() -> None:
             raise ValueError(f"{path}: there is no folder {Path(path).absolute().parent}")
 
 
-def _prompts() -> list[str]:
-    return prompts.read(_FILE.value) if _FILE.value else _PROMPTS.value or [""]
+def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
+    """Checks all that is asked for; compiles nothing."""
+    asked = (
+        prompts.read(_FILE.value)
+        if _FILE.value
+        else [prompts.Prompt(text) for text in _PROMPTS.value or [""]]
+    )
+    asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
+    labels = _labels(trained, folder, asked)
+    _check_guidance(trained, labels)
+    canvas = prompts.canvas([p.text for p in asked], trained.tokenizer, _length(trained))
+    shaping = _shaping(trained)
+    schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
+    special = data.special_ids(trained.tokenizer)
+    ends = {"end_id": special.sep, "pad_id": special.pad} if _END_OF_TEXT.value else {}
+    if ends and special.sep in shaping.forbid:
+        raise ValueError("--forbid and --end_of_text exclude each other: no text would end")
+    method = filling.Method(
+        strategy=decoding.strategy(_STRATEGY.value, schedule),
+        shaping=shaping,
+        steps=_STEPS.value,
+        blocks=_BLOCKS.value,
+        guidance=_GUIDANCE.value,
+        **ends,
+    )
+    settings = _settings(trained, shaping)
+    return Job(trained, mesh, asked, canvas, labels, method, settings)
 
 
-def _length_of(trained: workdir.Trained) -> int:
+def _length(trained: workdir.Trained) -> int:
     longest = trained.encoder.max_length
     length = longest if _LENGTH.value is None else _LENGTH.value
     if not 1 <= length <= longest:
@@ -114,132 +221,111 @@ def _length_of(trained: workdir.Trained) -> int:
     return length
 
 
-def _label_of(trained: workdir.Trained, folder: epath.Path) -> int:
-    """Index of --label, -1 for none."""
-    if _LABEL.value is None:
-        return -1
+def _labels(
+    trained: workdir.Trained, folder: epath.Path, asked: Sequence[prompts.Prompt]
+) -> np.ndarray:
+    """i32[N], the index of each prompt's label, -1 for none."""
     if not trained.encoder.classes:
-        raise ValueError("--label is for models with classes: this one was trained without")
-    names = json.loads((folder / "data.json").read_text(encoding="utf-8"))["label_names"]
-    if _LABEL.value not in names:
-        raise ValueError(f"--label must be one of {', '.join(names)}, not {_LABEL.value!r}")
-    return names.index(_LABEL.value)
+        if any(prompt.label is not None for prompt in asked):
+            raise ValueError("a label is for models with classes: this one was trained without")
+        return np.full(len(asked), -1, np.int32)
+    return prompts.label_indices(asked, workdir.label_names(folder))
 
 
-def _fill(
-    trained: workdir.Trained, asked: list[str], canvas: prompts.Canvas, label: int, first: int
-) -> Iterator[dict[str, Any]]:
-    """Samples of the prompts from number `first` on, in order, as records for JSON.
-
-    The noise of a sample is a function of the seed and its number, not of the batch it came in.
-    """
-    encoder = trained.encoder
-
-    @jax.jit
-    def write(params, key, tokens, fill, rows, steps):
-        labels = jnp.full(tokens.shape[0], label) if encoder.classes else None
-        return sample(
-            bert.denoiser(params, encoder, label=labels),
-            key,
-            tokens,
-            mask_id=encoder.mask_id,
-            steps=steps,
-            strategy=STRATEGIES[_STRATEGY.value](),
-            fill=fill,
-            rows=rows,
-            trace=True,
-        )
-
-    if first == len(asked):
+def _check_guidance(trained: workdir.Trained, labels: np.ndarray) -> None:
+    if _GUIDANCE.value is None:
         return
-    size = min(_BATCH_SIZE.value, len(asked) - first)
-    for start in range(first, len(asked), size):
-        # The last batch is filled up with its last row: one shape, one program.
-        rows = np.minimum(np.arange(start, start + size), len(asked) - 1)
-        tokens, trace = jax.device_get(
-            write(
-                trained.params,
-                jax.random.key(_SEED.value),
-                canvas.tokens[rows],
-                canvas.fill[rows],
-                rows,
-                _STEPS.value,
-            )
+    if not trained.encoder.classes:
+        raise ValueError("--guidance is for models with classes: this one was trained without")
+    if np.any(labels < 0):
+        raise ValueError(
+            '--guidance needs a label of every prompt: give --label, or a "label" in each line of '
+            "--prompts"
         )
-        for i in range(min(size, len(asked) - start)):
-            shown = canvas.shown[rows[i]]
-            pieces = data.token_pieces(trained.tokenizer, tokens[i][shown])
-            yield {
-                "prompt": asked[rows[i]],
-                "text": "".join(pieces),
-                "strategy": _STRATEGY.value,
-                "steps": _STEPS.value,
-                "seed": _SEED.value,
-                "sample": int(rows[i]) % _SAMPLES.value,
-                "tokens": [
-                    [piece, int(step), round(float(log_prob), 4)]
-                    for piece, step, log_prob in zip(
-                        pieces, trace.step[i][shown], trace.log_prob[i][shown], strict=True
-                    )
-                ],
-            }
 
 
-def _line(made: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in made.items() if name != "tokens"}
+def _shaping(trained: workdir.Trained) -> decoding.Shaping:
+    try:
+        return decoding.Shaping(
+            forbid=_forbidden(trained),
+            repetition_penalty=_REPETITION_PENALTY.value,
+            temperature=_TEMPERATURE.value,
+            min_p=_MIN_P.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+        )
+    except ValueError as error:  # which begins with the name of the flag
+        raise ValueError(f"--{error}") from None
 
 
-def _lines_done(asked: list[str]) -> int:
-    """How many samples the output holds already; a half-written last line is dropped.
+def _forbidden(trained: workdir.Trained) -> tuple[int, ...]:
+    try:
+        ids = tuple(prompts.token_id(text, trained.tokenizer) for text in _FORBID.value)
+    except ValueError as error:
+        raise ValueError(f"forbid: {error}") from None
+    if len({*ids, trained.encoder.mask_id}) >= trained.encoder.vocab_size:
+        raise ValueError("forbid: no token is left to write")
+    return ids
 
-    Raises:
-      ValueError: it holds samples of other prompts or flags.
-    """
-    path = Path(_OUTPUT.value)
-    if not path.exists():
+
+def _settings(trained: workdir.Trained, shaping: decoding.Shaping) -> dict[str, Any]:
+    """The fields that every record of the job has: those of BERT's sampler, else what was set."""
+    told = {"strategy": _STRATEGY.value.strip(), "steps": _STEPS.value, "seed": _SEED.value}
+    told |= {"temperature": _TEMPERATURE.value, "checkpoint": trained.step}
+    told |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
+    for name in ("blocks", "guidance", "end_of_text", "length", "weights"):
+        flag = flags.FLAGS[name]
+        told |= {name: flag.value} if flag.value != flag.default else {}
+    return told
+
+
+def _fingerprint(job: Job) -> str:
+    told = (job.prompts, job.settings, _SAMPLES.value, _BATCH_SIZE.value, dict(job.mesh.shape))
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _begin_output(job: Job) -> int:
+    """How many samples the output holds already; process 0, which writes it, asks for all."""
+    if not _OUTPUT.value or jax.process_index() != 0:
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    wanted = {"strategy": _STRATEGY.value, "steps": _STEPS.value, "seed": _SEED.value}
-    for number, line in enumerate(whole):
-        try:
-            made = json.loads(line)
-            other = [name for name, value in wanted.items() if made[name] != value]
-            other += ["prompt"] if number >= len(asked) or made["prompt"] != asked[number] else []
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number + 1} is no sample: take another file") from None
-        if other:
-            raise ValueError(
-                f"{path}, line {number + 1} is a sample of another {other[0]}: take another file"
-            )
-    if whole != lines:
-        with path.open("r+b") as file:
-            file.truncate(sum(len(line.encode("utf-8")) for line in whole))
-    return len(whole)
+    return sample_files.begin(Path(_OUTPUT.value), job.prompts, _SAMPLES.value, job.settings)
 
 
-def _append(made: dict[str, Any]) -> None:
-    with Path(_OUTPUT.value).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_line(made), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _fill(job: Job, first: int) -> Iterator[list[filling.Filled]]:
+    if jax.process_count() > 1:
+        first = int(multihost_utils.broadcast_one_to_all(np.int32(first)))
+    return filling.fill(
+        job.trained.params,
+        job.trained.encoder,
+        job.mesh,
+        job.method,
+        job.canvas,
+        labels=job.labels,
+        samples=_SAMPLES.value,
+        first=first,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+    )
 
 
-def _write_pages(folder: epath.Path, samples: list[dict[str, Any]]) -> Iterator[Path]:
-    """The page of --html; of --save `samples.txt`, `samples.json` and the report."""
-    if _HTML.value:
-        from mdlm_jax.evaluation import animation
+def _record(job: Job, filled: filling.Filled) -> dict[str, Any]:
+    row, sample = divmod(filled.number, _SAMPLES.value)
+    return sample_files.record(
+        sample_files.name_of(job.prompts[row], sample) | job.settings,
+        filled,
+        fill=job.canvas.fill[row],
+        shown=job.canvas.shown[row],
+        tokenizer=job.trained.tokenizer,
+        with_tokens=bool(_WATCH.value or _HTML.value or _SAVE.value),
+    )
 
-        Path(_HTML.value).write_text(animation.page(samples, "mdlm_jax samples"), encoding="utf-8")
-        yield Path(_HTML.value)
-    if _SAVE.value:
-        from mdlm_jax.evaluation.report import write_report  # matplotlib: seconds
 
-        text = "\n\n".join(made["text"] for made in samples)
-        (folder / "samples.txt").write_text(text + "\n", encoding="utf-8")
-        told = json.dumps(samples, ensure_ascii=False, indent=None)
-        (folder / "samples.json").write_text(told + "\n", encoding="utf-8")
-        yield from (folder / "samples.txt", folder / "samples.json", write_report(folder))
+def _print(made: list[dict[str, Any]], follows: bool) -> None:
+    for index, record in enumerate(made):
+        if _JSON.value:
+            print(sample_files.line(record), flush=True)
+        else:
+            print(("\n" if follows or index else "") + record["text"], flush=True)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,7 @@ def make_program(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> Pr
     training = experiment.training
     _check_fit(experiment, encoder, mesh)
     optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
-    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
-    placed = parallel.shardings(mesh, bert.logical_axes(encoder), shapes)
-    parallel.require_sharded(mesh, placed, shapes)
+    shapes, placed = place_parameters(encoder, mesh)
     shardings = state_shardings(placed, shapes, optimizer)
     step = make_step(
         make_loss(encoder),
@@ -101,6 +99,24 @@ def make_program(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> Pr
         shardings=shardings,
     )
     return Program(experiment, encoder, mesh, optimizer, shapes, shardings, step)
+
+
+def place_parameters(encoder: bert.Config, mesh: Mesh) -> tuple[PyTree, PyTree]:
+    """The shapes of the encoder's parameters, and where a mesh holds them.
+
+    Raises:
+      ValueError: if the mesh does not split them.
+    """
+    tensor = mesh.shape["tensor"]
+    for name in ("heads", "mlp_width"):
+        if getattr(encoder, name) % tensor:
+            raise ValueError(
+                f"mesh tensor={tensor} does not divide model.{name} {getattr(encoder, name)}"
+            )
+    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
+    placed = parallel.shardings(mesh, bert.logical_axes(encoder), shapes)
+    parallel.require_sharded(mesh, placed, shapes)
+    return shapes, placed
 
 
 def pad_vocabulary(encoder: bert.Config, mesh: Mesh) -> bert.Config:
@@ -168,12 +184,6 @@ def make_loss(encoder: bert.Config) -> LossFn:
 
 
 def _check_fit(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> None:
-    tensor = mesh.shape["tensor"]
-    for name in ("heads", "mlp_width"):
-        if getattr(encoder, name) % tensor:
-            raise ValueError(
-                f"mesh tensor={tensor} does not divide model.{name} {getattr(encoder, name)}"
-            )
     platform = mesh.devices.flat[0].platform
     if encoder.attention_backend == "splash" and platform != "tpu":
         raise ValueError(

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax import data, parallel
+from mdlm_jax import data, distributed, parallel
 from mdlm_jax.experiment import Experiment, identity
 from mdlm_jax.networks import bert
+from mdlm_jax.program import pad_vocabulary, place_parameters
 from mdlm_jax.training import checkpoints
 
 FORMAT = 1
@@ -116,32 +118,36 @@ def _replace(path: epath.Path, text: str) -> None:
         incomplete.replace(path)
 
 
-def load(workdir: epath.Path, *, weights: str = "ema", step: int | None = None) -> Trained:
-    """Reads the weights of a run, or what `export` wrote.
+def load(
+    workdir: epath.Path, *, weights: str = "ema", step: int | None = None, mesh: Mesh | None = None
+) -> Trained:
+    """Reads the weights of a run, or what `export` wrote; of several processes all must.
 
     Args:
       workdir: of the run.
       weights: 'ema' or 'params'.
       step: of which checkpoint; by default of the newest that is whole.
+      mesh: the weights are split over its devices as in training, the encoder's vocabulary padded
+        for it; by default they lie whole on a device of this process.
 
     Raises:
-      ValueError: the folder holds no run, one of a newer format, or a damaged checkpoint.
+      ValueError: the folder holds no run, one of a newer format, or a damaged checkpoint, or the
+        mesh does not split the model.
       FileNotFoundError: it holds no checkpoint yet, or not this.
     """
-    config = _read_config(workdir)
-    encoder = bert.Config(**config["model"])
-    tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
-    _check_vocabulary(workdir, tokenizer, encoder)
-    mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
-    if mine[0].platform != "tpu":  # where a model trained with the TPU's kernel computes the same
-        encoder = dataclasses.replace(encoder, attention_backend="xla")
-    if not checkpoints.list_steps(workdir / "checkpoints"):
-        raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
-    sharding = parallel.replicated(parallel.make_mesh(devices=mine[:1]))
-    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-    )
+    with distributed.failing_together():
+        config = _read_config(workdir)
+        encoder = bert.Config(**config["model"])
+        tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
+        _check_vocabulary(workdir, tokenizer, encoder)
+        mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
+        if mine[0].platform != "tpu":  # where a model of the TPU's kernel computes the same
+            encoder = dataclasses.replace(encoder, attention_backend="xla")
+        if not checkpoints.list_steps(workdir / "checkpoints"):
+            raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
+        mesh = parallel.make_mesh(devices=mine[:1]) if mesh is None else mesh
+        encoder = pad_vocabulary(encoder, mesh)
+        abstract = _abstract_params(encoder, mesh)
     params, step = checkpoints.restore_params(
         workdir / "checkpoints",
         abstract,
@@ -150,6 +156,21 @@ def load(workdir: epath.Path, *, weights: str = "ema", step: int | None = None) 
         padded=bert.padded_leaves(encoder),
     )
     return Trained(params, encoder, tokenizer, config, step)
+
+
+def _abstract_params(encoder: bert.Config, mesh: Mesh) -> Any:
+    """Shapes with shardings; a ValueError where the mesh does not split the model."""
+    shapes, placed = place_parameters(encoder, mesh)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        placed,
+    )
+
+
+def label_names(workdir: epath.Path) -> list[str]:
+    """Names of the labels of the data, in the order of the model's classes."""
+    return json.loads((workdir / "data.json").read_text(encoding="utf-8"))["label_names"]
 
 
 def export(

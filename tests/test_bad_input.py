@@ -167,6 +167,10 @@ CASES = {
         "generate", ["--workdir={folder}/exported", "--weights=params"], "exported.*only 'ema'",
     ),
     "train on exported": ("train", [*TINY, "--workdir={folder}/exported"], "exported.*only 'ema'"),
+    "tensorboard": (
+        "train", [*TINY, "--config.training.tensorboard", "--workdir=gs://bucket/run"],
+        "training.tensorboard needs a local workdir, not gs://bucket/run",
+    ),
     "export into": ("export", [WRITE, "--output={folder}/other"], "other is not an empty folder"),
     "export step": (
         "export", [WRITE, "--output={folder}/new", "--step=3"], r"no .* step 3 .*but of \[2, 4\]",
@@ -176,8 +180,26 @@ CASES = {
     "long prompt": ("generate", [WRITE, "--prompt={{mask:17}}"], "17 tokens, a row has 16"),
     "no masks": ("generate", [WRITE, "--prompt=a {{mask:0}}"], r"\{mask:0\} is no gap"),
     "strange": ("generate", [WRITE, "--prompt=漢 [MASK]"], "does not know: 漢"),
-    "no steps": ("generate", [WRITE, "--steps=0"], "steps=0: 0 is not a positive"),
+    "no steps": ("generate", [WRITE, "--steps=0"], r"steps=0: 0 is not .*\[1, 100000\]"),
+    "few steps": ("generate", [WRITE, "--steps=3", "--blocks=4"], "steps is 3, blocks 4: each"),
     "strategy": ("generate", [WRITE, "--strategy=best"], "best.*exact_count"),
+    "threshold": ("generate", [WRITE, "--strategy=threshold(2)"], "tau is 2, .* from 0 to 1"),
+    "remask": ("generate", [WRITE, "--strategy=remask(cap)"], r"it is remask\(kind: cap\|.*, eta"),
+    "temperature": ("generate", [WRITE, "--temperature=-1"], "--temperature: value is -1.0"),
+    "penalty": ("generate", [WRITE, "--repetition_penalty=0"], "penalty is 0.0, .* positive"),
+    "nucleus": ("generate", [WRITE, "--top_p=1.5"], "--top_p: p is 1.5, it must be above 0"),
+    "forbid": ("generate", [WRITE, "--forbid=river and"], "--forbid: 'river and' is not one token"),
+    "forbid none": ("generate", [WRITE, "--forbid=漢"], "'漢' is no token of the model's"),
+    "forbid the end": (
+        "generate", [WRITE, "--forbid=[SEP]", "--end_of_text"], "no text would end",
+    ),
+    "guidance": ("generate", [WRITE, "--guidance=2"], "--guidance is for models with classes"),
+    "sample mesh": ("generate", [WRITE, "--mesh=fdsp=2"], "mesh 'fdsp=2': it must be sizes of"),
+    "sample devices": ("generate", [WRITE, "--mesh=fsdp=3"], "mesh .*fsdp=3.*1 devices"),
+    "sample heads": (
+        "generate", [WRITE, "--mesh=tensor=4"], "tensor=4 does not divide model.heads 2",
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    ),
     "long row": ("generate", [WRITE, "--length=17"], "--length must be from 1 to 16"),
     "label": ("generate", [WRITE, "--label=sport"], "trained without"),
     "prompts file": ("generate", [WRITE, "--prompts={folder}/gone.txt"], "gone.txt"),
@@ -188,7 +210,10 @@ CASES = {
     ),
     "two outputs": ("generate", [WRITE, "--json", "--watch"], "exclude each other"),
     "output folder": ("generate", [WRITE, "--output={folder}/gone/x.jsonl"], "there is no folder"),
-    "other output": ("generate", [WRITE, "--output={folder}/samples.jsonl"], "line 1"),
+    "other output": ("generate", [WRITE, "--output={folder}/samples.jsonl"], "line 1 is no sample"),
+    "output with pages": (
+        "generate", [WRITE, "--output={folder}/x.jsonl", "--save"], "--output excludes --html and",
+    ),
 }  # fmt: skip
 
 
@@ -231,7 +256,7 @@ def test_nothing_was_changed(outcomes):
 
 
 ECHO = """
-import asyncio, os
+import asyncio, gc, os
 import tensorstore
 from mdlm_jax import command_line
 
@@ -245,6 +270,17 @@ loop.run_until_complete(asyncio.sleep(0))
 loop.close()  # as Orbax does when another write failed
 promise.set_result(None)
 
+async def fail():
+    raise ValueError("of a read that was given up")
+
+async def abandon():
+    asyncio.get_running_loop().create_task(fail())
+    await asyncio.sleep(0)
+
+asyncio.run(abandon())
+gc.collect()
+asyncio.log.logger.error("something else")
+
 class Other:
     def __del__(self):
         raise ValueError("of another kind")
@@ -257,7 +293,9 @@ os._exit(0)
 def test_writes_that_end_after_one_failed_say_nothing():
     done = subprocess.run([sys.executable, "-c", ECHO], capture_output=True, text=True)
     assert done.returncode == 0 and "Event loop is closed" not in done.stderr
+    assert "of a read that was given up" not in done.stderr
     assert "ValueError: of another kind" in done.stderr  # all else is still told
+    assert "something else" in done.stderr
 
 
 @contextlib.contextmanager

@@ -105,10 +105,11 @@ def main() -> None:
     axes.set_yticks(
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.5], labels=["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
     )
-    axes.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=[1, 2, 4, 8, 16, 32, 64])
+    axes.set_xticks([1, 2, 4, 8, 16, 32], labels=[1, 2, 4, 8, 16, 32])
+    axes.set_xlim(0.9, 40)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     figure.savefig(Path(__file__).parents[1] / "steps.png", dpi=150)
 
 

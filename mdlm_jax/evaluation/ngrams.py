@@ -1,10 +1,11 @@
-"""N-gram cross-entropies: what counting reaches, in the units of the model's likelihood.
+"""N-gram models: what counting reaches, in the units of the model's likelihood.
 
-Both score the tokens that the model does (separators too, padding not), and treat rows as
-independent, as it does: the first token of a row has no context.
+They score the tokens that the model does (separators too, padding not), and treat rows as
+independent, as it does: the first token of a row has no context, the second that of one token.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,100 +16,163 @@ COUNTED = 2**26
 _CHUNK = 2**22
 
 
-def unigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
-    """Cross-entropy of the add-one unigram `p(w) = (c(w) + 1) / (N + V)`.
+class Counts(NamedTuple):
+    """The n-grams of one order within rows; an n-gram is the number of its ids in base V.
+
+    Attributes:
+      ngrams: i64[G], those that occur, sorted.
+      counts: i64[G], how often: c(h, w).
+      contexts: i64[H], their first n - 1 tokens h, sorted.
+      totals: i64[H], `c(h) = sum_w c(h, w)`.
+      successors: i64[H], T(h), the number of distinct w that follow h.
+    """
+
+    ngrams: np.ndarray
+    counts: np.ndarray
+    contexts: np.ndarray
+    totals: np.ndarray
+    successors: np.ndarray
+
+
+class NGram(NamedTuple):
+    """An interpolated n-gram model.
+
+    Attributes:
+      unigram: f64[V], the add-one `p(w) = (c(w) + 1) / (N + V)`.
+      orders: counts of the bigrams, trigrams, ... up to n.
+    """
+
+    unigram: np.ndarray
+    orders: tuple[Counts, ...]
+
+
+def fit(train: Rows, vocab_size: int, order: int) -> NGram:
+    """Counts an n-gram model with Witten-Bell interpolation; nothing is tuned.
+
+    `p(w | h) = (c(h, w) + T(h) p(w | h')) / (c(h) + T(h))` with h the n - 1 tokens before w in its
+    row, and h' these without the first; `p(w | h')` alone after an h that nothing ever followed.
+    It ends in the add-one unigram. (Witten and Bell 1991; Chen and Goodman 1999, section 2.4.)
 
     Args:
       train: rows that are counted; of more than 2**26 tokens, evenly spaced rows of so many.
+      vocab_size: V; every id is below it.
+      order: n, at least 1.
+
+    Raises:
+      ValueError: rows are not a matrix, are empty, or hold an id outside [0, V); or `order` is
+        below 1, or so high that V^n exceeds 64 bits.
+    """
+    if order < 1 or vocab_size**order >= 2**63:
+        raise ValueError(
+            f"order is {order}: it must be at least 1, and {vocab_size}, the vocabulary, to that "
+            "power below 2**63"
+        )
+    unigrams = np.ones(vocab_size, np.int64)
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in range(2, order + 1)]
+    for rows, valid in _chunks("train", evenly(train), vocab_size):
+        unigrams += np.bincount(rows[valid], minlength=vocab_size)
+        for i, n in enumerate(range(2, order + 1)):
+            # A valid token has valid ones before it.
+            found[i] = _merge(*found[i], _ngrams(rows, n, vocab_size)[valid[:, n - 1 :]])
+    return NGram(unigrams / unigrams.sum(), tuple(_counts(*each, vocab_size) for each in found))
+
+
+def token_nats(model: NGram, rows: Rows) -> np.ndarray:
+    """`-log p` of every token given those before it in its row, 0 at padding.
+
+    Returns:
+      f64[N, L], nats.
+
+    Raises:
+      ValueError: rows are not a matrix, are empty, or hold an id outside the vocabulary.
+    """
+    parts = _chunks("test", rows, len(model.unigram))
+    return np.concatenate([_nats(model, tokens, valid) for tokens, valid in parts])
+
+
+def evenly(rows: Rows) -> Rows:
+    """Rows of at most `COUNTED` tokens, evenly spaced: they may be sorted by label."""
+    return rows[:: max(-(-rows.tokens.size // COUNTED), 1)]
+
+
+def unigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
+    """Cross-entropy of the add-one unigram, in nats per token of `test`.
+
+    Args:
+      train: rows that are counted, as `fit` counts them.
       test: rows that are scored.
       vocab_size: V; every id is below it.
 
-    Returns:
-      Nats per token of `test`.
-
     Raises:
-      ValueError: rows are not a matrix, are empty, or hold an id outside [0, V).
+      ValueError: as `fit`.
     """
-    unigram = _unigram(train, vocab_size)
-    nats, tokens = 0.0, 0
-    for rows, valid in _chunks("test", test, vocab_size):
-        nats -= np.log(unigram[rows[valid]]).sum()
-        tokens += int(valid.sum())
-    return float(nats / tokens)
+    return _cross_entropy(fit(train, vocab_size, 1), test)
 
 
 def bigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
-    """Cross-entropy of the Witten-Bell bigram, interpolated with the add-one unigram.
+    """Cross-entropy of the Witten-Bell bigram, in nats per token of `test`.
 
-    `p(w | v) = (c(v, w) + T(v) p(w)) / (c(v) + T(v))`, where c(v, w) counts the pair within rows,
-    `c(v) = sum_w c(v, w)` and T(v) is the number of distinct successors of v; p(w) after a v that
-    was never followed by anything, and for the first token of a row. Nothing is tuned.
-    (Witten and Bell 1991; Chen and Goodman 1999, section 2.4.)
-
-    Args:
-      train: rows that are counted; of more than 2**26 tokens, evenly spaced rows of so many.
-      test: rows that are scored.
-      vocab_size: V; every id is below it.
-
-    Returns:
-      Nats per token of `test`.
+    Args: as for `unigram_cross_entropy`.
 
     Raises:
-      ValueError: rows are not a matrix, are empty, or hold an id outside [0, V).
+      ValueError: as `fit`.
     """
-    unigram = _unigram(train, vocab_size)
-    pairs, pair_counts = _count_pairs(train, vocab_size)
-    first = pairs // vocab_size
-    context_counts = np.bincount(first, pair_counts, vocab_size)  # c(v)
-    successors = np.bincount(first, minlength=vocab_size)  # T(v)
-
-    nats, tokens = 0.0, 0
-    for rows, valid in _chunks("test", test, vocab_size):
-        probabilities = unigram[rows]  # [M, L']
-        context = rows[:, :-1]
-        backed_off = successors[context] * probabilities[:, 1:]
-        seen = _counts_of(_pairs(rows, vocab_size), pairs, pair_counts)
-        total = context_counts[context] + successors[context]
-        np.divide(seen + backed_off, total, out=probabilities[:, 1:], where=total > 0)
-        nats -= np.log(probabilities[valid]).sum()
-        tokens += int(valid.sum())
-    return float(nats / tokens)
+    return _cross_entropy(fit(train, vocab_size, 2), test)
 
 
-def _unigram(train: Rows, vocab_size: int) -> np.ndarray:
-    counts = np.ones(vocab_size, np.int64)
-    for rows, valid in _chunks("train", _evenly(train), vocab_size):
-        counts += np.bincount(rows[valid], minlength=vocab_size)
-    return counts / counts.sum()
+def _cross_entropy(model: NGram, test: Rows) -> float:
+    nats, count = 0.0, 0
+    for tokens, valid in _chunks("test", test, len(model.unigram)):
+        nats += _nats(model, tokens, valid).sum()
+        count += int(valid.sum())
+    return float(nats / count)
 
 
-def _count_pairs(train: Rows, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of `_pairs` that occur, sorted, and how often."""
-    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for rows, valid in _chunks("train", _evenly(train), vocab_size):
-        both = valid[:, 1:]  # A valid token has a valid one before it.
-        more, more_counts = np.unique(_pairs(rows, vocab_size)[both], return_counts=True)
-        pairs, where = np.unique(np.concatenate([pairs, more]), return_inverse=True)
-        counts = np.bincount(where, np.concatenate([counts, more_counts])).astype(np.int64)
-    return pairs, counts
+def _nats(model: NGram, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """`token_nats` of tokens i64[n, L], of which the valid ones, bool[n, L], are text."""
+    vocab_size = len(model.unigram)
+    probabilities = model.unigram[tokens]
+    for n, order in enumerate(model.orders, 2):
+        ngrams = _ngrams(tokens, n, vocab_size)  # [n, L - n + 1]
+        contexts = ngrams // vocab_size
+        successors = _looked_up(contexts, order.contexts, order.successors)
+        total = _looked_up(contexts, order.contexts, order.totals) + successors
+        seen = _looked_up(ngrams, order.ngrams, order.counts)
+        lower = probabilities[:, n - 1 :]
+        np.divide(seen + successors * lower, total, out=lower, where=total > 0)
+    return np.where(valid, -np.log(probabilities), 0.0)
 
 
-def _pairs(rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Neighbours (v, w) within rows as the single number `v V + w`: i64[N, L-1]."""
-    return rows[:, :-1] * vocab_size + rows[:, 1:]
+def _ngrams(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """The n-grams within rows of tokens i64[N, L], as numbers: i64[N, max(L - n + 1, 0)]."""
+    count = max(tokens.shape[1] - n + 1, 0)
+    numbers = tokens[:, :count]
+    for i in range(1, n):
+        numbers = numbers * vocab_size + tokens[:, i : i + count]
+    return numbers
 
 
-def _counts_of(wanted: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Counts of the wanted keys, 0 for those absent; `keys` is sorted."""
+def _merge(keys: np.ndarray, counts: np.ndarray, more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys, sorted, and their counts, with those of `more` counted in."""
+    more, more_counts = np.unique(more, return_counts=True)
+    keys, where = np.unique(np.concatenate([keys, more]), return_inverse=True)
+    return keys, np.bincount(where, np.concatenate([counts, more_counts])).astype(np.int64)
+
+
+def _counts(ngrams: np.ndarray, counts: np.ndarray, vocab_size: int) -> Counts:
+    contexts, where, successors = np.unique(
+        ngrams // vocab_size, return_inverse=True, return_counts=True
+    )
+    totals = np.bincount(where, counts, len(contexts)).astype(np.int64)
+    return Counts(ngrams, counts, contexts, totals, successors)
+
+
+def _looked_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values of the wanted keys, 0 for those absent; `keys` is sorted."""
     if not keys.size:
         return np.zeros(wanted.shape, np.int64)
     at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-    return np.where(keys[at] == wanted, counts[at], 0)
-
-
-def _evenly(rows: Rows) -> Rows:
-    """Rows of at most `COUNTED` tokens, evenly spaced: they may be sorted by label."""
-    return rows[:: max(-(-rows.tokens.size // COUNTED), 1)]
+    return np.where(keys[at] == wanted, values[at], 0)
 
 
 def _chunks(name: str, rows: Rows, vocab_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

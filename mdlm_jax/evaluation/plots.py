@@ -13,36 +13,45 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 Records = Sequence[Mapping[str, Any]]
 
 # Each colour leaves the figure as the CSS variable beside it, so that the page can be dark.
-_INK, _FAINT, _TRAINING = "#1c2024", "#d8dce1", "#8fb3d9"
+INK, _FAINT, _TRAINING = "#1c2024", "#d8dce1", "#8fb3d9"
 _MODEL, _UNIGRAM, _BIGRAM = "#0b5cad", "#8a6d1a", "#b0452f"
 # Of the runs that are compared: Okabe and Ito's colours, told apart with any sight, darkened a bit.
-_RUNS = ("#0072b1", "#d55e01", "#009e72", "#cc79a6", "#b8860c", "#3aa0d8", "#6a51a4", "#7f7f80")
+RUN_COLORS = (
+    "#0072b1",
+    "#d55e01",
+    "#009e72",
+    "#cc79a6",
+    "#b8860c",
+    "#3aa0d8",
+    "#6a51a4",
+    "#7f7f80",
+)
 _DASHES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # in SVG, in CSS
 _VARIABLES = {
-    _INK: "--ink",
+    INK: "--ink",
     _FAINT: "--faint",
     _TRAINING: "--training",
     _MODEL: "--model",
     _UNIGRAM: "--unigram",
     _BIGRAM: "--bigram",
-    **{color: f"--run{i}" for i, color in enumerate(_RUNS)},
+    **{color: f"--run{i}" for i, color in enumerate(RUN_COLORS)},
 }
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "legend.fontsize": 10,
     "legend.frameon": False,
     "legend.handlelength": 1.6,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _FAINT,
     "grid.linewidth": 0.7,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "mdlm_jax",  # the same figure is the same file
 }
@@ -70,7 +79,7 @@ def training_svg(
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         losses = [(each["step"], each["loss"]) for each in train if each.get("loss") is not None]
         if losses:
@@ -104,7 +113,7 @@ def rate_curve_svg(curve: Records, nelbo: float) -> str:
       An `<svg>` element.
     """
     curve = sorted(curve, key=lambda point: point["rate"])
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         axes.errorbar(
             [point["rate"] for point in curve],
@@ -130,7 +139,7 @@ def throughput_svg(train: Records) -> str:
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         axes.plot(
             [each["step"] for each in train],
@@ -166,7 +175,7 @@ def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         for line in lines:
             axes.plot(
@@ -174,8 +183,8 @@ def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False
                 line.y,
                 marker="o",
                 markersize=3.5,
-                color=_RUNS[line.index % len(_RUNS)],
-                linestyle=_DASHES[line.index // len(_RUNS) % len(_DASHES)][0],
+                color=RUN_COLORS[line.index % len(RUN_COLORS)],
+                linestyle=_DASHES[line.index // len(RUN_COLORS) % len(_DASHES)][0],
             )
         axes.set_xlim((0, 1.02) if share else (0, None))
         axes.set(xlabel=x, ylabel=y)
@@ -186,8 +195,8 @@ def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False
 
 def swatch(index: int) -> str:
     """The colour and dash of a run, as an HTML element to stand before its name."""
-    dash = _DASHES[index // len(_RUNS) % len(_DASHES)][1]
-    color = _VARIABLES[_RUNS[index % len(_RUNS)]]
+    dash = _DASHES[index // len(RUN_COLORS) % len(_DASHES)][1]
+    color = _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
     return f'<b class="swatch" style="border-top: 4px {dash} var({color})"></b>'
 
 

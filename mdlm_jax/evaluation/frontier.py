@@ -1,0 +1,242 @@
+"""The frontier: what samples are worth and what they cost, for strategies, steps and temperatures.
+
+Every point is rows that the model wrote, beside as many rows of real text: how plain they are to
+another model (nats), how diverse they are (entropy, distinct-n, repetition), and the network
+evaluations and seconds that they took. The frontier of nats and entropy, and not either of them
+alone, compares samplers (Pynadath et al. 2026, "Generative Frontiers"): lower temperature buys nats
+with entropy at any quality.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import Strategy, sample, transforms
+from mdlm_jax.evaluation import naive_bayes, text_metrics
+from mdlm_jax.evaluation.scorers import Scorer
+from mdlm_jax.networks import bert
+
+Array = jax.Array
+Point = dict[str, Any]
+
+_DISTINCT = (1, 2, 3)  # the n of distinct-n
+_REPEATED = 4  # the n of repetition
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What is varied: every strategy is measured at every combination.
+
+    Attributes:
+      samples: rows of each point.
+      steps: network evaluations at most.
+      temperatures: 1 draws from the model, 0 takes the most likely.
+      guidance: weights of classifier-free guidance; empty without guidance.
+
+    Raises:
+      ValueError: nothing to measure, or an impossible value; it is named.
+    """
+
+    samples: int = 64
+    steps: tuple[int, ...] = (4, 16, 64)
+    temperatures: tuple[float, ...] = (1.0,)
+    guidance: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+        for name in ("steps", "temperatures"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give at least one value")
+        if min(self.steps) < 1:
+            raise ValueError(f"steps must be at least 1, not {min(self.steps)}")
+        if not all(0 <= value < math.inf for value in self.temperatures):
+            raise ValueError(f"temperatures must be 0 or more, not {_told(self.temperatures)}")
+        if not all(map(math.isfinite, self.guidance)):
+            raise ValueError(f"guidance must be finite weights, not {_told(self.guidance)}")
+
+
+class Judges(NamedTuple):
+    """What rows are measured by, beside themselves.
+
+    Attributes:
+      scorer: nats of each row under another model.
+      classifier: of models with classes, else None.
+    """
+
+    scorer: Scorer
+    classifier: naive_bayes.NaiveBayes | None = None
+
+
+def check_guidance(encoder: bert.Config) -> None:
+    """Whether a model can be guided.
+
+    Raises:
+      ValueError: it has no classes, or never saw a row without its class.
+    """
+    if not encoder.classes:
+        raise ValueError("guidance is for models with classes: this one was trained without")
+    if not encoder.class_dropout:
+        raise ValueError(
+            "guidance needs a model that also saw rows without their class: this one was trained "
+            "with model.class_dropout=0"
+        )
+
+
+def reference_rows(rows: data.Rows, count: int) -> data.Rows:
+    """Rows of real text to compare with: evenly spaced, and as evenly of all labels as there are.
+
+    Args:
+      rows: a split.
+      count: how many are wanted; all are taken where there are fewer.
+    """
+    turn = np.empty(len(rows))
+    for label in np.unique(rows.labels):
+        of_label = np.flatnonzero(rows.labels == label)
+        # Any first so many of these are spread over the label's rows.
+        turn[of_label] = np.argsort(np.argsort(_spread(len(of_label)), kind="stable"))
+    chosen = np.sort(np.argsort(turn, kind="stable")[:count])
+    return data.Rows(
+        np.asarray(rows.tokens[chosen]),
+        np.asarray(rows.labels[chosen]),
+        None if rows.sizes is None else np.asarray(rows.sizes[chosen]),
+    )
+
+
+def describe(rows: data.Rows, judges: Judges) -> Point:
+    """The metrics of rows, samples or real text; errors are standard errors over rows.
+
+    Returns:
+      rows, tokens; nats (per token of the rows, by the scorer), nats_error; entropy, entropy_error;
+      distinct_1, distinct_2, distinct_3; repetition; and with a classifier class_accuracy (the
+      share of rows that it gives their label), class_accuracy_error. None where it is undefined.
+    """
+    sizes = np.full(len(rows), rows.tokens.shape[1]) if rows.sizes is None else rows.sizes
+    nats = text_metrics.mean(judges.scorer(rows), sizes)
+    entropy = text_metrics.mean(text_metrics.unigram_entropy(rows))
+    told = {
+        "rows": len(rows),
+        "tokens": int(sizes.sum()),
+        "nats": nats.value,
+        "nats_error": nats.error,
+        "entropy": entropy.value,
+        "entropy_error": entropy.error,
+        **{f"distinct_{n}": text_metrics.distinct(rows, n) for n in _DISTINCT},
+        "repetition": text_metrics.mean(text_metrics.repetition(rows, _REPEATED)).value,
+    }
+    if judges.classifier is not None:
+        right = naive_bayes.classify(judges.classifier, rows) == rows.labels
+        accuracy = text_metrics.mean(right.astype(float))
+        told |= {"class_accuracy": accuracy.value, "class_accuracy_error": accuracy.error}
+    return {name: None if value != value else value for name, value in told.items()}
+
+
+def measure(
+    params: Any,
+    encoder: bert.Config,
+    strategies: Mapping[str, Strategy],
+    grid: Grid,
+    reference: data.Rows,
+    judges: Judges,
+    *,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Point]:
+    """Samples and measures every combination; one compiled program for each strategy.
+
+    Sample i is asked for what row i of the reference is (of fewer, again from the first): its
+    label and its number of tokens, so that the two differ in nothing but who wrote them.
+
+    Args:
+      params: of the encoder.
+      encoder: what they are the parameters of.
+      strategies: by the names that the points bear.
+      grid: what is varied.
+      reference: rows of real text.
+      judges: what the samples are measured by.
+      seed: of the noise; every point has the same.
+      batch_size: rows sampled at a time.
+
+    Yields:
+      For each point `strategy`, `steps`, `temperature`, `guidance` (None without), the metrics of
+      `describe`, `evaluations` (of the network, the mean over rows; a guided step takes two) and
+      `seconds` (of all samples, compilation excluded).
+
+    Raises:
+      ValueError: guidance for a model that cannot be guided.
+    """
+    if grid.guidance:
+        check_guidance(encoder)
+    asked = reference[np.arange(grid.samples) % len(reference)]
+    batches = list(data.eval_batches(asked, batch_size=min(batch_size, grid.samples)))
+    for name, strategy in strategies.items():
+        write = _make_writer(encoder, strategy, guided=bool(grid.guidance), seed=seed)
+        jax.block_until_ready(write(params, batches[0], 1, 1.0, 0.0))  # compiles
+        for temperature, weight, steps in itertools.product(
+            grid.temperatures, grid.guidance or (None,), grid.steps
+        ):
+            start = time.perf_counter()
+            parts = [
+                write(params, batch, steps, float(temperature), float(weight or 0.0))
+                for batch in batches
+            ]
+            tokens, evaluations = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
+            seconds = time.perf_counter() - start
+            written = data.Rows(tokens[: grid.samples], asked.labels, asked.sizes)
+            yield {
+                "strategy": name,
+                "steps": steps,
+                "temperature": temperature,
+                "guidance": weight,
+                **describe(written, judges),
+                "evaluations": float(evaluations[: grid.samples].mean()),
+                "seconds": seconds,
+            }
+
+
+def _make_writer(
+    encoder: bert.Config, strategy: Strategy, *, guided: bool, seed: int
+) -> Callable[..., tuple[Array, Array]]:
+    """`(params, batch, steps, temperature, weight) -> tokens i32[B, L], evaluations i32[B]`."""
+
+    @jax.jit
+    def write(params, batch, steps, temperature, weight):
+        valid = batch.get("valid")
+        label = batch["label"] if encoder.classes else None
+        denoiser = bert.denoiser(params, encoder, valid=valid, label=label)
+        if guided:
+            unconditional = bert.denoiser(params, encoder, valid=valid)
+            denoiser = transforms.guide(denoiser, unconditional, weight)
+        tokens, trace = sample(
+            transforms.temperature(denoiser, temperature),
+            jax.random.key(seed),
+            jnp.where(batch["maskable"], encoder.mask_id, batch["tokens"]),
+            mask_id=encoder.mask_id,
+            steps=steps,
+            strategy=strategy,
+            maskable=batch["maskable"],
+            rows=batch["rows"],
+            trace=True,
+        )
+        return tokens, trace.evaluations * (2 if guided else 1)
+
+    return write
+
+
+def _spread(count: int) -> np.ndarray:
+    """Numbers in [0, 1) whose order visits 0..count-1 so that any beginning is spread out."""
+    bits = max(count - 1, 1).bit_length()
+    places = np.arange(count)
+    return sum(((places >> i) & 1) / 2.0 ** (i + 1) for i in range(bits))
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,126 @@
+"""Diversity of rows of tokens, counted from the tokens alone: no model, no reference text.
+
+Every metric counts the tokens that the likelihood does: separators too, padding not. All depend on
+how long the rows are, and `distinct` on how many: compare like with like.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mdlm_jax.data import Rows
+
+
+class Mean(NamedTuple):
+    """A mean over rows and its standard error; the error of a single row is nan."""
+
+    value: float
+    error: float
+
+
+def unigram_entropy(rows: Rows) -> np.ndarray:
+    """Entropy of the tokens of each row, `-sum_w c(w) / L log(c(w) / L)`: f64[N], nats.
+
+    Of each sample by itself, to be averaged over samples, as papers on masked diffusion report it
+    beside generative perplexity (Zheng et al. 2025, "Masked Diffusion Models are Secretly
+    Time-Agnostic Masked Models"; earlier Dieleman et al. 2022, CDCD). At most log L.
+
+    Args:
+      rows: N rows, none empty.
+
+    Raises:
+      ValueError: rows are no matrix, or there is an empty one.
+    """
+    sizes = _sizes(rows)
+    index, ngrams = _ngrams(rows, 1)
+    pairs, counts = np.unique(np.column_stack([index, ngrams]), axis=0, return_counts=True)
+    share = counts / sizes[pairs[:, 0]]
+    return np.bincount(pairs[:, 0], -share * np.log(share), len(rows)) + 0.0  # no -0.0
+
+
+def distinct(rows: Rows, n: int) -> float:
+    """Distinct n-grams over all n-grams, of all rows together (Li et al. 2016, distinct-n).
+
+    In (0, 1]; it falls with the amount of text, so compare equally many rows. Li et al. divide by
+    the number of tokens: here 1 says that none occurs twice. nan if no row has n tokens.
+
+    Args:
+      rows: N rows.
+      n: tokens of an n-gram, which lies within a row.
+
+    Raises:
+      ValueError: rows are no matrix, or there is an empty one; n < 1.
+    """
+    _, ngrams = _ngrams(rows, n)
+    return len(np.unique(ngrams, axis=0)) / len(ngrams) if len(ngrams) else np.nan
+
+
+def repetition(rows: Rows, n: int = 4) -> np.ndarray:
+    """Of each row the share of n-grams that stand earlier in it, `1 - distinct / all`: f64[N].
+
+    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training". In
+    [0, 1); nan of a row with fewer than n tokens.
+
+    Args:
+      rows: N rows.
+      n: tokens of an n-gram.
+
+    Raises:
+      ValueError: rows are no matrix, or there is an empty one; n < 1.
+    """
+    index, ngrams = _ngrams(rows, n)
+    of_rows = np.unique(np.column_stack([index, ngrams]), axis=0)[:, 0]
+    every = np.bincount(index, minlength=len(rows))
+    different = np.bincount(of_rows, minlength=len(rows))
+    return np.where(every > 0, 1.0 - different / np.maximum(every, 1), np.nan)
+
+
+def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Mean:
+    """Mean over rows with its standard error, which takes the rows as independent.
+
+    With weights the ratio `sum(values) / sum(weights)`: nats of rows over their tokens. Its error
+    is that of the residuals `values - ratio * weights`, as rows that are longer count more.
+
+    Args:
+      values: f[N]; nan is left out.
+      weights: f[N], positive; 1 by default.
+
+    Returns:
+      (nan, nan) if no value is left.
+    """
+    there = ~np.isnan(values)
+    values = np.asarray(values, np.float64)[there]
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights)[there]
+    if not len(values):
+        return Mean(np.nan, np.nan)
+    ratio = values.sum() / weights.sum()
+    if len(values) == 1:
+        return Mean(float(ratio), np.nan)
+    spread = np.sqrt(np.sum((values - ratio * weights) ** 2) * len(values) / (len(values) - 1))
+    return Mean(float(ratio), float(spread / weights.sum()))
+
+
+def _ngrams(rows: Rows, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """All n-grams within rows: the row of each, i64[M], and its tokens, [M, n]."""
+    if n < 1:
+        raise ValueError(f"n is {n}: an n-gram has at least 1 token")
+    sizes = _sizes(rows)
+    tokens = np.asarray(rows.tokens)
+    if tokens.shape[1] < n:
+        return np.zeros(0, np.int64), np.zeros((0, n), tokens.dtype)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, n, axis=1)  # [N, L - n + 1, n]
+    index, first = np.nonzero(np.arange(windows.shape[1]) <= sizes[:, None] - n)
+    return index, windows[index, first]
+
+
+def _sizes(rows: Rows) -> np.ndarray:
+    """Tokens of each row, i64[N]."""
+    shape = rows.tokens.shape
+    if len(shape) != 2 or not rows.tokens.size:
+        raise ValueError(f"rows must be a matrix of token ids that is not empty, got {shape}")
+    sizes = np.full(len(rows), shape[1]) if rows.sizes is None else np.asarray(rows.sizes, np.int64)
+    if sizes.min() < 1 or sizes.max() > shape[1]:
+        raise ValueError(
+            f"rows must have from 1 to {shape[1]} tokens, got {sizes.min()} to {sizes.max()}"
+        )
+    return sizes

@@ -1,0 +1,147 @@
+"""Samples as records, and their files: pages, and JSON lines that a stopped job goes on writing."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tokenizers import Tokenizer
+
+from mdlm_jax import data
+from mdlm_jax.filling import Filled
+from mdlm_jax.prompts import Prompt
+
+Record = dict[str, Any]
+
+# What tells one sample of a job from another; "text" and "evaluations" follow from all else.
+_RESULTS = ("text", "evaluations")
+_REQUIRED = ("prompt", "text", "strategy", "steps", "seed", "sample")
+
+
+def record(
+    settings: Mapping[str, Any],
+    filled: Filled,
+    *,
+    fill: np.ndarray,
+    shown: np.ndarray,
+    tokenizer: Tokenizer,
+    with_tokens: bool,
+) -> Record:
+    """A sample for JSON: its settings, "text", "evaluations", and perhaps "tokens".
+
+    Args:
+      settings: "prompt", and the other fields that tell what was asked for.
+      filled: the row.
+      fill: bool[L], what was wanted of it.
+      shown: bool[L], what of it is text.
+      tokenizer: of the model.
+      with_tokens: for pages, `[piece, step, log_prob]` of each token (see `evaluation.animation`).
+    """
+    shown = shown & ~(fill & (filled.step < 0))  # not written: it lies behind an end of text
+    made = {
+        "prompt": settings["prompt"],
+        "text": data.decode(tokenizer, filled.tokens[shown]),
+        **settings,
+        "evaluations": filled.evaluations,
+    }
+    if with_tokens:
+        pieces = data.token_pieces(tokenizer, filled.tokens[shown])
+        steps, log_probs = filled.step[shown].tolist(), filled.log_prob[shown].tolist()
+        told = zip(pieces, steps, log_probs, strict=True)
+        made["tokens"] = [[piece, step, round(log_prob, 4)] for piece, step, log_prob in told]
+    return made
+
+
+def line(record: Record) -> str:
+    """A record as a line of a file, its tokens left out."""
+    kept = {name: value for name, value in record.items() if name != "tokens"}
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def name_of(prompt: Prompt, sample: int) -> Record:
+    """The fields that say which sample of a job a record is."""
+    label = {} if prompt.label is None else {"label": prompt.label}
+    return {"prompt": prompt.text, **label, "sample": sample}
+
+
+def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping[str, Any]) -> int:
+    """Makes the file, or finds how many samples it holds; a half-written last line is dropped.
+
+    Args:
+      path: of the file.
+      prompts: of the job, whose samples stand in the file one prompt after the other.
+      samples: of each prompt.
+      settings: fields that every record of the job has.
+
+    Raises:
+      ValueError: it holds something else, or samples of other prompts or settings; the first
+        difference is named.
+      OSError: it cannot be read or written.
+    """
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole, end, _ = file.read().rpartition(b"\n")
+        lines = whole.split(b"\n") if end else []
+        if len(lines) > len(prompts) * samples:
+            raise ValueError(
+                f"{path} holds {len(lines):,} samples, this job has {len(prompts) * samples:,}: "
+                "take another file"
+            )
+        for number, each in enumerate(lines):
+            expected = {**name_of(prompts[number // samples], number % samples), **settings}
+            _check(each, expected, f"{path}, line {number + 1}")
+        file.truncate(len(whole) + len(end))
+    return len(lines)
+
+
+def append(path: Path, records: Sequence[Record]) -> None:
+    """Writes the records behind the others; when it returns, no crash can lose them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(line(record) + "\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_page(path: Path, samples: Sequence[Record]) -> Path:
+    """A page on which the samples come to be."""
+    from mdlm_jax.evaluation import animation
+
+    path.write_text(animation.page(samples, "mdlm_jax samples"), encoding="utf-8")
+    return path
+
+
+def write_into(workdir: epath.Path, samples: Sequence[Record]) -> list[Path]:
+    """`samples.txt`, `samples.json` and the report of a run's folder."""
+    from mdlm_jax.evaluation.report import write_report  # matplotlib: seconds
+
+    text = "\n\n".join(made["text"] for made in samples)
+    (workdir / "samples.txt").write_text(text + "\n", encoding="utf-8")
+    told = json.dumps(samples, ensure_ascii=False)
+    (workdir / "samples.json").write_text(told + "\n", encoding="utf-8")
+    return [workdir / "samples.txt", workdir / "samples.json", write_report(workdir)]
+
+
+def _check(line: bytes, expected: Record, where: str) -> None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not record.keys() >= {*_REQUIRED}:
+        raise ValueError(f"{where} is no sample: take another file")
+    found = {name: value for name, value in record.items() if name not in _RESULTS}
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{where} is a sample of another job: {name} is {_told(found.get(name))} there, "
+                f"{_told(expected.get(name))} here: take another file"
+            )
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "not set"
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."

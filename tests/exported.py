@@ -1,0 +1,38 @@
+"""The folder of a tiny model as `export` writes it, with random weights: nothing is trained."""
+
+import dataclasses
+import json
+
+from command_runs import TEXT
+from networks.tiny import params_of
+
+from mdlm_jax import data, workdir
+from mdlm_jax.experiment import ObjectiveConfig
+from mdlm_jax.networks import bert
+from mdlm_jax.training import checkpoints
+
+LABELS = ("salt", "wool")
+LENGTH, STEP = 16, 7
+
+
+def write(folder, **model):
+    """Of a model with two classes; an odd vocabulary, which a tensor axis pads."""
+    tokenizer = data.train_tokenizer([TEXT] * 3, kind="wordpiece", vocab_size=121, lowercase=True)
+    encoder = bert.Config(
+        vocab_size=data.vocabulary_size(tokenizer),
+        mask_id=data.special_ids(tokenizer).mask,
+        max_length=LENGTH,
+        **{"layers": 1, "width": 32, "heads": 2, "mlp_width": 32, "use_bias": False, **model},
+    )
+    config = {
+        "format": workdir.FORMAT,
+        "exported": "ema",
+        "objective": dataclasses.asdict(ObjectiveConfig()),
+        "model": dataclasses.asdict(encoder),
+    }
+    folder.mkdir()
+    checkpoints.save_params(folder / "checkpoints", params_of(encoder), item="ema", step=STEP)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "data.json").write_text(json.dumps({"label_names": LABELS}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,162 @@
+"""The command, on a tiny model of random weights."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import exported
+import pytest
+from command_runs import command, run
+
+GUIDE = Path(__file__).parents[1] / "docs" / "generation.md"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "runs"
+    folder.mkdir()
+    return exported.write(folder / "quickstart", classes=2)
+
+
+def generate(workdir, *flags, code=0):
+    return run("generate", f"--workdir={workdir}", *flags, code=code)
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+EVERYTHING = (
+    "--strategy= threshold(0.1) ", "--steps=12", "--blocks=3", "--temperature=0.5", "--top_k=9",
+    "--top_p=0.9", "--min_p=0.01", "--repetition_penalty=1.5", "--forbid=[UNK]", "--forbid=e",
+    "--guidance=2", "--end_of_text", "--length=12", "--seed=4", "--samples=2",
+)  # fmt: skip
+
+
+def test_a_line_tells_how_it_was_made(workdir):
+    done = generate(workdir, *EVERYTHING, "--label=wool", "--prompt=old {{mask:6}}", "--json")
+    assert not done.stderr
+    made = records(done.stdout)
+    assert [record.pop("sample") for record in made] == [0, 1]
+    for record in made:
+        text = record.pop("text")
+        assert text.startswith("old") and not re.search("[e[]", text[3:])
+        assert 1 <= record.pop("evaluations") <= 6
+        assert record == {
+            "prompt": "old {mask:6}", "label": "wool", "strategy": "threshold(0.1)", "steps": 12,
+            "seed": 4, "temperature": 0.5, "checkpoint": exported.STEP, "forbid": ["[UNK]", "e"],
+            "repetition_penalty": 1.5, "min_p": 0.01, "top_k": 9, "top_p": 0.9, "blocks": 3,
+            "guidance": 2.0, "end_of_text": True, "length": 12,
+        }  # fmt: skip
+
+
+def test_a_job_goes_on_where_it_was_stopped_and_with_other_flags_is_refused(workdir, tmp_path):
+    lines = [
+        {"prompt": "the [MASK]", "label": "salt"}, {"prompt": ""}, {"prompt": "{mask:3} mill"},
+    ]  # fmt: skip
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = (f"--prompts={prompts}", f"--output={output}", "--samples=2", "--steps=3")
+    done = generate(workdir, *flags, "--batch_size=4", "--label=wool")
+    assert done.stdout == f"{output}: 6 samples, 6 of them new\n"
+    whole = output.read_bytes()
+    made = records(whole.decode())
+    assert [(each["prompt"], each["sample"]) for each in made] == [
+        (line["prompt"], sample) for line in lines for sample in (0, 1)
+    ]
+    assert [each["label"] for each in made] == ["salt"] * 2 + ["wool"] * 4  # --label is the default
+    assert [each["evaluations"] for each in made] == [1, 1, 3, 3, 3, 3]
+
+    output.write_bytes(whole[: whole.index(b"\n") + 20])  # killed within the second line
+    done = generate(workdir, *flags, "--batch_size=3", "--label=wool")
+    assert output.read_bytes() == whole and "5 of them new" in done.stdout
+    done = generate(workdir, *flags, "--label=wool", "--top_k=3", code=2)
+    assert "line 1 is a sample of another job: top_k is not set there, 3 here" in done.stderr
+    assert output.read_bytes() == whole
+
+
+def test_the_help_lists_every_strategy(workdir):
+    told = generate(workdir, "--help").stdout
+    for strategy in ("exact_count", "threshold", "remask", "path_planning", "entropy_bounded"):
+        assert re.search(rf"^    - {strategy}\b.*:", told, flags=re.MULTILINE), strategy
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def together(workdir, *flags, processes=2, devices=2):
+    """The same command in several processes of one job: return codes and what each printed."""
+    told = {
+        "COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "NUM_PROCESSES": str(processes),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    job = [
+        subprocess.Popen(
+            command("generate", (f"--workdir={workdir}", *flags[index])),
+            env={**os.environ, **told, "PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    ended = [process.communicate(timeout=300) for process in job]
+    return [process.returncode for process in job], ended
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(workdir, tmp_path):
+    flags = ("--prompt=the {{mask:5}}", "--prompt=", "--samples=3", "--batch_size=4", "--steps=6")
+    generate(workdir, *flags, f"--output={tmp_path}/one.jsonl")
+    shared = (*flags, f"--output={tmp_path}/two.jsonl", "--mesh=data=2,tensor=2")
+    codes, ended = together(workdir, shared, shared)
+    assert codes == [0, 0], ended
+    assert "6 samples, 6 of them new" in ended[0][0] and "samples" not in ended[1][0]
+    one, two = (tmp_path / name for name in ("one.jsonl", "two.jsonl"))
+    assert two.read_bytes() == one.read_bytes()
+
+    two.write_bytes(one.read_bytes()[:-7])  # the last line torn: both must begin with it
+    codes, ended = together(workdir, shared, shared)
+    assert codes == [0, 0] and "1 of them new" in ended[0][0], ended
+    assert two.read_bytes() == one.read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_that_are_asked_for_different_things_all_refuse(workdir):
+    codes, ended = together(workdir, ("--steps=2",), ("--steps=3",))
+    assert codes == [2, 2]
+    assert all("what is asked for differs between the processes" in told for _, told in ended)
+    codes, ended = together(workdir, ("--steps=2",), ("--steps=2", "--prompts=gone.txt"))
+    assert codes == [2, 2]
+    assert "gone.txt: No such file" in ended[1][1] and "process 1 refused" in ended[0][1]
+
+
+@pytest.mark.slow
+def test_the_guide_runs_as_it_stands(workdir):
+    script = re.findall(r"^```(?:bash|sh)\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    port = str(free_port())
+    done = subprocess.run(
+        ["bash", "-ec", "".join(script).replace("12345", port)],
+        cwd=workdir.parents[1],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0 and "error" not in done.stderr, done.stderr
+    made, shared = (
+        records((workdir.parents[1] / name).read_text())
+        for name in ("samples.jsonl", "shared.jsonl")
+    )
+    assert len(made) == 12 and len(shared) == 3
+    table = re.findall(r"^\| (`.*?) \|", GUIDE.read_text(), flags=re.MULTILINE)
+    fields = {*re.findall(r"`(\w+)`", " ".join(table))}
+    assert all(record.keys() <= fields for record in made)

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+from command_runs import TEXT
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from mdlm_jax import data, prompts
+from mdlm_jax.prompts import Prompt
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return data.train_tokenizer([TEXT] * 3, kind="wordpiece", vocab_size=400, lowercase=True)
+
+
+@pytest.fixture(scope="module")
+def special(tokenizer):
+    return data.special_ids(tokenizer)
+
+
+def ids(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_rows_of_one_batch_have_lengths_of_their_own(tokenizer, special):
+    texts = ["the [MASK]", "", "[MASK] mill {mask:3} salt"]
+    rows = prompts.canvas(texts, tokenizer, LENGTH)
+    assert rows.tokens.shape == rows.fill.shape == rows.shown.shape == (3, LENGTH)
+    the, mill, salt = (ids(tokenizer, word) for word in ("the", "mill", "salt"))
+    lengths = [len(the) + 1, LENGTH, len(mill) + len(salt) + 4]
+    assert rows.shown.sum(axis=1).tolist() == lengths
+    assert rows.fill.sum(axis=1).tolist() == [1, LENGTH, 4]
+    mask = special.mask
+    expected = [mask, *mill, mask, mask, mask, *salt]
+    assert rows.tokens[2].tolist() == expected + [mask] * (LENGTH - len(expected))
+    # What follows a prompt is masked and neither wanted nor shown.
+    assert np.all(rows.tokens[0, lengths[0] :] == mask) and not rows.fill[0, lengths[0] :].any()
+    assert not np.any(rows.fill & ~rows.shown)
+
+
+def test_special_tokens_may_be_spelt_out(tokenizer, special):
+    tokens = prompts.canvas(["[SEP] the [MASK]"], tokenizer, LENGTH).tokens
+    assert tokens[0, 0] == special.sep
+
+
+def test_gaps_are_written_alike_whatever_the_mask_is_called():
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "</s>", "<pad>", "a"])}
+    roberta = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    roberta.pre_tokenizer = pre_tokenizers.Whitespace()
+    roberta.add_special_tokens([AddedToken("<mask>")])
+    rows = prompts.canvas(["a [MASK] a {mask:2}", "<mask>"], roberta, 6)
+    assert rows.tokens.tolist() == [[3, 4, 3, 4, 4, 4], [4] * 6]
+    assert rows.fill.sum(axis=1).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no gap", "'no gap' has nothing to fill: mark gaps by"),
+        ("{mask:13}", "13 tokens, a row has 12"),
+        ("{mask:99999999999999}", "has 99999999999999 tokens, a row has 12"),
+        ("the {mask:12}", "tokens, a row has 12"),
+        ("a {mask:0}", r"\{mask:0\} is no gap"),
+        ("a {mask:many}", r"\{mask:many\} is no gap"),
+        ("漢字 the [MASK] 漢", "does not know: 漢 字$"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused_in_one_line(tokenizer, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        prompts.canvas(["the [MASK]", text], tokenizer, LENGTH)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_has_a_prompt_a_line(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("the [MASK]\r\n\r\n {mask:2} of\u2028salt".encode())
+    expected = [Prompt("the [MASK]"), Prompt(" {mask:2} of\u2028salt")]
+    assert prompts.read(tmp_path / "prompts.txt") == expected
+
+
+def test_a_jsonl_file_has_prompts_with_labels(tmp_path):
+    lines = [
+        {"prompt": "the [MASK]", "label": "trade", "id": 7},
+        {"prompt": ""},
+        {"prompt": "two\nlines\u2028[MASK]", "label": None},
+    ]
+    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "prompts.jsonl").write_text(text, encoding="utf-8")
+    assert prompts.read(tmp_path / "prompts.jsonl") == [
+        Prompt("the [MASK]", "trade"), Prompt(""), Prompt("two\nlines\u2028[MASK]"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("a.txt", b" \n\n", "a.txt holds no prompt"),
+        ("a.txt", b"\xff\xfe", "a.txt is not UTF-8 text: byte 0"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}', 'line 1 has no text "prompt"'),
+        ("a.jsonl", b'["a"]', 'line 1 has no text "prompt"'),
+        ("a.jsonl", b'{"prompt": "a", "label": 3}', 'line 1: "label" is 3, it must be the text'),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named(tmp_path, name, contents, message):
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=message) as error:
+        prompts.read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_are_found_by_name():
+    asked = [Prompt("", "wool"), Prompt(""), Prompt("", "salt")]
+    indices = prompts.label_indices(asked, ["salt", "wool"])
+    assert indices.dtype == np.int32 and indices.tolist() == [1, -1, 0]
+    with pytest.raises(ValueError, match="a label must be one of salt, not 'wool'"):
+        prompts.label_indices(asked, ["salt"])
+
+
+def test_a_token_is_found_by_its_spelling_or_its_text(tokenizer, special):
+    assert prompts.token_id("[UNK]", tokenizer) == special.unk
+    assert prompts.token_id("the", tokenizer) == tokenizer.token_to_id("the")
+    assert prompts.token_id("THE", tokenizer) == tokenizer.token_to_id("the")
+    assert prompts.token_id("##e", tokenizer) == tokenizer.token_to_id("##e")
+    for text in ("漢", "", " "):
+        with pytest.raises(ValueError, match="is no token of the model's tokenizer"):
+            prompts.token_id(text, tokenizer)
+    with pytest.raises(ValueError, match=r"'the mill' is not one token .* but [2-9]: the "):
+        prompts.token_id("the mill", tokenizer)

@@ -312,7 +312,10 @@ def mounted(folder, options):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_one_line_and_what_was_saved_stays_whole(places, tmp_path):
+def test_a_full_disk_is_said_in_one_line_and_what_was_saved_stays_whole(
+    places, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the state is rescued to
     flags = (*TINY, "--config.training.steps=60", "--config.evaluation.every=60")
     keep_all = "--config.training.keep_last=100"
     with mounted(tmp_path / "small", "size=3m") as small:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -266,7 +267,8 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_said_before_training(plac
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_full_disk_is_said_at_the_save_that_it_fails(places, tmp_path):
+def test_a_full_disk_is_said_at_the_save_that_it_fails(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "small").mkdir()
     with mounted("-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path / "small"):
         workdir = tmp_path / "small" / "run"
@@ -277,9 +279,17 @@ def test_a_full_disk_is_said_at_the_save_that_it_fails(places, tmp_path):
         assert "Traceback" not in errors
         failed = max(saved(workdir), default=0) + 1000
         assert failed <= losses(workdir)[-1][0] < failed + 1000  # before the next save is due
+        kept = re.search(r"step (\d+) is saved in (\S+): to go on .* into (\S+)\n", errors)
+        assert int(kept[1]) >= failed
+        subprocess.run(["mount", "-o", "remount,size=30m", tmp_path / "small"], check=True)
+        shutil.move(Path(kept[2]) / kept[1], kept[3])
+        steps = f"--config.training.steps={int(kept[1]) + 1}"
+        done = run("train", *FLAGS, steps, f"--workdir={workdir}", **places)
+        assert f"resuming at step {kept[1]}" in done.stdout
 
 
-def test_a_folder_that_is_gone_is_said_at_once(places, tmp_path):
+def test_a_folder_that_is_gone_is_said_at_once(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     lost = tmp_path / "lost"
     lost.mkdir()
     with (
@@ -292,5 +302,6 @@ def test_a_folder_that_is_gone_is_said_at_once(places, tmp_path):
         _, errors = process.communicate()
     assert process.returncode == 1
     assert re.match("error: .*/run/checkpoints: the folder is gone", errors.splitlines()[-1])
+    assert re.search(rf"is saved in {tmp_path}/mdlm_jax-run-\w+: to go on", errors)
     assert "Traceback" not in errors
     assert not [*lost.iterdir()]  # nothing was written to the disk below

@@ -13,8 +13,9 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,43 @@ def check(checkpointer: Checkpointer) -> None:
         raise OSError(errno.ESTALE, why, str(directory))
     if not checkpointer.is_saving_in_progress():
         checkpointer.wait()
+
+
+@contextlib.contextmanager
+def rescuing(checkpointer: Checkpointer, state: Callable[[], TrainState]) -> Iterator[None]:
+    """Where the system refuses to write, saves the state into the folder for temporary files.
+
+    Of a job of one process; of several none holds all of it. The error is raised in any case, the
+    place is said on stderr.
+
+    Args:
+      checkpointer: that could not save.
+      state: gives the newest state.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or _os_error_code(error):
+            _rescue(checkpointer.directory, state())
+        raise
+
+
+def _rescue(directory: epath.Path, state: TrainState) -> None:
+    if jax.process_count() > 1 or any(x.is_deleted() for x in jax.tree.leaves(state)):
+        return
+    step = int(state.step)
+    try:
+        folder = epath.Path(tempfile.mkdtemp(prefix=f"mdlm_jax-{directory.parent.name}-"))
+        v1.save_checkpointables(folder / str(step), state._asdict())
+    except Exception as error:  # of any kind: the first one is raised, and ends the run
+        why = " ".join(str(error).split())[:160]
+        print(f"warning: step {step} could not be saved elsewhere either: {why}", file=sys.stderr)
+        return
+    print(
+        f"warning: step {step} is saved in {folder}: to go on from it, move {folder / str(step)} "
+        f"into {directory}",
+        file=sys.stderr,
+    )
 
 
 def latest_step(checkpointer: Checkpointer) -> int | None:
@@ -303,10 +341,15 @@ def _system_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
+        code = _os_error_code(error)
         if code is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _os_error_code(error: Exception) -> int | None:
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
 
 
 @contextlib.contextmanager

@@ -167,6 +167,7 @@ def fit(
         report.running(start),
         _stop_signals() as signalled,
         contextlib.ExitStack() as trace,
+        checkpoints.rescuing(checkpointer, lambda: state),
     ):
         if due(start, config.eval_every):
             run_hooks(state, start)

@@ -41,7 +41,7 @@ def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
 
 
 def top_k(denoiser: Denoiser, k: int) -> Denoiser:
-    """The k most likely tokens (Fan et al. 2018, section 5.1), and those that tie with the last.
+    """The k most likely tokens (Fan et al. 2018), and those that tie with the last.
 
     Raises:
       ValueError: if k < 1.

@@ -107,8 +107,8 @@ def test_unknown_scorers_are_refused(spec):
 
 
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"needs transformers: pip install 'mdlm_jax\[interop\]'"):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"needs torch: pip install 'mdlm_jax\[interop\]'"):
         scorers.scorer("hf:gpt2", rows_of(TRAIN), None, VOCAB)
 
 

@@ -63,7 +63,7 @@ def greedy(
 ) -> Strategy:
     """The most likely token at the most confident positions: the same text for any key.
 
-    LLaDA's low-confidence remasking at temperature 0 (Nie et al. 2025, section 2.4). Ties go to
+    LLaDA's low-confidence remasking at temperature 0 (Nie et al. 2025). Ties go to
     the first position and the lowest id.
 
     Args: as `confidence`.
@@ -136,7 +136,7 @@ def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
 def entropy_bounded(gamma: float | Array, schedule: Schedule = linear()) -> Strategy:
     """Keeps the positions of least entropy while these do not add up (Ben-Hamu et al. 2025).
 
-    The EB-sampler, algorithm 1: by ascending entropy H, the longest set U with
+    The EB-sampler: by ascending entropy H, the longest set U with
     `sum_U H - max_U H <= gamma`, which bounds what drawing the tokens of U independently loses. At
     0 it writes one uncertain token a step, with all certain ones, and follows the model's joint
     law. Adaptive: it takes as many steps as it needs, `steps` at the most; the last writes all that

@@ -53,7 +53,7 @@ def exact_count(
 
 
 def first_hitting(schedule: Schedule = linear()) -> Strategy:
-    """The reverse process in continuous time, jumping to where it writes (Zheng et al. 2024, 4.1).
+    """The reverse process in continuous time, jumping to where it writes (Zheng et al. 2024).
 
     Each token leaves the mask at a time of its own, at which the rate is uniform on [0, 1] whatever
     the schedule. So draw these rates, and write the blanks from the highest down; the denoiser is

@@ -3,8 +3,8 @@
     python -m mdlm_jax.evaluate --workdir=runs/quickstart --split=test
 
 Prints the NELBO, an upper bound of the negative log-likelihood, in nats per token with two standard
-errors (of drawing masks, and of the choice of text), beside the unigram and bigram cross-entropies
-over the same tokens, and the cross-entropy against the mask rate. Writes evaluation_SPLIT.json and
+errors (of drawing masks, and of the choice of text), beside n-gram cross-entropies over the same
+tokens, and the cross-entropy against the mask rate. Writes evaluation_SPLIT.json and
 report.html into the workdir.
 
     python -m mdlm_jax.evaluate --workdir=runs/quickstart --frontier --steps=4,16,64
@@ -30,6 +30,7 @@ from mdlm_jax.evaluation import (
     naive_bayes,
     ngrams,
     scorers,
+    text_sizes,
 )
 from mdlm_jax.evaluation.frontier_plot import frontier_png
 from mdlm_jax.evaluation.report import write_report
@@ -94,6 +95,8 @@ def _likelihood(folder: epath.Path) -> int:
         of_batch, mask_id=mask_id, seed=_SEED.value, draws=_DRAWS.value
     )
     told = likelihoods.summary(of_rows(trained.params, rows, _BATCH_SIZE.value))
+    size = text_sizes.text_size(rows, trained.tokenizer)
+    told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], size)
     counted = prepared.splits["train"], rows, prepared.vocab_size
     told = {
         "split": _SPLIT.value,
@@ -103,6 +106,7 @@ def _likelihood(folder: epath.Path) -> int:
         **told,
         "unigram": ngrams.unigram_cross_entropy(*counted),
         "bigram": ngrams.bigram_cross_entropy(*counted),
+        "trigram": ngrams.trigram_cross_entropy(*counted),
         "rate_curve": likelihoods.rate_curve(
             of_batch,
             trained.params,
@@ -125,15 +129,22 @@ def _table(told: dict) -> str:
         f"{told['tokens']:,} tokens in {told['rows']:,} rows, {told['draws']} draws a row",
         f"  NELBO    {told['nats_per_token']:.3f} nats/token  +- {told['mc_error']:.3f} (masks)  "
         f"+- {told['text_error']:.3f} (text)",
+    ]
+    if told["interval"]:
+        low, high = told["interval"]
+        lines.append(f"           {low:.3f} to {high:.3f} with 95 % confidence, for such text")
+    lines += [
         f"           {told['bits_per_token']:.3f} bits/token, perplexity {told['perplexity']:.1f}",
-        f"  unigram  {told['unigram']:.3f} nats/token",
-        f"  bigram   {told['bigram']:.3f} nats/token",
-        "  mask rate    nats per masked token",
+        f"           {told['bits_per_word']:.2f} bits/word, "
+        f"{told['bits_per_character']:.3f} bits/character",
+        *(f"  {name:<9}{told[name]:.3f} nats/token" for name in ("unigram", "bigram", "trigram")),
+        "  mask rate    nats per masked token    right",
     ]
     for point in told["rate_curve"]:
         error = "" if point["error"] is None else f" +- {point['error']:.3f}"
         mark = "  <- BERT" if point["rate"] == 0.15 else ""
-        lines.append(f"  {point['rate']:8.0%}     {point['nats']:.3f}{error}{mark}")
+        nats = f"{point['nats']:.3f}{error}"
+        lines.append(f"  {point['rate']:8.0%}     {nats:<23} {point['accuracy']:6.1%}{mark}")
     return "\n".join(lines)
 
 

@@ -11,11 +11,14 @@ from jax.sharding import Mesh
 
 from mdlm_jax import data, parallel
 from mdlm_jax.diffusion import Denoiser, Likelihood, mlm_loss, nelbo
+from mdlm_jax.evaluation.text_sizes import TextSize
 from mdlm_jax.networks import bert
 
 Array = jax.Array
 PyTree = Any
 DenoiserOf = Callable[[PyTree, dict[str, Array]], Denoiser]  # (params, batch) -> Denoiser
+
+_NORMAL_95 = 1.959964  # standard errors to each side of a 95 % interval
 
 RATES = (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
 
@@ -78,17 +81,43 @@ def make_nelbo(
     return of_rows
 
 
-def summary(likelihood: Likelihood) -> dict[str, float | int]:
-    """The figures of a likelihood, in nats but where the name says otherwise."""
+def summary(likelihood: Likelihood) -> dict[str, Any]:
+    """The figures of a likelihood, in nats but where the name says otherwise.
+
+    `interval` is that of 95 % for the text that the rows are a sample of, `text_error` to both
+    sides; None for a single row.
+    """
     nats = float(likelihood.nats_per_token)
+    reach = _NORMAL_95 * float(likelihood.text_error)
     return {
         "nats_per_token": nats,
         "mc_error": float(likelihood.mc_error),
         "text_error": float(likelihood.text_error),
+        "interval": None if math.isnan(reach) else [nats - reach, nats + reach],
         "bits_per_token": nats / math.log(2),
         "perplexity": math.exp(nats),
         "tokens": int(likelihood.tokens.sum()),
         "rows": int((likelihood.tokens > 0).sum()),
+    }
+
+
+def per_text_unit(nats_per_token: float, tokens: int, size: TextSize) -> dict[str, float | int]:
+    """The same likelihood by words and by characters, in which tokenizers compare.
+
+    Args:
+      nats_per_token: of the text.
+      tokens: of the text.
+      size: of the text.
+    """
+    nats = nats_per_token * tokens
+    by_word, by_character = nats / max(size.words, 1), nats / max(size.characters, 1)
+    return {
+        "words": size.words,
+        "characters": size.characters,
+        "nats_per_word": by_word,
+        "bits_per_word": by_word / math.log(2),
+        "nats_per_character": by_character,
+        "bits_per_character": by_character / math.log(2),
     }
 
 
@@ -107,7 +136,8 @@ def rate_curve(
     One corruption of each row at each rate. The error is the standard error over batches.
 
     Returns:
-      Points `{"rate", "nats", "error"}`, nats per masked token; the error is None of one batch.
+      Points `{"rate", "nats", "error", "accuracy"}`: nats per masked token, whose error is None of
+      one batch, and the share of masked tokens whose most likely token is the right one.
     """
 
     def loss(params, batch, rate):
@@ -123,17 +153,23 @@ def rate_curve(
             maskable=batch["maskable"],
             rows=batch["rows"],
         )
-        return nats, aux.masked.sum()
+        return nats, aux.masked.sum(), aux.correct.sum()
 
     of_batch = jax.jit(lambda params, batch: [loss(params, batch, rate) for rate in rates])
     parts = [of_batch(params, b) for b in data.eval_batches(rows, batch_size=batch_size)]
-    parts = np.asarray(jax.device_get(parts), np.float64)  # [batches, rates, 2]
-    nats, masked = parts[..., 0], parts[..., 1]
+    parts = np.asarray(jax.device_get(parts), np.float64)  # [batches, rates, 3]
+    nats, masked, correct = np.moveaxis(parts, -1, 0)
+    accuracy = correct.sum(axis=0) / masked.sum(axis=0)
     mean = (nats * masked).sum(axis=0) / masked.sum(axis=0)
     batches = len(parts)
     residual = (nats - mean) * masked
     error = np.sqrt(batches / max(batches - 1, 1) * (residual**2).sum(axis=0)) / masked.sum(axis=0)
     return [
-        {"rate": rate, "nats": float(m), "error": float(e) if batches > 1 else None}
-        for rate, m, e in zip(rates, mean, error, strict=True)
+        {
+            "rate": rate,
+            "nats": float(m),
+            "error": float(e) if batches > 1 else None,
+            "accuracy": float(a),
+        }
+        for rate, m, e, a in zip(rates, mean, error, accuracy, strict=True)
     ]

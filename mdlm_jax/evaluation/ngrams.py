@@ -120,6 +120,17 @@ def bigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
     return _cross_entropy(fit(train, vocab_size, 2), test)
 
 
+def trigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
+    """Cross-entropy of the Witten-Bell trigram, in nats per token of `test`.
+
+    Args: as for `unigram_cross_entropy`.
+
+    Raises:
+      ValueError: as `fit`.
+    """
+    return _cross_entropy(fit(train, vocab_size, 3), test)
+
+
 def _cross_entropy(model: NGram, test: Rows) -> float:
     nats, count = 0.0, 0
     for tokens, valid in _chunks("test", test, len(model.unigram)):

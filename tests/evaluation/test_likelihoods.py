@@ -50,6 +50,8 @@ def test_nelbo_of_a_split_counts_every_row_once():
     assert told["bits_per_token"] == pytest.approx(np.log2(3), rel=1e-5)
     assert told["perplexity"] == pytest.approx(3, rel=1e-5)
     assert told["mc_error"] == pytest.approx(0, abs=1e-6)
+    low, high = told["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * told["text_error"], rel=1e-4, abs=1e-6)
 
 
 def test_what_lies_in_the_padding_changes_nothing():

@@ -1,0 +1,57 @@
+"""How many words and characters rows of tokens are: units in which tokenizers compare."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mdlm_jax import data
+
+_ROWS = 256  # decoded at a time
+
+
+class TextSize(NamedTuple):
+    """Of a text.
+
+    Attributes:
+      words: runs of characters that are no white space.
+      characters: Unicode code points; each separator of texts is one.
+    """
+
+    words: int
+    characters: int
+
+
+def text_size(rows: data.Rows, tokenizer: Tokenizer) -> TextSize:
+    """The size of what the tokens say, as the tokenizer writes them out.
+
+    Packed rows are one stream: a word that two rows share counts once. Where the tokenizer changes
+    text (lower case, unknown characters), what it makes of the text is counted.
+
+    Args:
+      rows: of a split, in order.
+      tokenizer: of the rows.
+    """
+    separator = data.special_ids(tokenizer).sep
+    words = characters = 0
+    for document in _documents(rows, separator):
+        text = data.decode(tokenizer, document)
+        words += len(text.split())
+        characters += len(text) + int(np.sum(document == separator))
+    return TextSize(words, characters)
+
+
+def _documents(rows: data.Rows, separator: int) -> Iterator[np.ndarray]:
+    """The tokens of each text, its separator at the end; of padded rows, of each row."""
+    rest = np.zeros(0, np.int64)  # what may go on in the next rows
+    for first in range(0, len(rows), _ROWS):
+        part = rows[first : first + _ROWS]
+        tokens = np.asarray(part.tokens)
+        if part.sizes is not None:
+            yield from (row[:size] for row, size in zip(tokens, part.sizes, strict=True))
+            continue
+        stream = np.concatenate([rest, tokens.reshape(-1)])
+        *whole, rest = np.split(stream, np.flatnonzero(stream == separator) + 1)
+        yield from whole
+    yield rest

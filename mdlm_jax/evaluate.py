@@ -19,14 +19,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 
 from mdlm_jax import command_line, data, decoding, workdir
 from mdlm_jax.evaluation import (
+    features,
     frontier,
     frontier_table,
     likelihoods,
+    mauve,
     naive_bayes,
     ngrams,
     scorers,
@@ -62,7 +65,10 @@ _SCORER = flags.DEFINE_string(
     "Of the frontier: trigram (counted on the training split), or hf:NAME_OR_FOLDER of a causal "
     "language model of Hugging Face.",
 )
-_OF_FRONTIER = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer")
+_FEATURES = flags.DEFINE_string(
+    "features", "", "Of the frontier: folder of a run whose encoder reads the rows for MAUVE."
+)
+_OF_FRONTIER = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer", "features")
 command_line.require("workdir")
 
 
@@ -166,13 +172,14 @@ def _frontier(folder: epath.Path) -> int:
         if grid.guidance:
             frontier.check_guidance(trained.encoder)
         prepared = workdir.load_data(trained)
-        judges = _judges(trained, prepared)
-    reference = frontier.reference_rows(prepared.splits[_SPLIT.value], grid.samples)
+        reference = frontier.reference_rows(prepared.splits[_SPLIT.value], grid.samples)
+        judges = _judges(trained, prepared, len(reference))
     told = {
         "split": _SPLIT.value,
         "step": trained.step,
         "weights": _WEIGHTS.value,
         "scorer": _SCORER.value,
+        "features": _FEATURES.value or None,
         "samples": grid.samples,
         "seed": _SEED.value,
         "batch_size": _BATCH_SIZE.value,
@@ -182,7 +189,10 @@ def _frontier(folder: epath.Path) -> int:
     }
     paths = folder / "frontier.json", folder / "frontier.png"
     table = frontier_table.table(
-        strategies, guided=bool(grid.guidance), classes=judges.classifier is not None
+        strategies,
+        guided=bool(grid.guidance),
+        classes=judges.classifier is not None,
+        mauve=judges.mauve is not None,
     )
     print(_heading(told), frontier_table.heads(table), sep="\n")
     print(frontier_table.line(table, told["reference"]), flush=True)
@@ -221,13 +231,33 @@ def _heading(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _judges(trained: workdir.Trained, prepared: data.Prepared) -> frontier.Judges:
+def _judges(trained: workdir.Trained, prepared: data.Prepared, count: int) -> frontier.Judges:
+    """What measures the rows; MAUVE compares with `count` others of real text."""
     train, size = prepared.splits["train"], prepared.vocab_size
     classes = trained.encoder.classes
+    other = "validation" if _SPLIT.value == "test" else "test"
+    real = frontier.reference_rows(prepared.splits[other], count)
     return frontier.Judges(
         scorers.scorer(_SCORER.value, train, trained.tokenizer, size),
+        train,
         naive_bayes.fit(train, size, classes) if classes else None,
+        _mauve(trained, real) if _FEATURES.value else None,
     )
+
+
+def _mauve(trained: workdir.Trained, real: data.Rows) -> Callable[[data.Rows], float]:
+    """MAUVE of rows against real text, both read by the encoder of --features."""
+    theirs = workdir.load(epath.Path(_FEATURES.value))
+
+    def featurise(rows: data.Rows) -> np.ndarray:
+        read = features.reencode(
+            rows, trained.tokenizer, theirs.tokenizer, theirs.encoder.max_length
+        )
+        return features.of_rows(theirs.params, theirs.encoder, read, batch_size=_BATCH_SIZE.value)
+
+    of_real = featurise(real)
+    # As many of both: how many clusters there are, and so the score, depends on it.
+    return lambda rows: mauve.score(of_real, featurise(rows[: len(real)])).score
 
 
 def _specs() -> list[str]:

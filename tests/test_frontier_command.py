@@ -36,7 +36,7 @@ def measured(run, folder):
     """What the command printed, and what it wrote."""
     done = run(
         "evaluate", *FRONTIER, "--strategies=exact_count; threshold(0.5)", "--steps=2,4",
-        "--temperatures=1,0.5", "--samples=8", "--batch_size=8",
+        "--temperatures=1,0.5", "--samples=8", "--batch_size=8", "--features={run}",
     )  # fmt: skip
     return done.stdout, json.loads((folder / "run" / "frontier.json").read_text())
 
@@ -50,6 +50,7 @@ def test_every_point_is_told_and_written_beside_real_text(measured, folder):
         assert f"{point['nats']:.3f} +- {point['nats_error']:.3f}" in printed
         assert f"{point['entropy']:.3f} +- {point['entropy_error']:.3f}" in printed
         assert point["rows"] == 8 and "class_accuracy" not in point
+        assert 0 < point["mauve"] <= 1 and point["memorised"] <= point["memorised_longest"] <= 16
     lines = printed.splitlines()
     assert lines[2].startswith("real text") and lines[3].startswith("exact_count ")
     assert told["split"] == "test" and told["scorer"] == "trigram" and told["step"] == 4
@@ -94,6 +95,7 @@ CASES = {
     "no strategies": ([*FRONTIER, "--strategies=;"], "--strategies is empty"),
     "strategy": ([*FRONTIER, "--strategies=exact_cuont"], "exact_cuont.*one of .*exact_count"),
     "guidance": ([*FRONTIER, "--guidance=1,2"], "guidance is for models with classes"),
+    "features": ([*FRONTIER, "--features=/nowhere"], "/nowhere"),
     "scorer": ([*FRONTIER, "--scorer=bigram"], "scorer 'bigram' must be trigram, or hf:"),
 }
 

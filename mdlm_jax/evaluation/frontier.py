@@ -20,7 +20,7 @@ import numpy as np
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import Strategy, sample, transforms
-from mdlm_jax.evaluation import naive_bayes, text_metrics
+from mdlm_jax.evaluation import memorisation, naive_bayes, text_metrics
 from mdlm_jax.evaluation.scorers import Scorer
 from mdlm_jax.networks import bert
 
@@ -69,11 +69,15 @@ class Judges(NamedTuple):
 
     Attributes:
       scorer: nats of each row under another model.
+      train: the training split, whose runs of tokens samples may repeat.
       classifier: of models with classes, else None.
+      mauve: of rows, against real text; None where no encoder reads them.
     """
 
     scorer: Scorer
+    train: data.Rows
     classifier: naive_bayes.NaiveBayes | None = None
+    mauve: Callable[[data.Rows], float] | None = None
 
 
 def check_guidance(encoder: bert.Config) -> None:
@@ -116,8 +120,10 @@ def describe(rows: data.Rows, judges: Judges) -> Point:
 
     Returns:
       rows, tokens; nats (per token of the rows, by the scorer), nats_error; entropy, entropy_error;
-      distinct_1, distinct_2, distinct_3; repetition; and with a classifier class_accuracy (the
-      share of rows that it gives their label), class_accuracy_error. None where it is undefined.
+      distinct_1, distinct_2, distinct_3; repetition; memorised (the longest run of tokens of a row
+      that stands in the training split, the mean over rows), memorised_error, memorised_longest;
+      with an encoder mauve; and with a classifier class_accuracy (the share of rows that it gives
+      their label), class_accuracy_error. None where it is undefined.
     """
     sizes = np.full(len(rows), rows.tokens.shape[1]) if rows.sizes is None else rows.sizes
     nats = text_metrics.mean(judges.scorer(rows), sizes)
@@ -132,6 +138,15 @@ def describe(rows: data.Rows, judges: Judges) -> Point:
         **{f"distinct_{n}": text_metrics.distinct(rows, n) for n in _DISTINCT},
         "repetition": text_metrics.mean(text_metrics.repetition(rows, _REPEATED)).value,
     }
+    overlaps = memorisation.longest_overlaps(rows, judges.train)
+    memorised = text_metrics.mean(overlaps.astype(float))
+    told |= {
+        "memorised": memorised.value,
+        "memorised_error": memorised.error,
+        "memorised_longest": int(overlaps.max()),
+    }
+    if judges.mauve is not None:
+        told["mauve"] = judges.mauve(rows)
     if judges.classifier is not None:
         right = naive_bayes.classify(judges.classifier, rows) == rows.labels
         accuracy = text_metrics.mean(right.astype(float))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 REAL_TEXT = "real text"
 FOOT = """\
 nats: per token, under the scorer, +- standard error; entropy: of a row's tokens, likewise;
-distinct-n, rep-4: shares of n-grams; evals: network evaluations a row; seconds: of all samples,
-compilation excluded. Fewer nats with less entropy is plainer text, not better text."""
+distinct-n, rep-4: shares of n-grams; overlap: the longest run of a row that stands in the
+training text, in tokens; evals: network evaluations a row; seconds: of all samples, compilation
+excluded. Fewer nats with less entropy is plainer text, not better text."""
 CLASS_FOOT = "class: rows that naive Bayes, made of the training split, gives the class asked for."
 
 
@@ -41,7 +42,9 @@ _METRICS = (
     _Column("-2", 5, _number("distinct_2", "{:.3f}")),
     _Column("-3", 5, _number("distinct_3", "{:.3f}")),
     _Column("rep-4", 6, _number("repetition", "{:.1%}")),
+    _Column("overlap", 11, _with_error("memorised", "{:.1f}")),
 )
+_MAUVE = (_Column("mauve", 6, _number("mauve", "{:.3f}")),)
 _CLASS = (_Column("class", 10, _with_error("class_accuracy", "{:.0%}")),)
 _COST = (
     _Column("evals", 6, _number("evaluations", "{:.1f}")),
@@ -61,7 +64,7 @@ class Table(NamedTuple):
     columns: tuple[_Column, ...]
 
 
-def table(names: Sequence[str], *, guided: bool, classes: bool) -> Table:
+def table(names: Sequence[str], *, guided: bool, classes: bool, mauve: bool) -> Table:
     """The layout for strategies of these names."""
     return Table(
         max(map(len, (REAL_TEXT, *names))),
@@ -69,6 +72,7 @@ def table(names: Sequence[str], *, guided: bool, classes: bool) -> Table:
             *_SETTING,
             *(_GUIDANCE if guided else ()),
             *_METRICS,
+            *(_MAUVE if mauve else ()),
             *(_CLASS if classes else ()),
             *_COST,
         ),

@@ -17,7 +17,8 @@ PLAIN = bert.Config(
     vocab_size=VOCAB, mask_id=MASK, max_length=LENGTH, layers=1, width=16, heads=2, mlp_width=16
 )
 CLASSED = dataclasses.replace(PLAIN, classes=CLASSES, class_dropout=0.1)
-NO_DIFFERENCE = frontier.Judges(lambda rows: np.zeros(len(rows)))
+TRAIN = data.Rows(np.array([[9, 0, 1, 0, 1, 9], [4, 5, 6, 7, 8, 9]]), np.zeros(2, np.int32))
+NO_DIFFERENCE = frontier.Judges(lambda rows: np.zeros(len(rows)), TRAIN)
 
 
 def params_of(config):
@@ -51,7 +52,7 @@ def measured(config, grid, reference, *, batch_size=64, strategy=None, classifie
         strategy or {"exact_count": strategies.exact_count()},
         grid,
         reference,
-        frontier.Judges(scorer, classifier),
+        frontier.Judges(scorer, TRAIN, classifier),
         seed=0,
         batch_size=batch_size,
     )
@@ -144,7 +145,7 @@ def test_describe_tells_the_metrics_of_rows():
     rows = data.Rows(
         np.array([[0, 1, 0, 1, 0, 1], [2, 4, 5, 6, 9, 9]]), np.zeros(2), np.array([6, 4])
     )
-    told = frontier.describe(rows, frontier.Judges(lambda rows: np.array([6.0, 8.0])))
+    told = frontier.describe(rows, frontier.Judges(lambda rows: np.array([6.0, 8.0]), TRAIN))
     assert told["rows"] == 2 and told["tokens"] == 10
     assert told["nats"] == pytest.approx(1.4)  # 14 nats of 10 tokens
     assert told["entropy"] == pytest.approx((math.log(2) + math.log(4)) / 2)
@@ -152,14 +153,26 @@ def test_describe_tells_the_metrics_of_rows():
         4 / 6
     )
     assert told["repetition"] == pytest.approx((1 / 3 + 0) / 2)
-    assert "class_accuracy" not in told
+    assert (told["memorised"], told["memorised_longest"]) == (3.5, 4)  # 0 1 0 1, and 4 5 6
+    assert "class_accuracy" not in told and "mauve" not in told
+
+
+def test_mauve_is_asked_of_the_rows_where_an_encoder_reads_them():
+    judges = NO_DIFFERENCE._replace(mauve=lambda rows: float(len(rows)))
+    assert frontier.describe(rows_of(5), judges)["mauve"] == 5.0
 
 
 def test_what_is_undefined_is_none():
     row = data.Rows(np.array([[0, 1]]), np.zeros(1))
     told = frontier.describe(row, NO_DIFFERENCE)
     undefined = {name for name, value in told.items() if value is None}
-    assert undefined == {"nats_error", "entropy_error", "distinct_3", "repetition"}
+    assert undefined == {
+        "nats_error",
+        "entropy_error",
+        "distinct_3",
+        "repetition",
+        "memorised_error",
+    }
 
 
 def test_the_reference_is_spread_over_labels_and_rows():
@@ -207,7 +220,7 @@ def test_models_that_cannot_be_guided_are_refused(config, message):
 
 def test_the_table_lines_up(guided):
     _, points, _ = guided
-    layout = frontier_table.table(["exact_count"], guided=True, classes=True)
+    layout = frontier_table.table(["exact_count"], guided=True, classes=True, mauve=True)
     heads = frontier_table.heads(layout)
     lines = [frontier_table.line(layout, point) for point in points]
     assert {len(each) for each in (heads, *lines)} == {len(heads)}

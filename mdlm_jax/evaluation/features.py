@@ -1,0 +1,127 @@
+"""Features of rows of tokens: what an encoder of ours makes of them, for MAUVE and BERTScore.
+
+    trained = workdir.load(folder)
+    rows = features.reencode(samples, tokenizer, trained.tokenizer, trained.encoder.max_length)
+    features.of_rows(trained.params, trained.encoder, rows)  # f32[N, D]
+
+A model's own features see what it has learned to see: better the encoder of another run than of the
+one that wrote the samples. Means over tokens tell words and topics, and of a small encoder little
+of the order of words.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from mdlm_jax import data
+from mdlm_jax.networks import bert
+
+Array = jax.Array
+
+
+def of_rows(
+    params: Any, encoder: bert.Config, rows: data.Rows, *, batch_size: int = 32
+) -> np.ndarray:
+    """The mean over a row's tokens of the encoder's last hidden states, padding left out.
+
+    The text is read without masks, at time 0 and with no class told.
+
+    Args:
+      params: of the encoder.
+      encoder: what they are the parameters of.
+      rows: N rows of its own tokens; see `reencode`.
+      batch_size: rows at a time; one program is compiled for each size.
+
+    Returns:
+      f32[N, D].
+
+    Raises:
+      ValueError: rows that the encoder cannot read: empty, too long, or with foreign ids.
+    """
+    return _collect(params, encoder, rows, batch_size, pooled=True)
+
+
+def of_tokens(
+    params: Any, encoder: bert.Config, rows: data.Rows, *, batch_size: int = 32
+) -> np.ndarray:
+    """The encoder's last hidden state of every token, 0 at padding: f32[N, L, D].
+
+    Arguments and errors as for `of_rows`.
+    """
+    return _collect(params, encoder, rows, batch_size, pooled=False)
+
+
+def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: int) -> data.Rows:
+    """Rows of one tokenizer in the tokens of another, document by document.
+
+    Rows that fit as they are, of the same tokenizer, stay. A separator becomes the other's; what
+    exceeds `length` is cut off; a row without text becomes a single separator.
+
+    Args:
+      rows: N rows.
+      tokenizer: of the rows.
+      other: of what is returned.
+      length: of the rows that are returned.
+
+    Returns:
+      N padded rows `[N, length]` with their labels: one shape, whatever the text.
+    """
+    if tokenizer.to_str() == other.to_str() and rows.tokens.shape[1] <= length:
+        return rows
+    separator, pad = data.special_ids(tokenizer).sep, data.special_ids(other).pad
+    sizes = np.full(len(rows), rows.tokens.shape[1]) if rows.sizes is None else rows.sizes
+    ids = (row[:size] for row, size in zip(np.asarray(rows.tokens), sizes, strict=True))
+    parts = [np.split(row, np.flatnonzero(row == separator)) for row in ids]
+    documents = (data.decode(tokenizer, part) for row in parts for part in row)
+    encoded = data.encode_documents(other, documents)  # each ended by a separator
+    found = [np.concatenate([next(encoded) for _ in row]) for row in parts]
+    # What comes after the last separator is no whole document.
+    found = [row[: max(len(row) - 1, 1)][:length] for row in found]
+    sizes = np.array([len(row) for row in found], np.int32)
+    tokens = np.full((len(found), length), pad, np.int32)
+    tokens[np.arange(length) < sizes[:, None]] = np.concatenate(found)
+    return data.Rows(tokens, rows.labels, sizes)
+
+
+def _collect(
+    params: Any, encoder: bert.Config, rows: data.Rows, batch_size: int, *, pooled: bool
+) -> np.ndarray:
+    _check(encoder, rows)
+    parts = [
+        _states(params, encoder, batch["tokens"], batch.get("valid"), pooled=pooled)
+        for batch in data.eval_batches(rows, batch_size=batch_size)
+    ]
+    return np.concatenate(jax.device_get(parts))[: len(rows)]
+
+
+@partial(jax.jit, static_argnames=("encoder", "pooled"))
+def _states(
+    params: Any, encoder: bert.Config, tokens: Array, valid: Array | None, *, pooled: bool
+) -> Array:
+    """Hidden states f32[B, L, D] of a batch, or where `pooled` their means f32[B, D]."""
+    denoiser = bert.denoiser(params, encoder, valid=valid)
+    states = denoiser.encode(tokens, jnp.zeros(len(tokens))).at.astype(jnp.float32)
+    weight = jnp.ones(tokens.shape) if valid is None else valid.astype(jnp.float32)
+    # What comes out at padding means nothing, perhaps not even a number.
+    states = jnp.where(weight[..., None] > 0, states, 0.0)
+    if not pooled:
+        return states
+    return states.sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
+
+
+def _check(encoder: bert.Config, rows: data.Rows) -> None:
+    shape = rows.tokens.shape
+    if len(shape) != 2 or not rows.tokens.size:
+        raise ValueError(f"rows must be a matrix of token ids that is not empty, got {shape}")
+    if shape[1] > encoder.max_length:
+        raise ValueError(f"rows have length {shape[1]}: max_length is {encoder.max_length}")
+    low, high = rows.tokens.min(), rows.tokens.max()
+    if low < 0 or high >= encoder.vocab_size:
+        raise ValueError(
+            f"rows hold ids from {low} to {high}: the encoder's vocabulary ends before "
+            f"{encoder.vocab_size}"
+        )

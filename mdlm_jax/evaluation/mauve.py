@@ -1,0 +1,171 @@
+"""MAUVE: how much of one distribution of texts another covers, and the other way round.
+
+    written = features.of_rows(params, encoder, samples)  # f32[N, D]
+    mauve.score(features.of_rows(params, encoder, test), written).score
+
+(Pillutla et al. 2021, "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence
+Frontiers"; Pillutla et al. 2023, "MAUVE Scores for Generative Models: Theory and Practice".)
+
+The score depends on the features, on the number of rows and on the number of clusters: compare
+only where all three are equal, and beside the score of other real text against the same real text,
+which is what no model need exceed. The paper takes 5,000 rows; of a few hundred the score tells
+broken text from sound, and little more.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_SCALE = 5.0  # c of the paper
+_WEIGHTS = np.linspace(1e-6, 1 - 1e-6, 25)  # of the mixtures; the ends of the curve are known
+_EXPLAINED = 0.9  # share of the variance that is kept
+_RESTARTS = 5
+_ITERATIONS = 100  # at most; the assignment settles long before
+_ROWS_PER_CLUSTER = 10
+
+
+class Mauve(NamedTuple):
+    """The divergence frontier of two histograms.
+
+    Attributes:
+      score: the area under the frontier, in (0, 1]; 1 where the two agree.
+      frontier: f64[M, 2], `exp(-c KL(Q | R))` and `exp(-c KL(P | R))`, from (1, 0) to (0, 1): the
+        first falls with what Q writes that P does not, the second with what it misses of P.
+      p: f64[K], share of the rows of P in each cluster.
+      q: f64[K], of Q.
+    """
+
+    score: float
+    frontier: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+
+
+def score(
+    p_features: np.ndarray, q_features: np.ndarray, *, clusters: int | None = None, seed: int = 0
+) -> Mauve:
+    """MAUVE of two sets of texts: their features are clustered, their histograms compared.
+
+    Both sets together are scaled to unit length, projected on the principal components that hold
+    90 % of the variance, and clustered by k-means, the best of 5 starts, as Pillutla et al. 2021
+    do; `of_histograms` tells the rest.
+
+    Args:
+      p_features: f[N, D], of real text.
+      q_features: f[M, D], of what was written. The two can be exchanged but for the clusters that
+        k-means happens to find.
+      clusters: K; by default a tenth of the smaller set, at least 2.
+      seed: of k-means.
+
+    Raises:
+      ValueError: features are no matrices of equal width, are empty or not finite, or there are
+        fewer rows than clusters.
+    """
+    p_features, q_features = _checked("p_features", p_features), _checked("q_features", q_features)
+    if p_features.shape[1] != q_features.shape[1]:
+        raise ValueError(
+            f"p_features have width {p_features.shape[1]} and q_features {q_features.shape[1]}: "
+            "both must come from the same encoder"
+        )
+    rows = len(p_features) + len(q_features)
+    if clusters is None:
+        clusters = max(2, round(min(len(p_features), len(q_features)) / _ROWS_PER_CLUSTER))
+    if not 2 <= clusters <= rows:
+        raise ValueError(f"clusters is {clusters}: it must be from 2 to {rows}, the number of rows")
+    points = _principal_components(_unit(np.concatenate([p_features, q_features])))
+    labels = _k_means(points, clusters, np.random.default_rng(seed))
+    counts = [np.bincount(part, minlength=clusters) for part in np.split(labels, [len(p_features)])]
+    return of_histograms(*(each / each.sum() for each in counts))
+
+
+def of_histograms(p: np.ndarray, q: np.ndarray) -> Mauve:
+    """The frontier of two distributions over the same K clusters, and the area under it.
+
+    With `R_w = w P + (1 - w) Q` the frontier is the curve of
+    `(exp(-c KL(Q | R_w)), exp(-c KL(P | R_w)))` for w in (0, 1), with its ends (1, 0) and (0, 1);
+    c = 5 (Pillutla et al. 2021, equation 1). It falls, so the trapezoids along it are the
+    area, whichever axis is integrated over.
+
+    Args:
+      p: f[K], not negative, sums to 1.
+      q: f[K], likewise.
+
+    Raises:
+      ValueError: they are no two distributions over as many clusters.
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    if p.ndim != 1 or p.shape != q.shape:
+        raise ValueError(f"p and q have shapes {p.shape} and {q.shape}: both must be [K]")
+    for name, each in (("p", p), ("q", q)):
+        if not (each >= 0).all() or not np.isclose(each.sum(), 1.0):
+            raise ValueError(f"{name} must be shares that sum to 1, got the sum {each.sum():g}")
+    mixtures = _WEIGHTS[:, None] * p + (1 - _WEIGHTS[:, None]) * q  # [M, K]
+    curve = np.exp(-_SCALE * np.stack([_divergences(q, mixtures), _divergences(p, mixtures)], 1))
+    frontier = np.concatenate([[[1.0, 0.0]], curve, [[0.0, 1.0]]])
+    return Mauve(-float(np.trapezoid(frontier[:, 1], frontier[:, 0])), frontier, p, q)
+
+
+def _divergences(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
+    """`KL(p | r)` for each row r of `mixtures`, f64[M, K], positive wherever p is: f64[M], nats."""
+    there = p > 0
+    return (p[there] * np.log(p[there] / mixtures[:, there])).sum(axis=1)
+
+
+def _checked(name: str, features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"{name} must be a matrix that is not empty, got {features.shape}")
+    if not np.isfinite(features).all():
+        raise ValueError(f"{name} must be finite: there are nan or inf among them")
+    return features
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length; zeros stay."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1.0)
+
+
+def _principal_components(features: np.ndarray) -> np.ndarray:
+    """Coordinates along the first axes that together hold 90 % of the variance."""
+    centred = features - features.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred)  # in rising order
+    held = np.cumsum(np.maximum(variances[::-1], 0.0))
+    kept = int(np.searchsorted(held, _EXPLAINED * held[-1])) + 1
+    return centred @ axes[:, ::-1][:, :kept]
+
+
+def _k_means(points: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
+    """The cluster of each point, i64[N]: of several runs the one with the least squared error."""
+    runs = [_k_means_once(points, clusters, random) for _ in range(_RESTARTS)]
+    return min(runs, key=lambda run: run[1])[0]
+
+
+def _k_means_once(
+    points: np.ndarray, clusters: int, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Lloyd's iteration from points drawn at random: the clusters, and the squared error.
+
+    Starts as the authors take them: better ones (k-means++) tell P and Q apart a little better,
+    and gave scores that were lower by some 0.006 than theirs on the same features.
+    """
+    centres = points[random.choice(len(points), clusters, replace=False)]
+    labels = None
+    for _ in range(_ITERATIONS):
+        before = labels
+        distances = _squared_distances(points, centres)
+        labels = distances.argmin(axis=1)
+        if before is not None and (labels == before).all():
+            break
+        counts = np.bincount(labels, minlength=clusters)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, labels, points)
+        # A cluster that lost all its points stays where it was.
+        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+    return labels, float(distances.min(axis=1).sum())
+
+
+def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """f[N, K]."""
+    squares = (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)
+    return np.maximum(squares - 2 * points @ centres.T, 0.0)

@@ -1,0 +1,273 @@
+"""Memorisation: the longest run of tokens of each row that stands in the training split.
+
+    overlaps = memorisation.longest_overlaps(samples, train)  # i64[N], tokens
+    memorisation.summary(overlaps, samples)
+
+Real text overlaps with the training split too (phrases, quotations, tables), so tell the samples'
+overlaps beside those of rows of the test split that are as long: what stands above these is copied.
+(Carlini et al. 2023, "Quantifying Memorization Across Neural Language Models", count such runs
+after a prompt of the training text; here there is none.)
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mdlm_jax.data import Rows
+
+# Tokens of the training split that are walked at a time, and tokens of the rows that are looked
+# for in one pass over it: their automaton takes about a kilobyte for each.
+_CHUNK = 2**22
+_BLOCK = 2**20
+
+
+class Summary(NamedTuple):
+    """The distribution of longest overlaps over rows, in tokens.
+
+    Attributes:
+      mean: over rows.
+      error: its standard error; nan of a single row.
+      median: half of the rows overlap by as much or less.
+      p90: the 90th percentile.
+      longest: the maximum.
+      whole: share of rows that stand in the training split as a whole.
+    """
+
+    mean: float
+    error: float
+    median: float
+    p90: float
+    longest: int
+    whole: float
+
+
+class _Automaton(NamedTuple):
+    """The suffix automaton of some texts: every run of theirs leads from state 0 to one state.
+
+    Attributes:
+      edges: i64[E], `state * base + symbol` of every edge, sorted: often more than 32 bits.
+      targets: i64[E], where it leads.
+      base: symbols are 1..base-1; 0 is none of them.
+      links: i64[S], the state of the longest suffix that stands in more places; -1 of state 0.
+      lengths: i32[S], tokens of the longest run that leads to the state.
+      ends: for each text the states of its beginnings of 1, 2, ... tokens.
+    """
+
+    edges: np.ndarray
+    targets: np.ndarray
+    base: int
+    links: np.ndarray
+    lengths: np.ndarray
+    ends: list[list[int]]
+
+
+def longest_overlaps(rows: Rows, train: Rows) -> np.ndarray:
+    """Of each row the most consecutive tokens that stand consecutively in one training row.
+
+    Exact: the rows become a suffix automaton (Blumer et al. 1985, "The smallest automaton
+    recognizing the subwords of a text"), and many training rows at a time walk through it. One pass
+    over the training split, which may be mapped from disk, for every 2**20 tokens of the rows; some
+    million tokens a second. Runs lie within rows, as that is what a model was shown; separators
+    count, padding does not.
+
+    Args:
+      rows: N rows.
+      train: the training split, of any row length.
+
+    Returns:
+      i64[N], tokens, from 0 to the size of the row.
+
+    Raises:
+      ValueError: rows are no matrix, are empty, or hold a negative id.
+    """
+    texts = [text for part in _chunks("rows", rows, _CHUNK) for text in _texts(*part)]
+    found = [
+        _overlaps(texts[first:last], train) for first, last in _blocks([len(t) for t in texts])
+    ]
+    return np.concatenate(found)
+
+
+def summary(overlaps: np.ndarray, rows: Rows) -> Summary:
+    """The distribution of overlaps over rows.
+
+    Args:
+      overlaps: i64[N], `longest_overlaps(rows, train)`.
+      rows: N rows.
+
+    Raises:
+      ValueError: there are not as many overlaps as rows, or none.
+    """
+    if not len(rows) or len(overlaps) != len(rows):
+        raise ValueError(
+            f"there are {len(overlaps)} overlaps of {len(rows)} rows: there must be one of each"
+        )
+    sizes = rows.tokens.shape[1] if rows.sizes is None else rows.sizes
+    several = len(overlaps) > 1
+    return Summary(
+        mean=float(overlaps.mean()),
+        error=float(overlaps.std(ddof=1) / np.sqrt(len(overlaps))) if several else np.nan,
+        median=float(np.median(overlaps)),
+        p90=float(np.quantile(overlaps, 0.9)),
+        longest=int(overlaps.max()),
+        whole=float((overlaps == sizes).mean()),
+    )
+
+
+def _overlaps(texts: Sequence[np.ndarray], train: Rows) -> np.ndarray:
+    """`longest_overlaps` of texts, i64[tokens] each."""
+    alphabet, symbols = np.unique(np.concatenate(texts), return_inverse=True)
+    cuts = np.cumsum([len(text) for text in texts])[:-1]
+    automaton = _automaton([part.tolist() for part in np.split(symbols + 1, cuts)])
+
+    symbol_of = np.zeros(alphabet[-1] + 2, np.int64)  # the last is for all ids above
+    symbol_of[alphabet] = np.arange(1, len(alphabet) + 1)
+    best = np.zeros(len(automaton.links), np.int32)
+    for tokens, valid in _chunks("train", train, _CHUNK):
+        symbols = symbol_of[np.minimum(tokens, len(symbol_of) - 1)]
+        _walk(automaton, np.where(valid, symbols, 0), best)
+    found = _reach(automaton, best)
+    return np.array([found[ends].max() for ends in automaton.ends], np.int64)
+
+
+def _walk(automaton: _Automaton, symbols: np.ndarray, best: np.ndarray) -> None:
+    """Walks rows of symbols, i64[n, L], side by side.
+
+    After each symbol a row is in the state of its longest suffix that stands in the texts, and
+    knows its length. Raises `best[state]`, i32[S], to the longest length seen there.
+    """
+    state = np.zeros(len(symbols), np.int64)
+    length = np.zeros(len(symbols), np.int32)
+    for symbol in np.ascontiguousarray(symbols.T):
+        target = _follow(automaton, state, symbol)
+        length += 1
+        # Where nothing leads on, shorten the suffix until something does, or nothing is left.
+        stuck = np.flatnonzero(target < 0)
+        while stuck.size:
+            shorter = np.where(symbol[stuck] > 0, automaton.links[state[stuck]], -1)
+            lost = stuck[shorter < 0]
+            target[lost], length[lost] = 0, 0
+            stuck, shorter = stuck[shorter >= 0], shorter[shorter >= 0]
+            state[stuck], length[stuck] = shorter, automaton.lengths[shorter] + 1
+            target[stuck] = _follow(automaton, shorter, symbol[stuck])
+            stuck = stuck[target[stuck] < 0]
+        state = target
+        longer = np.flatnonzero(length > best[state])
+        np.maximum.at(best, state[longer], length[longer])
+
+
+def _follow(automaton: _Automaton, state: np.ndarray, symbol: np.ndarray) -> np.ndarray:
+    """Where symbols lead from states, i64[n]; -1 where nowhere."""
+    edge = state * automaton.base + symbol
+    at = np.minimum(np.searchsorted(automaton.edges, edge), len(automaton.edges) - 1)
+    return np.where(automaton.edges[at] == edge, automaton.targets[at], -1)
+
+
+def _reach(automaton: _Automaton, best: np.ndarray) -> np.ndarray:
+    """Tokens of the longest suffix that was met in the training split, of each state: i32[S].
+
+    Args:
+      automaton: of the texts.
+      best: i32[S], of the runs that lead to each state the longest that was met, 0 if none was.
+    """
+    reach, links, lengths = best.tolist(), automaton.links.tolist(), automaton.lengths.tolist()
+    order = np.argsort(automaton.lengths, kind="stable").tolist()[1:]  # a link leads to a shorter
+    for state in reversed(order):
+        if reach[state]:
+            reach[links[state]] = lengths[links[state]]  # a run was met, and so its suffixes
+    for state in order:
+        reach[state] = reach[state] or reach[links[state]]
+    return np.array(reach, np.int32)
+
+
+def _automaton(texts: Sequence[list[int]]) -> _Automaton:
+    """The suffix automaton of texts in symbols from 1 on, built token by token."""
+    edges: list[dict[int, int]] = [{}]
+    links, lengths = [-1], [0]
+
+    def add(length: int, leaving: dict[int, int], link: int) -> int:
+        edges.append(leaving)
+        lengths.append(length)
+        links.append(link)
+        return len(edges) - 1
+
+    def redirect(state: int, symbol: int, old: int | None, new: int) -> int:
+        """Turns the edges to `old` of a state and its links to `new`; returns where this ends."""
+        while state >= 0 and edges[state].get(symbol) == old:
+            edges[state][symbol] = new
+            state = links[state]
+        return state
+
+    def target(state: int, symbol: int) -> int:
+        """Where an edge leads, after splitting off the runs there that do not come over it."""
+        old = edges[state][symbol]
+        if lengths[old] == lengths[state] + 1:
+            return old
+        links[old] = new = add(lengths[state] + 1, dict(edges[old]), links[old])
+        redirect(state, symbol, old, new)
+        return new
+
+    def extend(state: int, symbol: int) -> int:
+        if symbol in edges[state]:
+            return target(state, symbol)
+        new = add(lengths[state] + 1, {}, 0)
+        known = redirect(state, symbol, None, new)
+        if known >= 0:
+            links[new] = target(known, symbol)
+        return new
+
+    ends = []
+    for text in texts:
+        state = 0
+        ends.append([state := extend(state, symbol) for symbol in text])
+
+    base = max(map(max, texts)) + 1
+    keys = [i * base + symbol for i, leaving in enumerate(edges) for symbol in leaving]
+    targets = [to for leaving in edges for to in leaving.values()]
+    order = np.argsort(keys)
+    return _Automaton(
+        np.array(keys, np.int64)[order],
+        np.array(targets, np.int64)[order],
+        base,
+        np.array(links, np.int64),
+        np.array(lengths, np.int32),
+        ends,
+    )
+
+
+def _blocks(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive texts of some `_BLOCK` tokens: the first, and the one after the last."""
+    first = tokens = 0
+    for i, size in enumerate(sizes):
+        if tokens and tokens + size > _BLOCK:
+            yield first, i
+            first, tokens = i, 0
+        tokens += size
+    yield first, len(sizes)
+
+
+def _texts(tokens: np.ndarray, valid: np.ndarray) -> Iterator[np.ndarray]:
+    return (row[there] for row, there in zip(tokens, valid, strict=True))
+
+
+def _chunks(name: str, rows: Rows, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some `size` tokens at a time: i64[n, L], and which of these are text, bool[n, L].
+
+    Raises:
+      ValueError: the rows are no matrix, there is an empty one, or they hold a negative id.
+    """
+    shape = rows.tokens.shape
+    if len(shape) != 2 or not rows.tokens.size:
+        raise ValueError(f"{name} must be a matrix of token ids that is not empty, got {shape}")
+    step = max(size // shape[1], 1)
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        tokens = np.asarray(part.tokens, np.int64)
+        if tokens.min() < 0:
+            raise ValueError(f"{name} holds the id {tokens.min()}: ids are 0 or more")
+        sizes = np.full(len(part), shape[1]) if part.sizes is None else np.asarray(part.sizes)
+        if sizes.min() < 1 or sizes.max() > shape[1]:
+            raise ValueError(
+                f"{name} must have from 1 to {shape[1]} tokens, got {sizes.min()} to {sizes.max()}"
+            )
+        yield tokens, np.arange(shape[1]) < sizes[:, None]

@@ -40,7 +40,7 @@ from mdlm_jax.diffusion import (
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "evaluation", "networks", "parallel", "training")
+_ROOMS = ("data", "evaluation", "interop", "networks", "parallel", "training")
 
 __all__ = [
     "Corrupted",

@@ -35,7 +35,7 @@ def training_step(encoder: bert.Config, rows: int, length: int, slots: int) -> S
     """
     tokens = rows * length
     products = encoder.layers * _layer(encoder, rows, length)
-    attended = encoder.layers * _attention(encoder, tokens, length)
+    attended = _attention(encoder, tokens, length)
     read_out = _readout(encoder, slots)
     again = {"none": 0.0, "dots": attended, "full": products + attended}[encoder.remat]
     return StepFlops(model=3 * (products + attended + read_out), recomputed=again)
@@ -43,8 +43,9 @@ def training_step(encoder: bert.Config, rows: int, length: int, slots: int) -> S
 
 def sampler(encoder: bert.Config, rows: int, length: int, steps: int) -> float:
     """Operations of `steps` network evaluations that write each position once."""
-    once = _layer(encoder, rows, length) + _attention(encoder, rows * length, length)
-    return steps * encoder.layers * once + _readout(encoder, rows * length)
+    products = encoder.layers * _layer(encoder, rows, length)
+    once = products + _attention(encoder, rows * length, length)
+    return steps * once + _readout(encoder, rows * length)
 
 
 def _layer(encoder: bert.Config, rows: int, length: int) -> float:
@@ -62,7 +63,9 @@ def _attention(encoder: bert.Config, tokens: int, length: int) -> float:
         "causal": (length + 1) / 2,
         "local": min(2 * encoder.window + 1, length),
     }[encoder.attention]
-    return 4.0 * tokens * keys * encoder.width
+    everywhere = -(-encoder.layers // encoder.global_every) if encoder.global_every else 0
+    of_layers = (encoder.layers - everywhere) * keys + everywhere * length
+    return 4.0 * tokens * of_layers * encoder.width
 
 
 def _readout(encoder: bert.Config, positions: int) -> float:

@@ -248,6 +248,8 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    # What the encoder of an older version could not be asked for, it did as the defaults do.
+    before = before | {"model": dataclasses.asdict(bert.Config()) | before["model"]}
     old, new = identity(before), identity(now)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if differing:

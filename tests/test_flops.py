@@ -88,3 +88,13 @@ def test_a_sampler_encodes_each_step_and_reads_each_position_once():
     forward = flops.training_step(CONFIG, ROWS, LENGTH, 0).model / 3
     assert two - one == forward
     assert one == flops.training_step(CONFIG, ROWS, LENGTH, ROWS * LENGTH).model / 3
+
+
+def test_blocks_that_see_everything_are_counted_so():
+    local = dataclasses.replace(CONFIG, layers=5, attention="local", window=2)
+    alternating = dataclasses.replace(local, global_every=3)  # blocks 0 and 3
+    full = dataclasses.replace(local, attention="full", window=0)
+    one, two, three = (
+        flops.sampler(config, ROWS, LENGTH, 1) for config in (local, alternating, full)
+    )
+    assert two - one == pytest.approx(2 / 5 * (three - one))

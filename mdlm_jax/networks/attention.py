@@ -28,7 +28,15 @@ class Mask(NamedTuple):
     segment_ids: Array | None = None
 
 
-def attention(q: Array, k: Array, v: Array, mask: Mask = Mask(), *, backend: str) -> Array:  # noqa: B008
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask = Mask(),  # noqa: B008
+    *,
+    backend: str,
+    everywhere: Array | None = None,
+) -> Array:
     """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
 
     Args:
@@ -36,12 +44,13 @@ def attention(q: Array, k: Array, v: Array, mask: Mask = Mask(), *, backend: str
       mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
         finite and means nothing; backends differ there.
       backend: 'xla' runs everywhere; 'splash' is a kernel for TPUs (see `splash_attention`).
+      everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
 
     Returns:
       `[B, L, H, d]` in the type of `q`.
 
     Raises:
-      ValueError: an unknown backend.
+      ValueError: an unknown backend, or one that does not lift windows.
     """
     if backend == "xla":
         dense = attention_mask(
@@ -50,8 +59,11 @@ def attention(q: Array, k: Array, v: Array, mask: Mask = Mask(), *, backend: str
             window=mask.window,
             valid=mask.valid,
             segment_ids=mask.segment_ids,
+            everywhere=everywhere,
         )
         return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
+    if backend == "splash" and everywhere is not None:
+        raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
     if backend == "splash":
         return splash_attention(q, k, v, **mask._asdict())
     raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
@@ -64,12 +76,14 @@ def attention_mask(
     window: int = 0,
     valid: Array | None = None,
     segment_ids: Array | None = None,
+    everywhere: Array | None = None,
 ) -> Array | None:
     """Who sees whom: True where the query (third axis) sees the key (last axis).
 
     Args:
       kind, window, valid, segment_ids: of `Mask`.
       length: `L`.
+      everywhere: of `attention`.
 
     Returns:
       bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.
@@ -79,7 +93,8 @@ def attention_mask(
     if kind == "causal":
         parts.append((ahead <= 0)[None, None])
     if kind == "local":
-        parts.append((jnp.abs(ahead) <= window)[None, None])
+        near = jnp.abs(ahead) <= window
+        parts.append((near if everywhere is None else near | everywhere)[None, None])
     if valid is not None:
         parts.append(valid[:, None, None, :])
     if segment_ids is not None:
@@ -90,12 +105,12 @@ def attention_mask(
     return mask
 
 
-def rope_angles(length: int, head_dim: int) -> Array:
-    """Angles `m * 10000^(-2i/d)` of position m and feature pair i, f32 `[L, d/2]`.
+def rope_angles(length: int, head_dim: int, theta: float = 10_000.0) -> Array:
+    """Angles `m * theta^(-2i/d)` of position m and feature pair i, f32 `[L, d/2]`.
 
-    Su et al. 2021 (RoFormer), equation 15.
+    Su et al. 2021 (RoFormer), equation 15, where theta is 10,000.
     """
-    frequencies = 10_000.0 ** (-jnp.arange(0, head_dim, 2) / head_dim)
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
     return jnp.arange(length)[:, None] * frequencies
 
 

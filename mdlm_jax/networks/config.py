@@ -38,7 +38,10 @@ class Config:
       norm_position: 'post' normalises after each residual sum (Vaswani et al. 2017) and after the
         embeddings; 'pre' normalises each branch's input, and the encoder's output.
       norm: 'layernorm' (Ba et al. 2016) or 'rmsnorm' (Zhang and Sennrich 2019).
+      embedding_norm: where pre-norm, normalise the embeddings too; the first block's attention then
+        takes them as they are (ModernBERT, Warner et al. 2024).
       positions: 'learned' embeddings, or 'rope': rotations of queries and keys (Su et al. 2021).
+      rope_theta: base of the rotations' wavelengths.
       qk_norm: normalise queries and keys per head (Henry et al. 2020; Dehghani et al. 2023).
       gated: gated MLP (Shazeer 2020).
       activation: 'gelu' (exact, by erf), 'gelu_tanh' or 'silu'.
@@ -48,6 +51,9 @@ class Config:
       attention: each position sees all ('full'), itself and those before it ('causal'), or those
         at most `window` away on either side ('local').
       window: reach of local attention.
+      global_every: where attention is local, blocks 0, n, 2n, ... see all positions (ModernBERT); 0
+        for none.
+      global_rope_theta: `rope_theta` of those blocks.
       dropout: rate on the embeddings and on each residual branch. Attention weights are not
         dropped: flash kernels never hold them.
       remat: what the backward pass recomputes: 'none', 'dots' (all but the matrix products with
@@ -57,6 +63,7 @@ class Config:
       attention_backend: 'xla', or 'splash' on TPUs.
       token_types: rows of the token-type ("segment A/B") embedding: 2 as in BERT, or 0.
       use_bias: biases in dense layers, in layer norms and on the logits.
+      output_bias: a bias on the logits where there are no others.
       norm_eps: added to the variance.
       init_scale: standard deviation of the normal, truncated at two of them, that weights are
         drawn from.
@@ -78,7 +85,9 @@ class Config:
     mlp_width: int = 3072
     norm_position: str = "post"
     norm: str = "layernorm"
+    embedding_norm: bool = False
     positions: str = "learned"
+    rope_theta: float = 10_000.0
     qk_norm: bool = False
     gated: bool = False
     activation: str = "gelu"
@@ -87,12 +96,15 @@ class Config:
     class_dropout: float = 0.0
     attention: str = "full"
     window: int = 0
+    global_every: int = 0
+    global_rope_theta: float = 10_000.0
     dropout: float = 0.1
     remat: str = "none"
     scan: bool = True
     attention_backend: str = "xla"
     token_types: int = 2
     use_bias: bool = True
+    output_bias: bool = False
     norm_eps: float = 1e-12
     init_scale: float = 0.02
     dtype: str = "float32"
@@ -106,7 +118,7 @@ class Config:
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("dropout", "class_dropout"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
-        for name in ("norm_eps", "init_scale"):
+        for name in ("norm_eps", "init_scale", "rope_theta", "global_rope_theta"):
             _require(getattr(self, name) > 0, self, name, "positive")
         in_vocabulary = 0 <= self.mask_id < self.vocab_size
         _require(in_vocabulary, self, "mask_id", f"in [0, vocab_size={self.vocab_size})")
@@ -120,7 +132,18 @@ class Config:
         if self.attention == "local":
             _require(self.window >= 1, self, "window", "at least 1 where attention='local'")
         else:
-            _require(self.window == 0, self, "window", f"0 where attention={self.attention!r}")
+            for name in ("window", "global_every"):
+                of_local = getattr(self, name) == 0
+                _require(of_local, self, name, f"0 where attention={self.attention!r}")
+        _require(self.global_every >= 0, self, "global_every", "0 (none) or more")
+        if self.global_every:
+            dense = self.attention_backend == "xla"
+            _require(dense, self, "attention_backend", "'xla' where global_every is not 0")
+        if self.norm_position == "post":
+            accepted = "False where norm_position='post', which has that norm always"
+            _require(not self.embedding_norm, self, "embedding_norm", accepted)
+        if self.use_bias:
+            _require(not self.output_bias, self, "output_bias", "False where use_bias=True")
 
     @property
     def head_dim(self) -> int:

@@ -39,16 +39,38 @@ class Block(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None, seen: tuple, angles: Array | None):
-        """`x [B, L, D]`, condition `[B, D]`, `(valid, segment_ids)`, angles to `(x, None)`."""
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None,
+        seen: tuple,
+        angles: tuple[Array, ...] | None,
+        number: Array | None = None,
+    ):
+        """`x [B, L, D]` to `(x, None)`.
+
+        Args:
+          x: the residual stream.
+          condition: `[B, D]`.
+          seen: `(valid, segment_ids)`.
+          angles: as for `rotate`; behind them those of the blocks that lift their window.
+          number: of the block, i32, where blocks differ.
+        """
         config = self.config
+        everywhere = number % config.global_every == 0 if config.global_every else None
         mask = Mask(config.attention, config.window, *seen)
+        turn = angles[0] if angles else None
+        if angles and config.global_every:
+            turn = jnp.where(everywhere, angles[1], angles[0])
         pre = config.norm_position == "pre"
 
         def add(x: Array, name: str, branch, shift=0.0, scale=0.0, gate=1.0) -> Array:
             normalise = norm(config, name + "_norm")
             if pre:
-                return x + gate * dropout(self, branch(modulate(normalise(x), shift, scale)))
+                normal = normalise(x)
+                if config.embedding_norm and name == "attention":
+                    normal = jnp.where(number == 0, x, normal)
+                return x + gate * dropout(self, branch(modulate(normal, shift, scale)))
             return modulate(normalise(x + dropout(self, branch(x))), shift, scale)
 
         attention = SelfAttention(config, name="attention")
@@ -58,9 +80,14 @@ class Block(nn.Module):
             out = {"branches": 2, "modulation": 3 if pre else 2, "embed": config.width}
             parts = dense(config, "modulation", out, axes=("condition",), zero=True)(condition)
             of_attention, of_mlp = jnp.moveaxis(parts[:, None], (2, 3), (0, 1))  # [2|3, B, 1, D]
-        x = add(x, "attention", lambda h: attention(h, mask, angles), *of_attention)
+        x = add(x, "attention", lambda h: attention(h, mask, turn, everywhere), *of_attention)
         x = add(x, "mlp", mlp, *of_mlp)
         return parallel.spread_rows(x), None
+
+
+def differ(config: Config) -> bool:
+    """Whether blocks compute otherwise than each other, and so are told their number."""
+    return bool(config.global_every) or config.embedding_norm
 
 
 def blocks(config: Config, name: str) -> nn.Module:
@@ -74,7 +101,7 @@ def blocks(config: Config, name: str) -> nn.Module:
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast,) * 3 + (0,) * differ(config),
         length=config.layers,
         unroll=1 if config.scan else config.layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -113,8 +140,12 @@ class Encoder(nn.Module):
             condition = jax.nn.silu(condition)
 
         x = Embeddings(config, name="embeddings")(tokens, token_types, extra)
-        angles = rope_angles(length, config.head_dim) if config.positions == "rope" else None
-        x, _ = blocks(config, "blocks")(x, condition, (valid, segment_ids), angles)
+        angles: tuple[Array, ...] = ()
+        if config.positions == "rope":
+            thetas = (config.rope_theta, *[config.global_rope_theta] * bool(config.global_every))
+            angles = tuple(rope_angles(length, config.head_dim, theta) for theta in thetas)
+        numbers = (jnp.arange(config.layers),) * differ(config)
+        x, _ = blocks(config, "blocks")(x, condition, (valid, segment_ids), angles, *numbers)
 
         if config.norm_position == "pre":
             x = norm(config, "final_norm")(x)

@@ -103,7 +103,7 @@ def dropout(module: nn.Module, x: Array) -> Array:
 
 
 class Embeddings(nn.Module):
-    """Sum of token, position, token-type and given embeddings; normalised if post-norm."""
+    """Sum of token, position, token-type and given embeddings, normalised where that is asked."""
 
     config: Config
 
@@ -128,7 +128,7 @@ class Embeddings(nn.Module):
             x += extra[:, None]
         # At once: a table sharded along D would lend its axis to all that follows.
         x = parallel.spread_rows(x)
-        if config.norm_position == "post":
+        if config.norm_position == "post" or config.embedding_norm:
             x = norm(config, "norm")(x)
         return dropout(self, x.astype(config.compute_dtype))
 
@@ -174,8 +174,10 @@ class SelfAttention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Mask, angles: Array | None) -> Array:
-        """`x [B, L, D]`; `mask` as for `attention`, `angles` as for `rotate`."""
+    def __call__(
+        self, x: Array, mask: Mask, angles: Array | None, everywhere: Array | None = None
+    ) -> Array:
+        """`x [B, L, D]`; `mask`, `everywhere` as for `attention`, `angles` as for `rotate`."""
         config = self.config
         heads = {"heads": config.heads, "head_dim": config.head_dim}
         x = dense(config, "qkv", {"qkv": 3, **heads}, axes=("embed",))(x)
@@ -185,7 +187,7 @@ class SelfAttention(nn.Module):
             k = norm(config, "key_norm", "head_dim")(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        x = attention(q, k, v, mask, backend=config.attention_backend)
+        x = attention(q, k, v, mask, backend=config.attention_backend, everywhere=everywhere)
         return dense(config, "out", {"embed": config.width}, axes=("heads", "head_dim"))(x)
 
 
@@ -230,7 +232,7 @@ class Head(nn.Module):
             precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if bfloat16 else None,
             preferred_element_type=jnp.float32,
         )
-        if config.use_bias:
+        if config.use_bias or config.output_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             logits += self.param("bias", init, table.shape[:1])
         return logits

@@ -24,6 +24,7 @@ def logits(
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     rows, length = tokens.shape
     sees = who_sees_whom(config, rows, length, valid, segment_ids)
+    all_see = who_sees_whom(config, rows, length, valid, segment_ids, window=length)
     encoder, head = p["encoder"], p["head"]
 
     extra, condition = np.zeros((rows, config.width)), None
@@ -43,11 +44,14 @@ def logits(
     if config.token_types:
         types = np.zeros((rows, length), int) if token_types is None else np.asarray(token_types)
         x = x + encoder["embeddings"]["token_types"][types]
-    if config.norm_position == "post":
+    if config.norm_position == "post" or config.embedding_norm:
         x = norm(config, encoder["embeddings"]["norm"], x)
     for i in range(config.layers):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
-        x = add_branches(config, block, x, condition, sees)
+        if config.global_every and i % config.global_every == 0:
+            x = add_branches(config, block, x, condition, all_see, i, config.global_rope_theta)
+        else:
+            x = add_branches(config, block, x, condition, sees, i, config.rope_theta)
     if config.norm_position == "pre":
         x = norm(config, encoder["final_norm"], x)
         if config.time_conditioning:
@@ -59,22 +63,23 @@ def logits(
     return x[..., : config.vocab_size]
 
 
-def who_sees_whom(config, rows, length, valid, segment_ids):
+def who_sees_whom(config, rows, length, valid, segment_ids, window=None):
     """bool[B, query, key], by asking of every pair."""
+    window = config.window if window is None else window
     sees = np.zeros((rows, length, length), bool)
     for row in range(rows):
         for query in range(length):
             for key in range(length):
                 sees[row, query, key] = (
                     (config.attention != "causal" or key <= query)
-                    and (config.attention != "local" or abs(key - query) <= config.window)
+                    and (config.attention != "local" or abs(key - query) <= window)
                     and (valid is None or valid[row][key])
                     and (segment_ids is None or segment_ids[row][query] == segment_ids[row][key])
                 )
     return sees
 
 
-def add_branches(config, block, x, condition, sees):
+def add_branches(config, block, x, condition, sees, number, theta):
     pre = config.norm_position == "pre"
     parts = 6 if pre else 4
     told = np.zeros((len(x), parts * config.width))
@@ -82,7 +87,7 @@ def add_branches(config, block, x, condition, sees):
         told = linear(block["modulation"], condition)
     told = split(told, parts)
     branches = {
-        "attention": lambda h: attention(config, block["attention"], h, sees),
+        "attention": lambda h: attention(config, block["attention"], h, sees, theta),
         "mlp": lambda h: mlp(config, block["mlp"], h),
     }
     for i, (name, branch) in enumerate(branches.items()):
@@ -90,13 +95,15 @@ def add_branches(config, block, x, condition, sees):
         weights = block[name + "_norm"]
         if pre:
             gate = gate[0] if condition is not None else 1
-            x = x + gate * branch(norm(config, weights, x) * (1 + scale) + shift)
+            bare = config.embedding_norm and number == 0 and name == "attention"
+            normal = x if bare else norm(config, weights, x)
+            x = x + gate * branch(normal * (1 + scale) + shift)
         else:
             x = norm(config, weights, x + branch(x)) * (1 + scale) + shift
     return x
 
 
-def attention(config, weights, x, sees):
+def attention(config, weights, x, sees, theta):
     rows, length, _ = x.shape
     d = config.width // config.heads
     q, k, v = (
@@ -105,7 +112,7 @@ def attention(config, weights, x, sees):
     if config.qk_norm:
         q, k = norm(config, weights["query_norm"], q), norm(config, weights["key_norm"], k)
     if config.positions == "rope":
-        q, k = rope(q), rope(k)
+        q, k = rope(q, theta), rope(k, theta)
     mixed = np.zeros_like(v)
     for head in range(config.heads):
         scores = q[:, :, head] @ k[:, :, head].transpose(0, 2, 1) / math.sqrt(d)
@@ -118,10 +125,10 @@ def attention(config, weights, x, sees):
     return linear(weights["out"], mixed.reshape(rows, length, -1))
 
 
-def rope(x):
+def rope(x, theta):
     """`x [B, L, H, d]`: pairs (i, i + d/2) as complex numbers, turned by position."""
     half = x.shape[-1] // 2
-    turn = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    turn = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turn)[:, None]
     return np.concatenate([z.real, z.imag], axis=-1)
 

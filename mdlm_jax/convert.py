@@ -1,0 +1,51 @@
+"""Writes a checkpoint of Hugging Face, or the weights of a run, so that transformers opens it.
+
+    python -m mdlm_jax.convert --source=google-bert/bert-base-uncased --target=models/bert
+    python -m mdlm_jax.convert --source=runs/mine --target=models/mine
+
+The source is a folder with config.json and weights (safetensors, sharded, or pytorch_model.bin), a
+name of the Hugging Face hub, or the --workdir of a run or of what export wrote. The target opens
+with AutoModelForMaskedLM.from_pretrained and AutoTokenizer.from_pretrained. BERT, RoBERTa,
+DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes the same.
+"""
+
+from absl import flags
+from etils import epath
+
+from mdlm_jax import command_line, workdir
+from mdlm_jax.interop import Pretrained, load_pretrained, save_pretrained
+
+_SOURCE = flags.DEFINE_string("source", None, "Folder, name of the hub, or folder of a run.")
+_TARGET = flags.DEFINE_string("target", None, "Folder to write, empty or made if it is missing.")
+_MASK_ID = flags.DEFINE_integer(
+    "mask_id", None, "The mask token, where the source has no tokenizer that tells it.", 0
+)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ["ema", "params"], "Averaged or raw weights, of a run."
+)
+command_line.require("source", "target")
+
+
+def main() -> int:
+    """Writes the folder; returns the exit code."""
+    with command_line.bad_input():
+        pretrained = _read(_SOURCE.value)
+        save_pretrained(_TARGET.value, pretrained)
+    config = pretrained.config
+    print(
+        f"written: {_TARGET.value}, {config.layers} layers of width {config.width}, "
+        f"{config.vocab_size:,} tokens, the mask {config.mask_id}"
+    )
+    return 0
+
+
+def _read(source: str) -> Pretrained:
+    run = epath.Path(source)
+    if (run / "checkpoints").is_dir():
+        trained = workdir.load(run, weights=_WEIGHTS.value)
+        return Pretrained(trained.params, trained.encoder, trained.tokenizer)
+    return load_pretrained(source, mask_id=_MASK_ID.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,52 @@
+"""Where a checkpoint lies: a folder here, or one of the Hugging Face hub, fetched."""
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_TEXTS = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"]
+# PyTorch's only where there is no other.
+_WEIGHTS = (
+    ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
+    ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+)
+_ACCEPTED = "accepted are a folder, or a name of the Hugging Face hub (owner/name)"
+
+
+def folder(path_or_name: str | Path) -> Path:
+    """The folder of a checkpoint; one of the hub lies in Hugging Face's cache then.
+
+    Raises:
+      FileNotFoundError: nothing lies there, and it is no name of the hub.
+      ValueError: it is a file, or the hub does not give it.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{path} is a file: {_ACCEPTED}")
+    if not _NAME.fullmatch(str(path_or_name)):
+        raise FileNotFoundError(f"no folder at {path}: {_ACCEPTED}")
+    return _fetched(str(path_or_name))
+
+
+def _fetched(name: str) -> Path:
+    import huggingface_hub  # a dependency of `tokenizers`; it takes a moment
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would tell every retry
+    try:
+        for files in _WEIGHTS:
+            path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_TEXTS, *files]))
+            if any(path.glob(files[0])) or any(path.glob(files[2])):
+                break
+        return path
+    except Exception as error:  # of the network or of the hub: all are its answer
+        told = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(
+            f"{name!r} is no folder here, and the Hugging Face hub does not give it "
+            f"({type(error).__name__}: {told}): {_ACCEPTED}"
+        ) from None
+    finally:
+        logging.set_verbosity(before)

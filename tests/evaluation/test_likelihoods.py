@@ -37,6 +37,7 @@ def test_rate_curve_has_the_mean_and_the_error_of_the_batches():
         batches = np.array([zero + one, one + zero, one])  # summed over their 2, 2 and 1 rows
         mean = batches.sum() / 5
         assert point["nats"] == pytest.approx(mean, rel=1e-5)
+        assert point["accuracy"] == pytest.approx(2 / 5)  # 0 is always the likeliest
         residual = batches - mean * np.array([2, 2, 1])
         assert point["error"] == pytest.approx(np.sqrt(1.5 * (residual**2).sum()) / 5, rel=1e-4)
 

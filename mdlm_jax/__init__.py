@@ -7,9 +7,10 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 |---|---|
 | a denoiser | `Denoiser`, `Hidden`, `as_denoiser` |
 | masking schedules | `schedules.linear`, `schedules.cosine`, `schedules.polynomial` |
-| corruption | `corrupt`, `corrupt_mlm` -> `Corrupted` |
+| corruption | `corrupt`, `corrupt_mlm`, `corrupt_causal` -> `Corrupted` |
+| prompts that are kept | `keep_prefix`, `keep_around`: `maskable` to `maskable` |
 | objectives | `diffusion_loss`, `mlm_loss`, `corrupted_loss` -> `(loss, LossAux)` |
-| likelihood | `nelbo` -> `Likelihood` |
+| likelihood | `nelbo`, `causal_likelihood` -> `Likelihood`; `at_rate` -> `AtRate` |
 | sampling | `sample` with one of `strategies`, `exact_count` first -> tokens, `Trace` |
 | transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
 """
@@ -17,6 +18,7 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 import importlib
 
 from mdlm_jax.diffusion import (
+    AtRate,
     Corrupted,
     Denoiser,
     Hidden,
@@ -26,10 +28,15 @@ from mdlm_jax.diffusion import (
     Strategy,
     Trace,
     as_denoiser,
+    at_rate,
+    causal_likelihood,
     corrupt,
+    corrupt_causal,
     corrupt_mlm,
     corrupted_loss,
     diffusion_loss,
+    keep_around,
+    keep_prefix,
     mlm_loss,
     nelbo,
     sample,
@@ -43,6 +50,7 @@ __version__ = "0.1.0"
 _ROOMS = ("data", "evaluation", "interop", "networks", "parallel", "training")
 
 __all__ = [
+    "AtRate",
     "Corrupted",
     "Denoiser",
     "Hidden",
@@ -52,10 +60,15 @@ __all__ = [
     "Strategy",
     "Trace",
     "as_denoiser",
+    "at_rate",
+    "causal_likelihood",
     "corrupt",
+    "corrupt_causal",
     "corrupt_mlm",
     "corrupted_loss",
     "diffusion_loss",
+    "keep_around",
+    "keep_prefix",
     "mlm_loss",
     "nelbo",
     "sample",

@@ -49,12 +49,12 @@ class Oracle(NamedTuple):
             out.append((positions, -np.log(p[positions, string[positions]]).sum()))
         return out
 
-    def exact_count_nelbo(self, string):
-        """`L mean_k S_k / k`, from the sets of each size."""
+    def exact_count_nelbo(self, string, most=L):
+        """`L mean_k S_k / k` over k = 1..most, from the sets of each size; the NELBO where all."""
         by_size = [[] for _ in range(L + 1)]
         for positions, nats in self.set_nats(string):
             by_size[len(positions)].append(nats)
-        return L * np.mean([np.mean(by_size[k]) / k for k in range(1, L + 1)])
+        return L * np.mean([np.mean(by_size[k]) / k for k in range(1, most + 1)])
 
     def schedule_nelbo(self, string, schedule, drift=0.0, nodes=64):
         """`int weight(t) sum_sets P(set | t) nats(set, t) dt`, by Gauss-Legendre quadrature."""

@@ -48,6 +48,7 @@ def corrupt(
     schedule: Schedule = linear(),
     corruption: Literal["exact", "bernoulli"] = "exact",
     weighting: Literal["elbo", "flat"] = "elbo",
+    max_rate: Array | float = 1.0,
     maskable: Array | None = None,
     rows: Array | None = None,
     paired: bool | None = None,
@@ -64,6 +65,10 @@ def corrupt(
         uniformly and masks each token alone.
       weighting: "elbo" makes the loss the NELBO in nats per maskable token; "flat" the summed
         cross-entropy of the masked tokens per maskable token.
+      max_rate: r in (0, 1], of exact counts: a row of L maskable tokens has k of them masked, k
+        uniform on {1..K} with `K = max(1, ceil(r L))`, and the loss is `L E[S_k / k]` over these k,
+        the NELBO's integrand averaged over the rates up to r. Only r = 1 gives the NELBO. It may
+        be traced: a curriculum is a function of the step.
       maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
       paired: whether rows 2i and 2i + 1 share slots, which saves half the projection. By default
@@ -72,7 +77,8 @@ def corrupt(
 
     Raises:
       ValueError: on shapes or names that do not fit; on "flat" with exact counts and a schedule
-        that is not linear (a flat loss depends on the law of the rate, and exact counts have one).
+        that is not linear (a flat loss depends on the law of the rate, and exact counts have one);
+        on a number `max_rate` that is out of its range, or that Bernoulli masking has no use for.
     """
     maskable, rows, neighbours = _check_rows(tokens, mask_id, maskable, rows)
     if corruption not in ("exact", "bernoulli"):
@@ -85,6 +91,7 @@ def corrupt(
             "flat weighting with exact counts trains the linear schedule: "
             "take schedule=linear(), or corruption='bernoulli'"
         )
+    _check_max_rate(max_rate, exact)
     if paired and not (exact and tokens.shape[0] % 2 == 0):
         raise ValueError(
             f"paired rows need exact counts and an even batch, not {corruption!r} and "
@@ -96,7 +103,7 @@ def corrupt(
     keys = noise.row_keys(placing, rows)
     if exact:
         u = noise.stratified(spread, rows // 2)  # one for each pair
-        masks = exact_masks(keys, u, rows, maskable=maskable, schedule=schedule)
+        masks = exact_masks(keys, u, rows, maskable=maskable, schedule=schedule, max_rate=max_rate)
     else:
         t = 1.0 - noise.stratified(spread, rows)  # (0, 1], where the weight is finite
         masks = bernoulli_masks(keys, t, maskable=maskable, schedule=schedule)
@@ -190,6 +197,14 @@ def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: b
         targets=jnp.take_along_axis(tokens.reshape(batch // group, -1), positions, axis=1),
         weights=jnp.where(slot < count.sum(axis=1), weights, 0.0),
     )
+
+
+def _check_max_rate(max_rate: Array | float, exact: bool) -> None:
+    known = not isinstance(max_rate, jax.Array)  # which may be traced
+    if known and not 0 < max_rate <= 1:
+        raise ValueError(f"max_rate is {max_rate}, it must be in (0, 1]")
+    if not exact and not (known and max_rate == 1):
+        raise ValueError("max_rate bounds exact counts: with corruption='bernoulli' it must be 1")
 
 
 def _check_rows(tokens, mask_id, maskable, rows) -> tuple[Array, Array, bool]:

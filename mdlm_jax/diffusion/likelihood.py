@@ -17,11 +17,12 @@ Array = jax.Array
 
 
 class Likelihood(NamedTuple):
-    """An upper bound of each row's `-log p`, estimated, with the variance of the estimate.
+    """Each row's `-log p`, or an upper bound of it, estimated, with the variance of the estimate.
 
     Attributes:
-      nats: f32[B], the estimated NELBO of each row.
-      mc_variance: f32[B], the estimate's own variance, from independent replicates within the row.
+      nats: f32[B], the estimated NELBO of each row; of `causal_likelihood` its `-log p`.
+      mc_variance: f32[B], the estimate's own variance, from independent replicates within the row;
+        0 where nothing was drawn.
       tokens: i32[B], the tokens that count.
     """
 
@@ -31,7 +32,7 @@ class Likelihood(NamedTuple):
 
     @property
     def nats_per_token(self) -> Array:
-        """The NELBO of the whole text per token."""
+        """That of the whole text per token."""
         return self.nats.sum() / self.tokens.sum()
 
     @property

@@ -50,9 +50,15 @@ class Masks(NamedTuple):
 
 
 def exact_masks(
-    keys: Array, u: Array, side: Array, *, maskable: Array, schedule: Schedule
+    keys: Array,
+    u: Array,
+    side: Array,
+    *,
+    maskable: Array,
+    schedule: Schedule,
+    max_rate: Array | float = 1.0,
 ) -> Masks:
-    """Exactly `exact_counts(u, L, side)` masks a row, in a uniformly random place.
+    """Exactly `exact_counts(u, K, side)` masks a row, in a uniformly random place.
 
     Args:
       keys: [B], one a row.
@@ -60,9 +66,11 @@ def exact_masks(
       side: i32[B], see `exact_counts`.
       maskable: bool[B, L].
       schedule: turns the mask rate into the time.
+      max_rate: r in (0, 1], which bounds the counts: `K = max(1, ceil(r L))`.
     """
     order, scores, length = _random_order(keys, maskable)
-    count = exact_counts(u, length, side)
+    most = jnp.ceil(jnp.asarray(max_rate, jnp.float32) * length).astype(jnp.int32)
+    count = exact_counts(u, jnp.clip(most, jnp.minimum(1, length), length), side)
     rate = jnp.take_along_axis(scores, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
     t = schedule.rate_to_time(jnp.minimum(rate, 1.0))  # 1 where there is nothing to mask
     return Masks(order, count, length, t, length / jnp.maximum(count, 1))
@@ -87,7 +95,8 @@ def exact_counts(u: Array, length: Array, side: Array) -> Array:
     """Counts on {1..L}, uniform if `u` is on [0, 1): `i32[B]`, 0 where `L` is 0.
 
     Two rows with one u and opposite sides take `ceil(u L_a)` and `L_b + 1 - ceil(u L_b)` (u from
-    (0, 1] there): each is uniform, and together they are at most `max(L_a, L_b) + 1`.
+    (0, 1] there): each is uniform, and together they are at most `max(L_a, L_b) + 1`, whatever
+    bounds L_a and L_b are.
     """
     below = jnp.minimum((u * length).astype(jnp.int32), length - 1)  # the product may round up
     count = jnp.where(side % 2 == 0, below + 1, length - below)

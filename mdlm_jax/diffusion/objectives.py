@@ -50,6 +50,7 @@ def diffusion_loss(
     corruption: Literal["exact", "bernoulli"] = "exact",
     maskable: Array | None = None,
     weighting: Literal["elbo", "flat"] = "elbo",
+    max_rate: Array | float = 1.0,
     rows: Array | None = None,
 ) -> tuple[Array, LossAux]:
     """The continuous-time NELBO of masked diffusion, estimated from one corruption of each row.
@@ -64,7 +65,7 @@ def diffusion_loss(
       key: of this step.
       tokens: i32[B, L], clean.
       mask_id: the mask token.
-      schedule, corruption, maskable, weighting, rows: as in `corrupt`.
+      schedule, corruption, maskable, weighting, max_rate, rows: as in `corrupt`.
 
     Returns:
       The loss in nats per maskable token (a float32 scalar), and a `LossAux`.
@@ -79,6 +80,7 @@ def diffusion_loss(
         schedule=schedule,
         corruption=corruption,
         weighting=weighting,
+        max_rate=max_rate,
         maskable=maskable,
         rows=rows,
     )

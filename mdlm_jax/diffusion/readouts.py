@@ -20,10 +20,17 @@ _SUBLANES = 8  # rows of a TPU's vector register
 
 
 class SlotNats(NamedTuple):
-    """Of each slot `[G, C]`: its cross-entropy (0 if it is empty), and whether the target won."""
+    """Of each slot `[G, C]`, where an empty one has 0 and False.
+
+    Attributes:
+      nats: the target's cross-entropy.
+      correct: whether the target is the most likely token.
+      confidence: the probability of the most likely token; it has no gradient.
+    """
 
     nats: Array
     correct: Array
+    confidence: Array
 
 
 class Candidates(NamedTuple):
@@ -110,8 +117,13 @@ def slot_cross_entropy(
         logits = logits.reshape(*targets.shape, -1)  # [G, c, V]
         log_total = jax.nn.logsumexp(logits, axis=-1)
         target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        correct = filled & (target >= jax.lax.stop_gradient(logits).max(axis=-1))
-        return SlotNats(jnp.where(filled, log_total - target, 0.0), correct)
+        best = jax.lax.stop_gradient(logits).max(axis=-1)
+        confidence = jnp.exp(best - jax.lax.stop_gradient(log_total))
+        return SlotNats(
+            nats=jnp.where(filled, log_total - target, 0.0),
+            correct=filled & (target >= best),
+            confidence=jnp.where(filled, confidence, 0.0),
+        )
 
     devices = max(1, jax.sharding.get_abstract_mesh().size)  # of the mesh in use, if any
     chunks = math.ceil(groups * slots * vocabulary_size(readout, hidden) / (_LOGITS * devices))

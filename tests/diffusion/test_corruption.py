@@ -58,6 +58,55 @@ def test_counts_are_spread_over_the_batch():
     assert np.abs(np.asarray(u.mean(axis=1)) - 0.5).max() < 0.01  # plain draws: 0.018 is one sigma
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_bound_on_the_rate_leaves_the_count_uniform_below_it(side):
+    rate = np.float32(0.55)  # of 5 tokens: at most ceil(2.75) = 3
+    keys = jax.random.split(KEY, 6000)
+    counts = jax.jit(
+        jax.vmap(
+            lambda key, rate: corrupt(key, tokens_of(6, 5), mask_id=MASK, max_rate=rate).rate,
+            in_axes=(0, None),
+        )
+    )(keys, rate)[:, 2 + side]
+    counts = np.bincount(np.rint(np.asarray(counts) * 5).astype(int), minlength=6)
+    assert counts[0] == 0 and not counts[4:].any()
+    assert stats.chisquare(counts[1:4]).pvalue > ALARM
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 64).map(lambda n: n / 64),
+    st.lists(st.integers(0, 12), min_size=8, max_size=8),
+)
+def test_a_bound_on_the_rate_keeps_pairs_in_their_slots(seed, rate, lengths):
+    lengths = np.array(lengths)
+    maskable = np.arange(12) < lengths[:, None]
+    out = bounded(jax.random.key(seed), maskable, np.float32(rate))
+    counts = np.asarray(out.canvas == MASK).sum(axis=1)
+    most = np.clip(np.ceil(np.float32(rate) * lengths.astype(np.float32)), 1, None)
+    assert np.all(np.where(lengths > 0, (counts >= 1) & (counts <= most), counts == 0))
+    pairs = lambda x: x.reshape(-1, 2)  # noqa: E731
+    assert np.all(pairs(counts).sum(axis=1) <= pairs(np.minimum(most, lengths)).max(axis=1) + 1)
+    assert np.sum(np.asarray(out.weights) > 0) == counts.sum()  # none dropped
+    if lengths.any():
+        np.testing.assert_allclose(np.asarray(out.weights).sum(), 1.0, rtol=1e-5)
+
+
+def test_a_bound_of_1_is_none():
+    maskable = np.arange(12) < np.array([12, 0, 7, 1, 5, 5, 11, 3])[:, None]
+    plain = jax.jit(
+        lambda key: corrupt(key, tokens_of(8, 12), mask_id=MASK, maskable=maskable, paired=True)
+    )(KEY)
+    jax.tree.map(np.testing.assert_array_equal, bounded(KEY, maskable, np.float32(1)), plain)
+
+
+@jax.jit
+def bounded(key, maskable, rate):
+    tokens = tokens_of(8, 12)
+    return corrupt(key, tokens, mask_id=MASK, maskable=maskable, max_rate=rate, paired=True)
+
+
 @settings(max_examples=40)
 @given(
     st.integers(0, 2**31 - 1),
@@ -171,6 +220,9 @@ def test_mlm_selects_at_least_one_and_none_from_an_empty_row():
         ({"corruption": "exakt"}, "'exakt'.*'exact' or 'bernoulli'"),
         ({"weighting": "none"}, "'none'.*'elbo' or 'flat'"),
         ({"weighting": "flat", "schedule": schedules.cosine()}, "flat weighting with exact counts"),
+        ({"max_rate": 0.0}, r"max_rate is 0.0, it must be in \(0, 1\]"),
+        ({"max_rate": 1.5}, "max_rate is 1.5"),
+        ({"max_rate": 0.5, "corruption": "bernoulli"}, "max_rate bounds exact counts"),
         ({"maskable": jnp.ones((2, 3), bool)}, r"maskable has shape \(2, 3\)"),
         ({"rows": jnp.arange(3)}, r"rows has shape \(3,\)"),
         ({"tokens": jnp.zeros((2, 4))}, r"integers \[B, L\], not float32\[2, 4\]"),

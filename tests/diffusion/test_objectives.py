@@ -73,6 +73,16 @@ def test_monte_carlo_loss_agrees_with_enumeration(oracle, name, drift):
     assert abs(losses.mean() - expected) < 4 * error  # false alarm: 6e-5
 
 
+@pytest.mark.parametrize(("max_rate", "most"), [(0.1, 1), (0.5, 2), (0.51, 3), (1.0, 4)])
+def test_a_bound_on_the_rate_averages_the_integrand_below_it(oracle, max_rate, most):
+    string, _ = max(possible(oracle), key=lambda pair: pair[1] * (pair[0][0] != pair[0][1]))
+    losses = row_losses(oracle.denoiser(), string, 20000, max_rate=jnp.float32(max_rate))
+    error = losses.std(ddof=1) / np.sqrt(len(losses))
+    assert abs(losses.mean() - oracle.exact_count_nelbo(string, most)) < 4 * error  # 6e-5
+    others = [oracle.exact_count_nelbo(string, k) for k in range(1, L + 1) if k != most]
+    assert np.abs(losses.mean() - others).min() > 8 * error  # so it is this bound
+
+
 def test_exact_counts_have_the_smaller_variance(oracle):
     string = STRINGS[np.argmax(oracle.joint)]
     exact = row_losses(oracle.denoiser(), string, 20000)

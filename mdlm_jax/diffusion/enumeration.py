@@ -1,0 +1,68 @@
+"""The NELBO of few tokens, exactly: every set of masks instead of some that are drawn."""
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion.corruption import lay_out
+from mdlm_jax.diffusion.denoisers import Denoiser
+from mdlm_jax.diffusion.masks import Masks
+from mdlm_jax.diffusion.objectives import slot_nats
+
+Array = jax.Array
+
+
+def enumerated_nelbo(
+    denoiser: Denoiser,
+    tokens: Array,
+    *,
+    mask_id: int,
+    longest: int,
+    maskable: Array | None = None,
+) -> Array:
+    """Each row's NELBO, of a denoiser that does not look at the time: nothing is drawn.
+
+    Exact-count masking, with both means written out: for n maskable tokens,
+
+        n E_{k ~ U{1..n}} [ S_k / k ] = sum over the sets s that are not empty of
+                                        nats(s) / (|s| C(n, |s|)),
+
+    `nats(s)` the summed cross-entropy of the tokens in s when these are masked. It takes `2^n - 1`
+    network evaluations, n of the row that has most, so it is for answers of a few words. Meant to
+    be called under `jax.jit`.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves; told the time 1 throughout.
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      longest: the most maskable tokens that a row may have, from 1 to 30.
+      maskable: bool[B, L], the tokens that count; default all but `mask_id`.
+
+    Returns:
+      f32[B], nats; 0 where nothing is maskable.
+    """
+    maskable = tokens != mask_id if maskable is None else maskable
+    length = maskable.sum(axis=1, dtype=jnp.int32)
+    place = jnp.cumsum(maskable, axis=1) - 1  # among the row's maskable tokens
+    ones = jnp.ones(len(tokens))
+
+    def add_set(bits: Array, total: Array) -> Array:
+        selected = maskable & (bits >> jnp.maximum(place, 0) & 1 > 0)
+        size = selected.sum(axis=1, dtype=jnp.int32)
+        # Of a row with fewer tokens there are fewer sets.
+        weight = jnp.where(bits < 1 << length, _weight(length, size), 0.0)
+        masks = Masks(jnp.argsort(~selected, axis=1, stable=True), size, length, ones, weight)
+        canvas = jnp.where(selected, mask_id, tokens)
+        corrupted = lay_out(
+            tokens, canvas, masks, slots=min(longest, tokens.shape[1]), paired=False
+        )
+        nats = slot_nats(denoiser, corrupted, mask_id=mask_id).nats
+        return total + jnp.sum(corrupted.weights * nats, axis=1)
+
+    return jax.lax.fori_loop(1, 1 << length.max(), add_set, jnp.zeros(len(tokens)))
+
+
+def _weight(length: Array, size: Array) -> Array:
+    """`1 / (size C(length, size))`, which is `B(size, length - size + 1)`."""
+    lgamma = jax.lax.lgamma
+    size, rest = jnp.maximum(size, 1).astype(jnp.float32), (length - size).astype(jnp.float32)
+    return jnp.exp(lgamma(size) + lgamma(rest + 1.0) - lgamma(size + rest + 1.0))

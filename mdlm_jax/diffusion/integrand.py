@@ -1,0 +1,94 @@
+"""The NELBO's integrand: what a denoiser knows of masked tokens, and how sure it is of them.
+
+At one mask rate of every row. The average over all rates is the NELBO; at BERT's 15 % it is what
+BERT's loss is, every selected token masked.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.corruption import lay_out
+from mdlm_jax.diffusion.denoisers import Denoiser
+from mdlm_jax.diffusion.masks import share_masks
+from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.schedules import Schedule, linear
+
+Array = jax.Array
+
+CONFIDENCE_BINS = 10
+
+
+class AtRate(NamedTuple):
+    """Sums over the masked tokens of one corruption: of each row, and by confidence.
+
+    The confidence of a token is the probability of the most likely one in its place.
+
+    Attributes:
+      nats: f32[B], summed cross-entropy.
+      masked: i32[B], how many tokens these are.
+      binned: i32[10], tokens whose confidence lies in (0, 0.1], (0.1, 0.2], ..., (0.9, 1].
+      confidence: f32[10], the sum of their confidences.
+      correct: i32[10], how many of them the most likely token gets right.
+    """
+
+    nats: Array
+    masked: Array
+    binned: Array
+    confidence: Array
+    correct: Array
+
+
+def at_rate(
+    denoiser: Denoiser,
+    key: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    rate: float,
+    maskable: Array | None = None,
+    rows: Array | None = None,
+    schedule: Schedule = linear(),
+) -> AtRate:
+    """Masks `max(1, round(rate * L))` of each row's L maskable tokens, once, and predicts them.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      key: the masks of a row are a function of (key, its number in `rows`).
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      rate: in (0, 1].
+      maskable: bool[B, L], the tokens that may be masked; default all but `mask_id`.
+      rows: i32[B], the rows' numbers in the whole text; default 0..B-1.
+      schedule: turns the mask rate into the time that the denoiser is told.
+
+    Raises:
+      ValueError: the rate is out of its range.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"at_rate: rate is {rate}, it must be in (0, 1]")
+    maskable = tokens != mask_id if maskable is None else maskable
+    rows = jnp.arange(tokens.shape[0]) if rows is None else rows
+    masks = share_masks(noise.row_keys(key, rows), rate, maskable=maskable)
+    masks = masks._replace(t=schedule.rate_to_time(masks.t))
+    canvas = jnp.where(masks.selected, mask_id, tokens)
+    slots = min(int(rate * tokens.shape[1]) + 1, tokens.shape[1])  # however the product is rounded
+    corrupted = lay_out(tokens, canvas, masks, slots=slots, paired=False)
+    filled = corrupted.weights > 0  # [B, C]
+    read = slot_nats(denoiser, corrupted, mask_id=mask_id)
+
+    bins = jnp.clip(jnp.ceil(read.confidence * CONFIDENCE_BINS), 1, CONFIDENCE_BINS) - 1
+    of_bin = filled[..., None] & (bins[..., None] == jnp.arange(CONFIDENCE_BINS))  # [B, C, 10]
+
+    def by_bin(values: Array) -> Array:
+        return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))
+
+    return AtRate(
+        nats=read.nats.sum(axis=1),
+        masked=masks.count,
+        binned=by_bin(filled.astype(jnp.int32)),
+        confidence=by_bin(read.confidence),
+        correct=by_bin(read.correct.astype(jnp.int32)),
+    )

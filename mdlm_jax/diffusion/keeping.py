@@ -1,0 +1,66 @@
+"""Prompts: which of a row's tokens are kept, so that the loss is on the rest given them.
+
+Both functions map `maskable` to `maskable`, which `corrupt`, `diffusion_loss` and `nelbo` take. Of
+a row with tokens that are never masked anyway, such as the question of a pair, they keep more.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import noise
+
+Array = jax.Array
+
+
+def keep_prefix(key: Array, maskable: Array, rows: Array | None = None) -> Array:
+    """Keeps a random prefix of each row: the model learns to go on.
+
+    Of a row's n maskable tokens the first m are kept, m uniform on {0..n-1}: no prompt is as likely
+    as any length of one, and at least one token is left to mask.
+
+    Args:
+      key: of this step; the noise of a row is a function of (key, its number in `rows`).
+      maskable: bool[B, L], the tokens that may be masked.
+      rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+
+    Returns:
+      bool[B, L], true at those that still may be.
+    """
+    u, rank, count = _of_rows(key, maskable, rows)
+    kept = _below(u[:, 0], count)
+    return maskable & (rank >= kept[:, None])
+
+
+def keep_around(key: Array, maskable: Array, rows: Array | None = None) -> Array:
+    """Keeps what stands before and behind a random span of each row: the model learns to fill in.
+
+    Of a row's n maskable tokens a run of l is left to mask, l uniform on {1..n}, and where it
+    begins is uniform on {0..n-l} given l; the others are kept. A span may reach to either end, or
+    be all.
+
+    Args:
+      key, maskable, rows: as of `keep_prefix`.
+
+    Returns:
+      bool[B, L], true at the tokens of the span.
+    """
+    u, rank, count = _of_rows(key, maskable, rows)
+    span = 1 + _below(u[:, 0], count)
+    begin = _below(u[:, 1], count + 1 - span)
+    inside = (rank >= begin[:, None]) & (rank < (begin + span)[:, None])
+    return maskable & inside
+
+
+def _of_rows(key: Array, maskable: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+    """Two uniforms a row `f32[B, 2]`, each token's number among the maskable, their count."""
+    if maskable.ndim != 2 or maskable.dtype != jnp.bool_:
+        raise ValueError(f"maskable must be bool [B, L], not {maskable.dtype}{[*maskable.shape]}")
+    rows = jnp.arange(maskable.shape[0]) if rows is None else rows
+    u = noise.row_uniform(noise.row_keys(key, rows), 2)
+    rank = jnp.cumsum(maskable, axis=1, dtype=jnp.int32) - 1
+    return u, rank, maskable.sum(axis=1, dtype=jnp.int32)
+
+
+def _below(u: Array, count: Array) -> Array:
+    """Whole numbers on {0..count-1}, uniform if `u` is on [0, 1)."""
+    return jnp.minimum((u * count).astype(jnp.int32), count - 1)  # the product may round up

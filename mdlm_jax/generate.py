@@ -6,10 +6,12 @@ Every [MASK] of a prompt is one token to be filled, {mask:12} is twelve of them;
 the prompt is unknown, and stays masked for the model. Without a prompt a whole row is written from
 nothing but masks. More --steps are better text, one step is BERT filling all masks at once.
 
+A run that was trained on pairs of a prompt and a response answers a prompt without a gap.
+
 --watch replays how the text came to be, --html=FILE writes that as a page. --prompts=FILE takes
-many prompts (a line each, or JSONL with a field "prompt"), --output=FILE writes one JSON object a
-sample; started again it goes on behind the last line that is there. Rows are spread over all
-devices, and over several processes that are started as for training.
+many prompts (a line each, or JSONL with "prompt" or "messages"), --output=FILE writes one JSON
+object a sample; started again it goes on behind the last line that is there. Rows are spread over
+all devices, and over several processes that are started as for training.
 """
 
 import hashlib
@@ -38,11 +40,13 @@ from mdlm_jax import (
 from mdlm_jax.experiment import SCHEDULES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_PROMPTS = flags.DEFINE_multi_string("prompt", [], "Text with gaps; may be given several times.")
+_PROMPTS = flags.DEFINE_multi_string(
+    "prompt", [], "Text with gaps, or to be answered; may be given several times."
+)
 _FILE = flags.DEFINE_string(
     "prompts",
     None,
-    'File of prompts: a line each, or .jsonl with a field "prompt" and perhaps a "label".',
+    'File of prompts: a line each, or .jsonl with "prompt" or "messages" and perhaps a "label".',
 )
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Samples of each prompt.", 1)
 _STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations at the most.", 1, 100_000)
@@ -80,10 +84,15 @@ _GUIDANCE = flags.DEFINE_float(
 )
 _END_OF_TEXT = flags.DEFINE_bool(
     "end_of_text",
-    False,
-    "The separator between texts ends a text; what the model writes behind it is dropped.",
+    None,
+    "The separator between texts ends a text; what the model writes behind it is dropped. By "
+    "default where a prompt is answered.",
 )
-_LENGTH = flags.DEFINE_integer("length", None, "Tokens of a row; the model's longest by default.")
+_LENGTH = flags.DEFINE_integer(
+    "length",
+    None,
+    "Tokens of a row, at most as many as the model takes; as in training by default.",
+)
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -186,6 +195,11 @@ def _check_flags() -> None:
 
 def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     """Checks all that is asked for; compiles nothing."""
+    if trained.config["objective"]["name"] == "autoregressive":
+        raise ValueError(
+            f"{folder} was trained autoregressively: it fills no masks; take a run of "
+            "objective.name 'diffusion' or 'mlm'"
+        )
     asked = (
         prompts.read(_FILE.value)
         if _FILE.value
@@ -194,11 +208,16 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
     labels = _labels(trained, folder, asked)
     _check_guidance(trained, labels)
-    canvas = prompts.canvas([p.text for p in asked], trained.tokenizer, _length(trained))
+    asking = prompts.asking(workdir.data_card(folder), trained.tokenizer)
+    canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
     shaping = _shaping(trained)
     schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
     special = data.special_ids(trained.tokenizer)
-    ends = {"end_id": special.sep, "pad_id": special.pad} if _END_OF_TEXT.value else {}
+    answers = asking is not None and any(map(asking.answers, asked))
+    ends = {}
+    if answers if _END_OF_TEXT.value is None else _END_OF_TEXT.value:
+        # Behind an answer its model knows separators.
+        ends = {"end_id": special.sep, "pad_id": special.sep if answers else special.pad}
     if ends and special.sep in shaping.forbid:
         raise ValueError("--forbid and --end_of_text exclude each other: no text would end")
     method = filling.Method(
@@ -209,13 +228,13 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
         guidance=_GUIDANCE.value,
         **ends,
     )
-    settings = _settings(trained, shaping)
+    settings = _settings(trained, shaping) | ({"end_of_text": True} if ends else {})
     return Job(trained, mesh, asked, canvas, labels, method, settings)
 
 
 def _length(trained: workdir.Trained) -> int:
     longest = trained.encoder.max_length
-    length = longest if _LENGTH.value is None else _LENGTH.value
+    length = trained.config["data"]["length"] if _LENGTH.value is None else _LENGTH.value
     if not 1 <= length <= longest:
         raise ValueError(f"--length must be from 1 to {longest}, the model's rows, not {length}")
     return length
@@ -273,7 +292,7 @@ def _settings(trained: workdir.Trained, shaping: decoding.Shaping) -> dict[str, 
     told = {"strategy": _STRATEGY.value.strip(), "steps": _STEPS.value, "seed": _SEED.value}
     told |= {"temperature": _TEMPERATURE.value, "checkpoint": trained.step}
     told |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
-    for name in ("blocks", "guidance", "end_of_text", "length", "weights"):
+    for name in ("blocks", "guidance", "length", "weights"):
         flag = flags.FLAGS[name]
         told |= {name: flag.value} if flag.value != flag.default else {}
     return told

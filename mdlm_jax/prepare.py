@@ -15,7 +15,7 @@ import rich.console
 import rich.table
 from absl import flags
 
-from mdlm_jax import command_line, data
+from mdlm_jax import command_line, data, starting
 from mdlm_jax.experiment import Experiment
 
 _CONFIG = command_line.define_config()
@@ -28,8 +28,10 @@ def main() -> int:
     """Prepares the data of the flags and prints what they are; returns the exit code."""
     with command_line.bad_input():
         experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+        architecture = starting.architecture(experiment.start)
+        experiment.planned_encoder(architecture)  # says at once what needs no data
         prepared = data.prepare(experiment.data)
-        experiment.encoder(prepared)  # says now what does not fit the model
+        experiment.encoder(prepared, architecture)  # says now what does not fit the model
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     console.print(_heading(prepared))
     console.print(_sizes(prepared))
@@ -85,6 +87,11 @@ def _notes(prepared: data.Prepared) -> Iterator[str]:
         yield (
             f"cut: {share:.1%} of the training tokens are in no row, because their documents are "
             f"longer than {prepared.card['config']['length']} tokens"
+        )
+    if dropped := train.get("dropped_documents"):
+        yield (
+            f"left out: {dropped:,} training pairs, whose prompts leave no room for a response in "
+            f"rows of {prepared.card['config']['length']} tokens"
         )
     if prepared.label_names:
         yield f"labels: {', '.join(prepared.label_names)}"

@@ -1,10 +1,10 @@
-"""Prompts: text with gaps, from flags and files, and the canvases that they become."""
+"""Prompts: text with gaps or to be answered, from flags and files, and their canvases."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,10 +15,17 @@ _GAPS = re.compile(r"\{mask:([^}]*)\}")
 
 
 class Prompt(NamedTuple):
-    """A text with gaps; empty for a whole row of them. `label` is what the text is to be about."""
+    """What is asked for.
+
+    Attributes:
+      text: with gaps, empty for a whole row of them; or, of a run trained on pairs, to be answered.
+      label: what the text is to be about.
+      messages: a conversation that is to be answered, its last message the text.
+    """
 
     text: str
     label: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 class Canvas(NamedTuple):
@@ -26,8 +33,10 @@ class Canvas(NamedTuple):
 
     Attributes:
       tokens: i32[B, L], the prompt, then masks.
-      fill: bool[B, L], the masks that are wanted: the prompt's, or all of an empty prompt.
-      shown: bool[B, L], what is text in the end: the prompt, or all of an empty prompt.
+      fill: bool[B, L], the masks that are wanted: the prompt's, or all of an empty prompt, or those
+        of an answer.
+      shown: bool[B, L], what is text in the end: the prompt, or all of an empty prompt, or the
+        answer.
     """
 
     tokens: np.ndarray
@@ -35,12 +44,63 @@ class Canvas(NamedTuple):
     shown: np.ndarray
 
 
+class Asking(NamedTuple):
+    """How a run that was trained on pairs is asked: as its prompts were written.
+
+    Attributes:
+      template: of messages; None where a prompt is a text.
+      mask_token: how the tokenizer spells the mask.
+    """
+
+    template: data.ChatTemplate | None
+    mask_token: str
+
+    def answers(self, prompt: Prompt) -> bool:
+        """Whether the prompt is answered: it has no gap that is to be filled instead."""
+        gaps = "[MASK]" in prompt.text or self.mask_token in prompt.text
+        return prompt.messages is not None or not (gaps or _GAPS.search(prompt.text))
+
+    def text(self, prompt: Prompt) -> str:
+        """The prompt as training had it; a text alone is one message of the user.
+
+        Raises:
+          ValueError: the messages end with the assistant's, the template refuses them, or the run
+            was trained on texts.
+        """
+        if self.template is None:
+            if prompt.messages is not None:
+                raise _without_messages(prompt)
+            return prompt.text
+        messages = prompt.messages or [{"role": "user", "content": prompt.text}]
+        if messages[-1]["role"] == "assistant":
+            raise ValueError(
+                f"prompt {_short(prompt.text)}: the last message is the assistant's, and that is "
+                "what would be written"
+            )
+        return self.template.prompt(messages, f"prompt {_short(prompt.text)}")
+
+
+def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:
+    """How a run is asked that was trained on the data of this card; None without pairs.
+
+    Args:
+      card: contents of the run's `data.json`.
+      tokenizer: of the run.
+    """
+    config = card.get("config", {})
+    mask_token = data.mask_token(tokenizer)
+    if config.get("messages_field"):
+        template = data.ChatTemplate(card["chat_template"], "the run's chat template")
+        return Asking(template, mask_token)
+    return Asking(None, mask_token) if config.get("prompt_field") else None
+
+
 def read(path: str | Path) -> list[Prompt]:
     """The prompts of a file, a line each.
 
-    Of `.jsonl` a line is an object with the text "prompt", which may be empty, and perhaps the
-    text "label"; other fields are left alone. Else the line is the prompt. Lines of nothing but
-    white space are none.
+    Of `.jsonl` a line is an object with the text "prompt", which may be empty, or with "messages",
+    a list of objects with the texts "role" and "content"; and perhaps with the text "label". Other
+    fields are left alone. Else the line is the prompt. Lines of nothing but white space are none.
 
     Raises:
       ValueError: a line holds no prompt, or there is none; the line is named.
@@ -64,12 +124,77 @@ def _prompt_of(line: str, where: str) -> Prompt:
         record = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise ValueError(f'{where} has no text "prompt": a line is {{"prompt": "a [MASK] gap"}}')
+    if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):
+        record = {}
+    if record.keys().isdisjoint(("prompt", "messages")):
+        raise ValueError(
+            f'{where} has no text "prompt" and no "messages": a line is '
+            '{"prompt": "a [MASK] gap"} or {"messages": [{"role": "user", "content": "a text"}]}'
+        )
     label = record.get("label")
     if not isinstance(label, str | None):
         raise ValueError(f'{where}: "label" is {label!r}, it must be the text of a label')
-    return Prompt(record["prompt"], label)
+    if "messages" not in record:
+        return Prompt(record["prompt"], label)
+    if "prompt" in record:
+        raise ValueError(f'{where}: "prompt" and "messages" exclude each other')
+    messages = data.check_messages(record["messages"], f'{where}: "messages"')
+    return Prompt(messages[-1]["content"], label, messages)
+
+
+def lay_out(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, length: int, asking: Asking | None
+) -> Canvas:
+    """Rows of `length` tokens: gaps as `canvas` has them, and what is answered as it was trained.
+
+    Such a row is the prompt, a separator, and masks to its end, all of which are wanted. Special
+    tokens that are spelt out in its prompt are plain text, as they were in training.
+
+    Args:
+      prompts: B of them.
+      tokenizer: of the run.
+      length: tokens of a row, L.
+      asking: of a run that was trained on pairs; None answers nothing.
+
+    Raises:
+      ValueError: as `canvas` and `Asking.text`; or a prompt leaves no room for an answer, or has
+        messages where the run was trained without.
+    """
+    if asking is None:
+        if strange := [prompt for prompt in prompts if prompt.messages is not None]:
+            raise _without_messages(strange[0])
+        return canvas([prompt.text for prompt in prompts], tokenizer, length)
+    kinds = {True: (_answers, asking.text), False: (canvas, lambda prompt: prompt.text)}
+    rows = _blank(len(prompts), length, tokenizer)
+    for is_answered, (make, text_of) in kinds.items():
+        which = [i for i, prompt in enumerate(prompts) if asking.answers(prompt) == is_answered]
+        made = make([text_of(prompts[i]) for i in which], tokenizer, length)
+        for whole, part in zip(rows, made, strict=True):
+            whole[which] = part
+    return rows
+
+
+def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
+    """Rows of plain prompts that are to be answered."""
+    rows = _blank(len(texts), length, tokenizer)
+    for row, ids in enumerate(data.encode_documents(tokenizer, texts)):  # a separator at the end
+        if len(ids) >= length:
+            raise ValueError(
+                f"prompt {_short(texts[row])} has {len(ids)} tokens with its separator, which "
+                f"leaves no room for an answer in a row of {length}"
+            )
+        rows.tokens[row, : len(ids)] = ids
+        rows.fill[row, len(ids) :] = rows.shown[row, len(ids) :] = True
+    return rows
+
+
+def _blank(count: int, length: int, tokenizer: Tokenizer) -> Canvas:
+    """Rows of masks, of which none is wanted or shown."""
+    return Canvas(
+        tokens=np.full((count, length), data.special_ids(tokenizer).mask, np.int32),
+        fill=np.zeros((count, length), bool),
+        shown=np.zeros((count, length), bool),
+    )
 
 
 def canvas(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
@@ -82,11 +207,7 @@ def canvas(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
     """
     mask_id, unknown = data.special_ids(tokenizer).mask, data.special_ids(tokenizer).unk
     mask_token = data.mask_token(tokenizer)
-    rows = Canvas(
-        tokens=np.full((len(texts), length), mask_id, np.int32),
-        fill=np.zeros((len(texts), length), bool),
-        shown=np.zeros((len(texts), length), bool),
-    )
+    rows = _blank(len(texts), length, tokenizer)
     for row, prompt in enumerate(texts):
         if not prompt:
             rows.fill[row] = rows.shown[row] = True
@@ -156,6 +277,13 @@ def _with_masks(prompt: str, mask_token: str, length: int) -> str:
         return mask_token * int(gap[1])
 
     return _GAPS.sub(masks, prompt.replace("[MASK]", mask_token))
+
+
+def _without_messages(prompt: Prompt) -> ValueError:
+    return ValueError(
+        f"prompt {_short(prompt.text)} has messages: they are for runs that were trained on "
+        "messages (data.messages_field)"
+    )
 
 
 def _too_long(prompt: str, tokens: int, length: int) -> ValueError:

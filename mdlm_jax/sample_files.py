@@ -63,8 +63,9 @@ def line(record: Record) -> str:
 
 def name_of(prompt: Prompt, sample: int) -> Record:
     """The fields that say which sample of a job a record is."""
-    label = {} if prompt.label is None else {"label": prompt.label}
-    return {"prompt": prompt.text, **label, "sample": sample}
+    others = {"label": prompt.label, "messages": prompt.messages}
+    told = {name: value for name, value in others.items() if value is not None}
+    return {"prompt": prompt.text, **told, "sample": sample}
 
 
 def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping[str, Any]) -> int:

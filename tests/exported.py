@@ -15,8 +15,11 @@ LABELS = ("salt", "wool")
 LENGTH, STEP = 16, 7
 
 
-def write(folder, **model):
-    """Of a model with two classes; an odd vocabulary, which a tensor axis pads."""
+def write(folder, card=None, **model):
+    """Of a model with two classes; an odd vocabulary, which a tensor axis pads.
+
+    What is in `card` is told of the data that nothing was trained on.
+    """
     tokenizer = data.train_tokenizer([TEXT] * 3, kind="wordpiece", vocab_size=121, lowercase=True)
     encoder = bert.Config(
         vocab_size=data.vocabulary_size(tokenizer),
@@ -27,12 +30,13 @@ def write(folder, **model):
     config = {
         "format": workdir.FORMAT,
         "exported": "ema",
+        "data": {"length": LENGTH},
         "objective": dataclasses.asdict(ObjectiveConfig()),
         "model": dataclasses.asdict(encoder),
     }
     folder.mkdir()
     checkpoints.save_params(folder / "checkpoints", params_of(encoder), item="ema", step=STEP)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "data.json").write_text(json.dumps({"label_names": LABELS}))
+    (folder / "data.json").write_text(json.dumps({"label_names": LABELS, **(card or {})}))
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -12,7 +12,10 @@ import exported
 import pytest
 from command_runs import command, run
 
+from mdlm_jax import data
+
 GUIDE = Path(__file__).parents[1] / "docs" / "generation.md"
+PAIRS = GUIDE.with_name("pairs.md")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,59 @@ def test_a_job_goes_on_where_it_was_stopped_and_with_other_flags_is_refused(work
     done = generate(workdir, *flags, "--label=wool", "--top_k=3", code=2)
     assert "line 1 is a sample of another job: top_k is not set there, 3 here" in done.stderr
     assert output.read_bytes() == whole
+
+
+TALK = [{"role": "user", "content": "salt?"}, {"role": "user", "content": "wool?"}]
+
+
+def test_a_run_of_conversations_answers_what_has_no_gap(tmp_path):
+    """A tokenizer that trained no model: what is asked, what is shown, and what the lines tell."""
+    template = "{% for m in messages %}the {{ m.content }} {% endfor %}"
+    card = {"config": {"messages_field": "talk"}, "chat_template": template}
+    workdir = exported.write(tmp_path / "run", card=card)
+    lines = [
+        {"prompt": "old mill?"}, {"messages": TALK, "label": None}, {"prompt": "the [MASK] mill"},
+    ]  # fmt: skip
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    generate(workdir, f"--prompts={prompts}", f"--output={output}", "--steps=32", "--blocks=4")
+    answer, talk, gap = records(output.read_text())
+    assert all(each["end_of_text"] is True for each in (answer, talk, gap))
+    assert answer["prompt"] == "old mill?" and "messages" not in answer
+    assert (talk["prompt"], talk["messages"]) == ("wool?", TALK)
+    assert not answer["text"].startswith("the old") and gap["text"].startswith("the")
+    tokens = exported.LENGTH - len(
+        next(data.encode_documents(data.load_tokenizer(workdir), ["the old mill? "]))
+    )
+    assert 1 <= answer["evaluations"] <= tokens and gap["evaluations"] == 1
+    done = generate(workdir, "--prompt=old mill?", "--noend_of_text", "--json")
+    (free,) = records(done.stdout)
+    assert "end_of_text" not in free and free["evaluations"] == tokens
+
+
+@pytest.mark.slow
+def test_the_guide_of_pairs_teaches_a_model_to_answer_and_when_to_stop(tmp_path):
+    """Words that it never saw, backwards; by chance one in a thousand of five letters is right."""
+    script = re.findall(r"^```bash\n(.*?)^```", PAIRS.read_text(), re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        ["bash", "-ec", "".join(script)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "MDLM_JAX_CACHE": str(tmp_path / "cache"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "answers" / "evaluation_test.json").read_text())
+    assert told["nats_per_token"] < 0.3 < 1 < told["trigram"] < told["unigram"]
+    text = (tmp_path / "answered.jsonl").read_text()
+    answers = [(each["prompt"][::-1].upper(), each["text"]) for each in records(text)]
+    assert len(answers) == 50
+    assert sum(expected == text for expected, text in answers) >= 30
+    assert sum(len(expected) == len(text) for expected, text in answers) >= 40
 
 
 def test_the_help_lists_every_strategy(workdir):

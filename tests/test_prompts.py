@@ -6,7 +6,7 @@ from command_runs import TEXT
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mdlm_jax import data, prompts
-from mdlm_jax.prompts import Prompt
+from mdlm_jax.prompts import Asking, Prompt
 
 LENGTH = 12
 
@@ -102,6 +102,13 @@ def test_a_jsonl_file_has_prompts_with_labels(tmp_path):
         ("a.jsonl", b'{"text": "a"}', 'line 1 has no text "prompt"'),
         ("a.jsonl", b'["a"]', 'line 1 has no text "prompt"'),
         ("a.jsonl", b'{"prompt": "a", "label": 3}', 'line 1: "label" is 3, it must be the text'),
+        ("a.jsonl", b'{"messages": "a"}', 'line 1: "messages" must be a list of messages .*"a"'),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', 'line 1: "messages": message 1 must have'),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "messages": []}',
+            'line 1: "prompt" and "messages" exclude each other',
+        ),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(tmp_path, name, contents, message):
@@ -109,6 +116,111 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path, name, contents, message):
     with pytest.raises(ValueError, match=message) as error:
         prompts.read(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+USER = {"role": "user", "content": "the mill"}
+TALK = [{"role": "system", "content": "salt"}, USER]
+
+
+def test_a_jsonl_file_has_conversations(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TALK, "label": "trade"}))
+    assert prompts.read(tmp_path / "a.jsonl") == [Prompt("the mill", "trade", TALK)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Data of conversations: wool and salt are praised."""
+    folder = tmp_path_factory.mktemp("pairs")
+    talks = [
+        [
+            {"role": "user", "content": f"what of the {i} [SEP] bags of {what}"},
+            {"role": "assistant", "content": f"old {what} " + "and market " * (i % 3)},
+        ]
+        for i in range(40)
+        for what in ("salt", "wool")
+    ]
+    lines = "\n".join(json.dumps({"talk": talk}) for talk in talks)
+    (folder / "talks.jsonl").write_text(lines)
+    config = data.Config(
+        source="text_files", files=str(folder / "talks.jsonl"), messages_field="talk",
+        rows="padded", length=40, vocab_size=200,
+    )  # fmt: skip
+    return data.prepare(config, folder / "cache"), talks
+
+
+def test_the_canvas_of_an_answer_is_the_row_of_training_with_its_response_masked(pairs):
+    prepared, talks = pairs
+    asking = prompts.asking(prepared.card, prepared.tokenizer)
+    asked = [Prompt(talk[0]["content"]) for talk in talks]
+    told = [Prompt("", None, talk[:1]) for talk in talks]
+    rows, same = (prompts.lay_out(p, prepared.tokenizer, 40, asking) for p in (asked, told))
+    canvases = {tuple(tokens) for tokens in rows.tokens.tolist()}
+    assert canvases == {tuple(tokens) for tokens in same.tokens.tolist()}
+    np.testing.assert_array_equal(rows.fill, rows.tokens == prepared.mask_id)
+    np.testing.assert_array_equal(rows.shown, rows.fill)
+    trained = set()
+    for split in prepared.splits.values():
+        behind = np.arange(40) >= split.prompts[:, None]
+        masked = np.where(behind, prepared.mask_id, split.tokens)
+        trained |= {tuple(tokens) for tokens in masked.tolist()}
+    assert trained == canvases and len(trained) == 80
+
+
+def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special):
+    asking = Asking(None, "[MASK]")
+    texts = ["the [MASK]", "the mill", "{mask:2} salt", ""]
+    asked = [Prompt(text) for text in texts]
+    assert [asking.answers(prompt) for prompt in asked] == [False, True, False, True]
+    rows = prompts.lay_out(asked, tokenizer, LENGTH, asking)
+    gaps = prompts.canvas(texts[::2], tokenizer, LENGTH)
+    for whole, part in zip(rows, gaps, strict=True):
+        np.testing.assert_array_equal(whole[::2], part)
+    mill = [*ids(tokenizer, "the mill"), special.sep]
+    assert rows.tokens[1].tolist() == mill + [special.mask] * (LENGTH - len(mill))
+    assert rows.shown[1].sum() == LENGTH - len(mill)
+    assert rows.tokens[3].tolist() == [special.sep] + [special.mask] * (LENGTH - 1)
+    plain = prompts.lay_out(asked[::2], tokenizer, LENGTH, None)
+    for one, other in zip(plain, gaps, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asking", "message"),
+    [
+        (Prompt("the mill", None, TALK), None, "'the mill' has messages: they are for runs"),
+        (
+            Prompt("the mill", None, TALK),
+            Asking(None, "[MASK]"),
+            "'the mill' has messages: they are for runs",
+        ),
+        (
+            Prompt("x", None, [USER, {"role": "assistant", "content": "x"}]),
+            Asking(data.ChatTemplate(), "[MASK]"),
+            "prompt 'x': the last message is the assistant's",
+        ),
+        (
+            Prompt("the mill", None, TALK),
+            Asking(data.ChatTemplate("{{ raise_exception('no salt') }}"), "[MASK]"),
+            "^prompt 'the mill': the built-in chat template: TemplateError: no salt$",
+        ),
+        (Prompt("salt " * 11), Asking(None, "[MASK]"), "with its separator, which leaves no room"),
+        (Prompt("no gap"), None, "'no gap' has nothing to fill"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(tokenizer, prompt, asking, message):
+    with pytest.raises(ValueError, match=message) as error:
+        prompts.lay_out([Prompt("{mask:2}"), prompt], tokenizer, LENGTH, asking)
+    assert "\n" not in str(error.value)
+
+
+def test_runs_are_asked_as_their_data_were_written(tokenizer):
+    assert prompts.asking({"label_names": []}, tokenizer) is None
+    without = {"config": {"prompt_field": "", "messages_field": ""}, "chat_template": ""}
+    assert prompts.asking(without, tokenizer) is None
+    texts = {"config": {"prompt_field": "question"}}
+    assert prompts.asking(texts, tokenizer) == Asking(None, "[MASK]")
+    talks = {"config": {"messages_field": "talk"}, "chat_template": "{{ messages }}"}
+    assert prompts.asking(talks, tokenizer).template.text == "{{ messages }}"
 
 
 def test_labels_are_found_by_name():

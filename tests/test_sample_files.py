@@ -8,7 +8,8 @@ from mdlm_jax import data, sample_files
 from mdlm_jax.filling import Filled
 from mdlm_jax.prompts import Prompt
 
-PROMPTS = [Prompt("the [MASK]", "salt"), Prompt("")]
+TALK = [{"role": "user", "content": "hello"}]
+PROMPTS = [Prompt("the [MASK]", "salt"), Prompt("", None, TALK)]
 SETTINGS = {"strategy": "exact_count", "steps": 4, "seed": 0, "temperature": 1.0, "forbid": ["a"]}
 
 

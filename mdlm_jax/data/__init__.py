@@ -5,9 +5,10 @@
 """
 
 from mdlm_jax.data.batches import TrainBatches, eval_batches, train_batches
+from mdlm_jax.data.chat import ChatTemplate, check_messages
 from mdlm_jax.data.config import Config
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
-from mdlm_jax.data.packing import Rows, pack, pad
+from mdlm_jax.data.packing import Rows, pack, pad, pair
 from mdlm_jax.data.preparation import (
     Prepared,
     default_cache_dir,
@@ -15,6 +16,7 @@ from mdlm_jax.data.preparation import (
     load_prepared,
     prepare,
 )
+from mdlm_jax.data.text_rows import read_rows
 from mdlm_jax.data.tokenization import (
     SpecialIds,
     decode,
@@ -29,6 +31,7 @@ from mdlm_jax.data.tokenizer_training import train_tokenizer
 
 __all__ = [
     "SOURCES",
+    "ChatTemplate",
     "Config",
     "Corpus",
     "Document",
@@ -36,6 +39,7 @@ __all__ = [
     "Rows",
     "SpecialIds",
     "TrainBatches",
+    "check_messages",
     "decode",
     "default_cache_dir",
     "encode_documents",
@@ -46,7 +50,9 @@ __all__ = [
     "mask_token",
     "pack",
     "pad",
+    "pair",
     "prepare",
+    "read_rows",
     "special_ids",
     "token_pieces",
     "train_batches",

@@ -34,7 +34,8 @@ class TrainBatches:
         Returns:
           tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L]:
           rows `step * B + local` of the endless shuffled sequence. Separators are maskable, padding
-          is neither maskable nor valid.
+          is neither maskable nor valid. Of pairs the prompt and its separator are not maskable, all
+          behind them is, and nothing is padding.
         """
         ids = np.array([self.order[int(step * self.batch_size + i)] for i in self.local])
         return _read(self.rows, ids)
@@ -113,9 +114,12 @@ def _read(rows: Rows, ids: np.ndarray) -> Batch:
         "maskable": np.ones(tokens.shape, bool),
         "label": np.asarray(rows.labels[ids], np.int32),
     }
+    places = np.arange(tokens.shape[1])
+    if rows.prompts is not None:
+        return {**batch, "maskable": places >= rows.prompts[ids, None]}
     if rows.sizes is None:
         return batch
-    valid = np.arange(tokens.shape[1]) < rows.sizes[ids, None]
+    valid = places < rows.sizes[ids, None]
     return {**batch, "maskable": valid, "valid": valid}
 
 

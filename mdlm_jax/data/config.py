@@ -16,7 +16,8 @@ _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.\-]+){0,2}(:[\d.]+)?")
 
 # Fields that say how a kind of source is read; of any other kind they would do nothing.
 _OF_TEXT_FILES = ("files", "validation_files", "test_files", "documents")
-_OF_FIELDS = ("text_field", "label_field")
+_OF_FIELDS = ("text_field", "label_field", "prompt_field")
+_OF_MESSAGES = ("messages_field", "chat_template")
 OF_HELD_OUT = ("held_out", "split_by")
 
 
@@ -35,6 +36,12 @@ class Config:
         blank lines) or 'line'. One document must fit in memory.
       text_field: of .jsonl and of TensorFlow Datasets, the field that holds the text.
       label_field: likewise, the label, a string or an integer; '' is no labels.
+      prompt_field: likewise, the prompt to which the text is the response (a supervised pair: only
+        responses are masked, and learned); '' is text alone. It needs rows 'padded'.
+      messages_field: of .jsonl, likewise but a list of `{"role", "content"}`: the last, the
+        assistant's, is the response, those before it are the prompt; '' is none.
+      chat_template: of messages, the path of a Jinja file that writes them out as Hugging Face's
+        chat templates do; '' is a plain one of our own.
       held_out: share of the training text that becomes each of validation and test, where the
         source has no such split.
       split_by: how it is held out: 'documents' (by a hash of each document's text) or 'position'
@@ -47,8 +54,8 @@ class Config:
         given has its own.
       lowercase: of a tokenizer that is trained, whether it folds case.
       length: tokens in a row.
-      rows: 'packed' (documents back to back) or 'padded' (one document a row; what is longer than
-        a row is cut).
+      rows: 'packed' (documents back to back) or 'padded' (one document, or pair, a row; what is
+        longer than a row is cut).
 
     Raises:
       ValueError: a value is impossible, or does nothing with the others; the field is named first.
@@ -61,6 +68,9 @@ class Config:
     documents: str = "file"
     text_field: str = "text"
     label_field: str = ""
+    prompt_field: str = ""
+    messages_field: str = ""
+    chat_template: str = ""
     held_out: float = 0.05
     split_by: str = "documents"
     tokenizer: str = "wordpiece"
@@ -83,6 +93,41 @@ class Config:
             raise ValueError("text_field must name the field of the text, got ''")
         if self.length < 2:
             raise ValueError(f"length must be at least 2 tokens, got {self.length!r}")
+        self._check_pairs()
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the documents are supervised pairs."""
+        return bool(self.prompt_field or self.messages_field)
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether rows hold padding, that batches tell in "valid"; a pair fills its row."""
+        return self.rows == "padded" and not self.pairs
+
+    def _check_pairs(self) -> None:
+        if not self.messages_field:
+            self.refuse_idle(("chat_template",), "data without messages_field")
+        if not self.pairs:
+            return
+        if self.messages_field:
+            others = f"messages_field {self.messages_field!r}, which holds prompt and response"
+            self.refuse_idle(("text_field", "prompt_field"), others)
+        if self.prompt_field == self.text_field:
+            raise ValueError(
+                "prompt_field and text_field must name two fields, the prompt's and the "
+                f"response's, got {self.text_field!r} for both"
+            )
+        if self.rows != "padded":
+            raise ValueError(
+                "rows must be 'padded' for pairs of a prompt and a response (prompt_field, "
+                f"messages_field), got {self.rows!r}"
+            )
+        if self.split_by != "documents":
+            raise ValueError(
+                "split_by must be 'documents' for pairs of a prompt and a response (prompt_field, "
+                f"messages_field), got {self.split_by!r}"
+            )
 
     def _check_source(self) -> None:
         if self.source == "text_files":
@@ -100,7 +145,8 @@ class Config:
                 f"source must be one of {', '.join(SOURCES)}, text_files, or a name of TensorFlow "
                 f"Datasets ('lm1b', 'wiki40b/en'), got {self.source!r}"
             )
-        self.refuse_idle(_OF_TEXT_FILES, f"source {self.source!r}; it is for 'text_files'")
+        only = f"source {self.source!r}; it is for 'text_files'"
+        self.refuse_idle((*_OF_TEXT_FILES, *_OF_MESSAGES), only)
         if self.source in SOURCES:
             kinds = "'text_files' and TensorFlow Datasets"
             self.refuse_idle(_OF_FIELDS, f"source {self.source!r}; it is for {kinds}")

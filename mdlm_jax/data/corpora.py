@@ -8,15 +8,17 @@ from mdlm_jax.data import wikipedia
 
 
 class Document(NamedTuple):
-    """One text and its label.
+    """One text and its label; of a supervised pair the response, and the prompt that asks for it.
 
     Attributes:
       text: not empty.
       label: index into the corpus' `label_names`; or, where that is None, the label's name.
+      prompt: of a pair, perhaps empty; None where the text is all there is.
     """
 
     text: str
     label: int | str
+    prompt: str | None = None
 
 
 class Corpus(NamedTuple):
@@ -29,12 +31,15 @@ class Corpus(NamedTuple):
         where the documents bring their labels' names.
       read: `cache_dir -> {split: documents}` with at least the split 'train'. Documents are
         iterated over several times, in the same order each time; a `len` is shown as progress.
+      chat_template: the template that wrote their prompts and responses out of messages; '' where
+        there were none.
     """
 
     version: str
     license: str
     label_names: tuple[str, ...] | None
     read: Callable[[Path], Mapping[str, Iterable[Document]]]
+    chat_template: str = ""
 
 
 def _read_wikipedia_summaries(cache_dir: Path) -> dict[str, list[Document]]:

@@ -1,6 +1,7 @@
 """Documents to token ids in a raw file on disk, streamed."""
 
 import array
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,14 @@ class Encoded(NamedTuple):
     """The tokens of a split.
 
     Attributes:
-      path: raw file of their ids, document after document, each ended by the separator.
+      path: raw file of their ids, document after document, each ended by the separator; a pair is
+        its prompt and its response, each so ended.
       dtype: of the ids.
-      sizes: i32[D], tokens of each document, its separator included.
+      sizes: i32[D], tokens of each document, its separators included.
       labels: i32[D], indices into `label_names`.
       label_names: names of the labels that came by name, in the order of their coming.
       counts: documents, tokens, unknown_tokens, characters and bytes.
+      prompts: i32[D], of pairs the tokens of each prompt, its separator included; else empty.
     """
 
     path: Path
@@ -30,6 +33,7 @@ class Encoded(NamedTuple):
     labels: np.ndarray
     label_names: tuple[str, ...]
     counts: dict[str, int]
+    prompts: np.ndarray
 
     def tokens(self) -> np.ndarray:
         """The ids, mapped from disk."""
@@ -55,7 +59,7 @@ def write_tokens(
     """
     dtype = np.dtype(np.uint16 if tokenization.vocabulary_size(tokenizer) <= 2**16 else np.int32)
     unknown = tokenization.special_ids(tokenizer).unk
-    sizes, labels = array.array("i"), array.array("i")
+    sizes, labels, prompts = array.array("i"), array.array("i"), array.array("i")
     names: dict[str, int] = {}
     counts = dict.fromkeys(("documents", "tokens", "unknown_tokens", "characters", "bytes"), 0)
     total = len(documents) if isinstance(documents, Sized) else None
@@ -64,19 +68,28 @@ def write_tokens(
         path.open("wb", buffering=2**20) as file,
         progress.bar(f"tokenizing {name}", total, "documents") as advance,
     ):
+        of_pairs: collections.deque[bool] = collections.deque()  # of the documents under way
 
         def texts() -> Iterator[str]:
-            for text, label in documents:
+            for text, label, prompt in documents:
                 index = names.setdefault(label, len(names)) if isinstance(label, str) else label
                 labels.append(index)
-                size = len(text.encode("utf-8"))
+                of_pairs.append(prompt is not None)
+                parts = [text] if prompt is None else [prompt, text]
+                size = sum(len(part.encode("utf-8")) for part in parts)
                 counts["documents"] += 1
-                counts["characters"] += len(text)
+                counts["characters"] += sum(map(len, parts))
                 counts["bytes"] += size
                 advance(1, MB=size / 1e6)
-                yield text
+                yield from parts
 
-        for ids in tokenization.encode_documents(tokenizer, texts()):
+        encoded = tokenization.encode_documents(tokenizer, texts())
+        for first in encoded:
+            parts = [first]
+            if of_pairs.popleft():
+                prompts.append(len(first))
+                parts.append(next(encoded))
+            ids = np.concatenate(parts)
             file.write(ids.astype(dtype).tobytes())
             sizes.append(len(ids))
             counts["tokens"] += len(ids)
@@ -84,7 +97,13 @@ def write_tokens(
                 counts["unknown_tokens"] += int((ids == unknown).sum())
 
     return Encoded(
-        path, dtype, np.array(sizes, np.int32), np.array(labels, np.int32), tuple(names), counts
+        path,
+        dtype,
+        np.array(sizes, np.int32),
+        np.array(labels, np.int32),
+        tuple(names),
+        counts,
+        np.array(prompts, np.int32),
     )
 
 

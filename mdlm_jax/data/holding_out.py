@@ -17,9 +17,9 @@ def hold_out(
       splits: documents by split, at least 'train'.
       share: of the training text that each of them takes: of the documents (in expectation), or of
         the characters (rounded).
-      by: 'documents': where a document goes is decided by a hash of its text alone, so that equal
-        documents stay together and adding others moves none; 'position': test is the end of the
-        text, validation what is before it.
+      by: 'documents': where a document goes is decided by a hash of its text alone (of a pair, of
+        prompt and response), so that equal documents stay together and adding others moves none;
+        'position': test is the end of the text, validation what is before it.
 
     Returns:
       The splits 'train', 'validation' and 'test', streamed as those given.
@@ -42,7 +42,7 @@ class _OfHash:
     high: float
 
     def __iter__(self) -> Iterator[Document]:
-        return (each for each in self.documents if self.low <= _hash(each.text) < self.high)
+        return (each for each in self.documents if self.low <= _hash(each) < self.high)
 
 
 def _by_hash(documents: Iterable[Document], share: float, count: int) -> list[_OfHash]:
@@ -50,7 +50,8 @@ def _by_hash(documents: Iterable[Document], share: float, count: int) -> list[_O
     return [_OfHash(documents, *pair) for pair in itertools.pairwise(borders)]
 
 
-def _hash(text: str) -> float:
+def _hash(document: Document) -> float:
+    text = document.text if document.prompt is None else f"{document.prompt}\n{document.text}"
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 

@@ -1,7 +1,7 @@
-"""Rows of one length: documents back to back (packed), or one document each (padded)."""
+"""Rows of one length: documents back to back (packed), or one document or pair each (padded)."""
 
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,30 +9,54 @@ import numpy as np
 _CHUNK = 2**22
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """Rows of tokens; `len` is their number, and a slice is rows too.
 
     Attributes:
       tokens: integers [N, L].
       labels: i32[N]: of a packed row, the label of most of its tokens.
-      sizes: i32[N], tokens of each padded row, its separator included: the rest is padding. None of
-        packed rows: every position is a token of the text or a separator.
+      sizes: i32[N], tokens of each padded row, its separators included: the rest is padding, or of
+        pairs separators again. None of packed rows: every position is a token of the text or a
+        separator.
+      prompts: i32[N], of pairs the tokens of the prompt at the row's start, its separator included;
+        else None.
     """
 
     tokens: np.ndarray  # [N, L]
     labels: np.ndarray  # [N]
     sizes: np.ndarray | None = None  # [N]
+    prompts: np.ndarray | None = None  # [N]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, which: slice) -> "Rows":
         sizes = None if self.sizes is None else self.sizes[which]
-        return Rows(self.tokens[which], self.labels[which], sizes)
+        prompts = None if self.prompts is None else self.prompts[which]
+        return Rows(self.tokens[which], self.labels[which], sizes, prompts)
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool[N, L], the tokens that a likelihood is told by.
+
+        All of a packed row, the text and its separator of a padded one, the response and its first
+        separator of a pair: those behind it are certain given that one.
+        """
+        shape = self.tokens.shape
+        first = 0 if self.prompts is None else self.prompts[:, None]
+        last = shape[1] if self.sizes is None else self.sizes[:, None]
+        places = np.arange(shape[1])
+        return np.broadcast_to((first <= places) & (places < last), shape)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """i32[N], how many tokens of each row are `counted`."""
+        last = np.full(len(self), self.tokens.shape[1]) if self.sizes is None else self.sizes
+        return (last - (0 if self.prompts is None else self.prompts)).astype(np.int32)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RowStream:
     """Rows that are too many to be held.
 
@@ -41,12 +65,16 @@ class RowStream:
       chunks: their tokens in order, one pass: any shapes, N * L in all.
       labels: i32[N].
       sizes: i32[N] of padded rows, None of packed ones.
+      prompts: i32[N] of pairs, else None.
+      cut_tokens: of documents longer than a padded row, those that are in no row.
     """
 
     count: int
     chunks: Iterator[np.ndarray]
     labels: np.ndarray
     sizes: np.ndarray | None = None
+    prompts: np.ndarray | None = None
+    cut_tokens: int = 0
 
 
 def pack(tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int) -> RowStream:
@@ -87,19 +115,60 @@ def pad(
       length: tokens in a row, L.
       pad_id: what fills up a row.
     """
+    return _one_a_row(tokens, _starts(sizes), sizes, labels, length, pad_id)
+
+
+def pair(
+    tokens: np.ndarray,
+    sizes: np.ndarray,
+    prompts: np.ndarray,
+    labels: np.ndarray,
+    length: int,
+    sep_id: int,
+) -> RowStream:
+    """One pair a row: prompt, separator, response, and separators to the row's end.
+
+    So a response's length is learned as its text is, and generation's canvas, the prompt and masks
+    to the row's end, is what was trained on (Nie et al. 2025, LLaDA). A response that does not fit
+    is cut, and then has no separator; a pair whose prompt leaves no room for one token of a
+    response is left out.
+
+    Args:
+      tokens: ids of all pairs end to end, the separators behind prompt and response included;
+        perhaps mapped from disk.
+      sizes: tokens of each pair.
+      prompts: those of them that are the prompt, its separator included.
+      labels: label of each pair.
+      length: tokens in a row, L.
+      sep_id: the separator.
+    """
+    fits = prompts < length
+    rows = _one_a_row(tokens, _starts(sizes)[fits], sizes[fits], labels[fits], length, sep_id)
+    return dataclasses.replace(rows, prompts=prompts[fits].astype(np.int32))
+
+
+def _one_a_row(
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    labels: np.ndarray,
+    length: int,
+    fill_id: int,
+) -> RowStream:
+    """Documents at `starts`, cut after `length` tokens or filled up."""
     kept = np.minimum(sizes, length).astype(np.int32)
 
     def chunks() -> Iterator[np.ndarray]:
-        starts = _starts(sizes)
         step = max(_CHUNK // length, 1)
-        for first in range(0, len(sizes), step):
+        for first in range(0, len(kept), step):
             rows = slice(first, first + step)
             real = np.arange(length) < kept[rows, None]
-            filled = np.full(real.shape, pad_id, tokens.dtype)
+            filled = np.full(real.shape, fill_id, tokens.dtype)
             filled[real] = tokens[_positions(starts[rows], kept[rows])]
             yield filled
 
-    return RowStream(len(sizes), chunks(), labels.astype(np.int32), kept)
+    cut = int((sizes.astype(np.int64) - kept).sum())
+    return RowStream(len(kept), chunks(), labels.astype(np.int32), kept, cut_tokens=cut)
 
 
 def _slices(tokens: np.ndarray) -> Iterator[np.ndarray]:

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import encoding, packing, progress, text_files, tfds_datasets, tokenization
+from mdlm_jax.data import (
+    chat,
+    encoding,
+    packing,
+    progress,
+    text_files,
+    tfds_datasets,
+    tokenization,
+)
 from mdlm_jax.data.config import OF_HELD_OUT, Config
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
 from mdlm_jax.data.encoding import Encoded
@@ -27,6 +35,10 @@ from mdlm_jax.data.tokenizer_training import KINDS, train_tokenizer
 
 # Raise it whenever the code makes other rows of the same corpus and configuration.
 _FORMAT = 2
+
+# Fields that came later than the format. At their defaults they are no part of the key: data that
+# were prepared before them are found again.
+_LATER = ("prompt_field", "messages_field", "chat_template")
 
 # A tokenizer is trained on so many characters of the training split, the first ones.
 TRAINING_CHARACTERS = 2**28
@@ -46,8 +58,11 @@ class Prepared(NamedTuple):
       fingerprint: hash of the tokenizer and of every row: equal exactly where the data are.
       card: contents of `data.json`. `card["splits"][name]` has documents, tokens (separators and
         what is cut or dropped included), unknown_tokens, characters and bytes (of the raw text),
-        rows, longest (tokens of the longest document, its separator included) and cut_tokens (of
-        documents longer than a padded row, those that are in no row; 0 of packed rows).
+        rows, longest (tokens of the longest document, its separators included), cut_tokens (of
+        documents longer than a padded row, those that are in no row; 0 of packed rows), and of
+        pairs dropped_documents (whose prompts leave no room for a response).
+        `card["chat_template"]` is the text of the template that wrote out messages, '' where there
+        were none.
       path: the folder that holds all of it.
     """
 
@@ -138,24 +153,35 @@ def find_prepared(fingerprint: str, cache_dir: str | Path | None = None) -> Prep
 
 
 def _open_corpus(config: Config) -> Corpus:
-    fields = {"text_field": config.text_field, "label_field": config.label_field}
     if config.source in SOURCES:
         return SOURCES[config.source]
+    fields = {
+        "text_field": config.text_field,
+        "label_field": config.label_field,
+        "prompt_field": config.prompt_field,
+    }
     if config.source == "text_files":
         globs = {
             "files": config.files,
             "validation_files": config.validation_files,
             "test_files": config.test_files,
         }
-        return text_files.open_text_files(globs, documents=config.documents, **fields)
+        return text_files.open_text_files(
+            globs,
+            documents=config.documents,
+            **fields,
+            messages_field=config.messages_field,
+            template=chat.load_template(config.chat_template) if config.messages_field else None,
+        )
     return tfds_datasets.open_tfds(config.source, **fields)
 
 
 def _key(config: Config, corpus: Corpus, given: Tokenizer | None) -> str:
+    asked = dataclasses.asdict(config)
     made_of = {
         "format": _FORMAT,
         "corpus": corpus.version,
-        "config": dataclasses.asdict(config),
+        "config": {name: value for name, value in asked.items() if value or name not in _LATER},
         "tokenizer": given and given.to_str(),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -222,6 +248,13 @@ def _write(folder: Path, config: Config, corpus: Corpus, given: Tokenizer | None
         for split, each in encoded.items()
     }
     _write_card(folder, config, corpus, label_names, sizes)
+    for split, told in sizes.items():
+        if dropped := told.get("dropped_documents"):
+            print(
+                f"{split}: {dropped:,} of {told['documents']:,} pairs are left out, their prompts "
+                f"leave no room for a response in rows of length {config.length}",
+                file=sys.stderr,
+            )
 
 
 def _advice(split: str, given: Mapping[str, Iterable[Document]], config: Config) -> str:
@@ -242,10 +275,12 @@ class _TrainingTexts(NamedTuple):
         left = TRAINING_CHARACTERS
         with progress.bar("training the tokenizer", None, "documents") as advance:
             for document in self.documents:
-                text = document.text[:left]
-                left -= len(text)
-                yield from tokenization.cut(text)
-                advance(1, MB=len(text) / 1e6)
+                for whole in (document.prompt or "", document.text):
+                    text = whole[:left]
+                    left -= len(text)
+                    yield from tokenization.cut(text)
+                    advance(0, MB=len(text) / 1e6)
+                advance(1)
                 if not left:
                     return
 
@@ -257,18 +292,16 @@ def _write_rows(
 
     The advice is for a split that is too small for a row.
     """
-    documents = encoded.tokens(), encoded.sizes, encoded.labels
-    if config.rows == "packed":
-        rows = packing.pack(*documents, config.length)
-        cut_tokens = 0
-    else:
-        pad_id = tokenization.special_ids(tokenizer).pad
-        rows = packing.pad(*documents, config.length, pad_id)
-        cut_tokens = int((encoded.sizes.astype(np.int64) - rows.sizes).sum())
-    tokens = encoded.counts["tokens"]
+    rows = _lay_out(encoded, tokenizer, config)
+    documents, tokens = encoded.counts["documents"], encoded.counts["tokens"]
+    if not rows.count and config.pairs and documents:
+        raise ValueError(
+            f"the split {split!r} of {config.source!r} has {documents} pairs, and no prompt leaves "
+            f"room for a response in a row of length {config.length}"
+        )
     if not rows.count:
         raise ValueError(
-            f"the split {split!r} of {config.source!r} has {encoded.counts['documents']} documents "
+            f"the split {split!r} of {config.source!r} has {documents} documents "
             f"of {tokens} tokens, fewer than one row of length {config.length}{advice}"
         )
     shape = rows.count, config.length
@@ -276,9 +309,26 @@ def _write_rows(
     _write_npy(folder / f"{split}-labels.npy", np.int32, shape[:1], [rows.labels])
     if rows.sizes is not None:
         _write_npy(folder / f"{split}-sizes.npy", np.int32, shape[:1], [rows.sizes])
+    if rows.prompts is not None:
+        _write_npy(folder / f"{split}-prompts.npy", np.int32, shape[:1], [rows.prompts])
     encoded.path.unlink()
-    longest = int(encoded.sizes.max())
-    return {**encoded.counts, "rows": rows.count, "longest": longest, "cut_tokens": cut_tokens}
+    told = {
+        "rows": rows.count,
+        "longest": int(encoded.sizes.max()),
+        "cut_tokens": rows.cut_tokens,
+    }
+    dropped = {"dropped_documents": documents - rows.count} if config.pairs else {}
+    return {**encoded.counts, **told, **dropped}
+
+
+def _lay_out(encoded: Encoded, tokenizer: Tokenizer, config: Config) -> packing.RowStream:
+    tokens, sizes, labels = encoded.tokens(), encoded.sizes, encoded.labels
+    special = tokenization.special_ids(tokenizer)
+    if config.pairs:
+        return packing.pair(tokens, sizes, encoded.prompts, labels, config.length, special.sep)
+    if config.rows == "packed":
+        return packing.pack(tokens, sizes, labels, config.length)
+    return packing.pad(tokens, sizes, labels, config.length, special.pad)
 
 
 def _write_npy(
@@ -293,11 +343,12 @@ def _write_npy(
 
 
 def _load_rows(folder: Path, split: str) -> Rows:
-    sizes = folder / f"{split}-sizes.npy"
+    sizes, prompts = (folder / f"{split}-{name}.npy" for name in ("sizes", "prompts"))
     return Rows(
         tokens=np.load(folder / f"{split}-tokens.npy", mmap_mode="r"),
         labels=np.load(folder / f"{split}-labels.npy"),
         sizes=np.load(sizes) if sizes.exists() else None,
+        prompts=np.load(prompts) if prompts.exists() else None,
     )
 
 
@@ -319,6 +370,7 @@ def _write_card(
         "fingerprint": _fingerprint(folder),
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
+        "chat_template": corpus.chat_template,
         "label_names": list(label_names),
         "splits": sizes,
     }

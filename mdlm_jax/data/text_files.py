@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from mdlm_jax.data.chat import ChatTemplate, check_answered, check_messages
 from mdlm_jax.data.corpora import Corpus, Document
 
 # It tells pages of what it raises anyway.
@@ -35,7 +36,14 @@ class _File(NamedTuple):
 
 
 def open_text_files(
-    globs: Mapping[str, str], *, documents: str, text_field: str, label_field: str
+    globs: Mapping[str, str],
+    *,
+    documents: str,
+    text_field: str,
+    label_field: str,
+    prompt_field: str = "",
+    messages_field: str = "",
+    template: ChatTemplate | None = None,
 ) -> Corpus:
     """Finds the files; their contents are read when the documents are.
 
@@ -45,10 +53,15 @@ def open_text_files(
       documents: what one document of a .txt is: 'file', 'paragraph' or 'line'.
       text_field: the text of a .jsonl line.
       label_field: its label, a string or an integer; '' is no labels.
+      prompt_field: the prompt of which the text is the response; '' is text alone.
+      messages_field: instead of both, a list of messages that ends with the assistant's response;
+        '' is none.
+      template: writes the messages out.
 
     Returns:
       The corpus. Its version follows the name, size and state (time of change, ETag or generation)
-      of every file. Documents of nothing but white space are skipped.
+      of every file, and the template. Documents of nothing but white space are skipped, and pairs
+      whose response is that.
 
     Raises:
       ModuleNotFoundError: the package that reads this file system is not installed.
@@ -62,18 +75,27 @@ def open_text_files(
     _refuse_shared(found)
     if documents != "file" and all(file.is_jsonl for file in files):
         raise ValueError(f"documents is for .txt: every line of a .jsonl is one, got {documents!r}")
-    if label_field and (plain := [file.name for file in files if not file.is_jsonl]):
-        raise ValueError(f"label_field {label_field!r} needs .jsonl files, and {plain[0]} is not")
+    needed = {
+        "label_field": label_field,
+        "prompt_field": prompt_field,
+        "messages_field": messages_field,
+    }
+    for key, field in needed.items():
+        if field and (plain := [file.name for file in files if not file.is_jsonl]):
+            raise ValueError(f"{key} {field!r} needs .jsonl files, and {plain[0]} is not")
     if text_field != "text" and not any(file.is_jsonl for file in files):
         raise ValueError(f"text_field is for .jsonl, and there is none, got {text_field!r}")
+    written = template.text if template else ""
+    state = "\n".join([*(file.state for file in files), *filter(None, [written])])
+    fields = documents, text_field, label_field, prompt_field, messages_field, template
     return Corpus(
-        version=hashlib.sha256("\n".join(file.state for file in files).encode()).hexdigest()[:16],
+        version=hashlib.sha256(state.encode()).hexdigest()[:16],
         license="not known: that of the files",
         label_names=None if label_field else (),
         read=lambda cache_dir: {
-            split: _Documents(tuple(of_split), documents, text_field, label_field)
-            for split, of_split in found.items()
+            split: _Documents(tuple(of_split), *fields) for split, of_split in found.items()
         },
+        chat_template=written,
     )
 
 
@@ -85,6 +107,9 @@ class _Documents:
     documents: str
     text_field: str
     label_field: str
+    prompt_field: str
+    messages_field: str
+    template: ChatTemplate | None
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
@@ -114,19 +139,39 @@ class _Documents:
             raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(record, dict):
             raise ValueError(f"{place} must be an object with fields, got {line.strip()[:40]!r}")
-        text = _field(record, "text_field", self.text_field, (str,), "a string", place)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can spell what is no character.
-            half = ascii(text[error.start])
-            raise ValueError(
-                f"{place}: text_field {self.text_field!r} holds {half}, half of a surrogate pair"
-            ) from None
+        prompt, text = self._texts(record, place)
         label = 0
         if self.label_field:
             accepted = (str, int), "a string or an integer"
             label = str(_field(record, "label_field", self.label_field, *accepted, place))
-        return Document(text, label)
+        return Document(text, label, prompt)
+
+    def _texts(self, record: dict[str, Any], place: str) -> tuple[str | None, str]:
+        """The prompt, if the line is a pair, and the text."""
+        if self.template:
+            name = "messages_field", self.messages_field
+            messages = _field(record, *name, (list,), "a list of messages", place)
+            place = f"{place}: messages_field {self.messages_field!r}"
+            check_answered(check_messages(messages, place), place)
+            for message in messages:
+                _check_characters(message["content"], place)
+            return self.template.pair(messages, place)
+        prompt = self._text(record, "prompt_field", place) if self.prompt_field else None
+        return prompt, self._text(record, "text_field", place)
+
+    def _text(self, record: dict[str, Any], key: str, place: str) -> str:
+        name = getattr(self, key)
+        text = _field(record, key, name, (str,), "a string", place)
+        _check_characters(text, f"{place}: {key} {name!r}")
+        return text
+
+
+def _check_characters(text: str, place: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell what is no character.
+        half = ascii(text[error.start])
+        raise ValueError(f"{place} holds {half}, half of a surrogate pair") from None
 
 
 def _field(

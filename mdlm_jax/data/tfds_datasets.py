@@ -14,7 +14,7 @@ from mdlm_jax.data.corpora import SOURCES, Corpus, Document
 SPLITS = ("train", "validation", "test")
 
 
-def open_tfds(name: str, *, text_field: str, label_field: str) -> Corpus:
+def open_tfds(name: str, *, text_field: str, label_field: str, prompt_field: str = "") -> Corpus:
     """A dataset that lies prepared in $TFDS_DATA_DIR (`~/tensorflow_datasets` if that is not set).
 
     Args:
@@ -22,6 +22,8 @@ def open_tfds(name: str, *, text_field: str, label_field: str) -> Corpus:
       text_field: the feature that is the text.
       label_field: the feature that is the label, a ClassLabel (whose names are used), a string or
         an integer; '' is no labels.
+      prompt_field: the feature that is the prompt of which the text is the response; '' is text
+        alone.
 
     Raises:
       ModuleNotFoundError: TensorFlow Datasets is not installed (when the documents are read).
@@ -42,7 +44,9 @@ def open_tfds(name: str, *, text_field: str, label_field: str) -> Corpus:
         version=hashlib.sha256(described + features).hexdigest()[:16],
         license=f"{terms}; {name} {info['version']} of TensorFlow Datasets",
         label_names=labels,
-        read=lambda cache_dir: _read(folder, name, text_field, label_field, labels is None),
+        read=lambda cache_dir: _read(
+            folder, name, text_field, label_field, prompt_field, labels is None
+        ),
     )
 
 
@@ -53,6 +57,7 @@ class _Documents(NamedTuple):
     place: str
     text_field: str
     label_field: str
+    prompt_field: str
     labels_are_names: bool
 
     def __len__(self) -> int:
@@ -62,7 +67,8 @@ class _Documents(NamedTuple):
         for number, example in enumerate(self.examples):
             text = example[self.text_field].decode("utf-8")
             if text.strip():
-                yield Document(text, self._label(example, number))
+                prompt = example[self.prompt_field].decode("utf-8") if self.prompt_field else None
+                yield Document(text, self._label(example, number), prompt)
 
     def _label(self, example: dict[str, Any], number: int) -> int | str:
         if not self.label_field:
@@ -76,7 +82,12 @@ class _Documents(NamedTuple):
 
 
 def _read(
-    folder: Path, name: str, text_field: str, label_field: str, labels_are_names: bool
+    folder: Path,
+    name: str,
+    text_field: str,
+    label_field: str,
+    prompt_field: str,
+    labels_are_names: bool,
 ) -> dict[str, _Documents]:
     try:
         import tensorflow_datasets as tfds  # It takes most of a second.
@@ -86,7 +97,7 @@ def _read(
         ) from None
 
     builder = tfds.builder_from_directory(folder)
-    _check_features(name, builder.info.features, text_field, label_field)
+    _check_features(name, builder.info.features, text_field, label_field, prompt_field)
     if "train" not in builder.info.splits:
         raise ValueError(
             f"source {name!r} has no split 'train', but {', '.join(builder.info.splits)}"
@@ -97,6 +108,7 @@ def _read(
             f"{name}, {split}",
             text_field,
             label_field,
+            prompt_field,
             labels_are_names,
         )
         for split in SPLITS
@@ -104,8 +116,12 @@ def _read(
     }
 
 
-def _check_features(name: str, features: Mapping[str, Any], text: str, label: str) -> None:
+def _check_features(
+    name: str, features: Mapping[str, Any], text: str, label: str, prompt: str
+) -> None:
     wanted = [("text_field", text, "O", "text")]
+    if prompt:
+        wanted.append(("prompt_field", prompt, "O", "text"))
     if label:
         wanted.append(("label_field", label, "Oi", "a ClassLabel, text or an integer"))
     for key, field, kinds, accepted in wanted:

@@ -24,19 +24,25 @@ Sample = Mapping[str, Any]
 # Probabilities at which the shade changes: closer where they are small, as in nats.
 _BOUNDS = (0.01, 0.05, 0.2, 0.5)
 
+_GAPS = re.compile(r"\[MASK\]|<\|?mask\|?>|\{mask:\d+\}")
+
 
 def animation(samples: Sequence[Sample]) -> str:
     """An HTML fragment that plays the samples; a URL that ends in `#step=3` opens them there.
 
     Args:
-      samples: as `samples.json` holds them. Infilling comes first, under a heading.
+      samples: as `samples.json` holds them. Each kind stands under a heading, infilling first.
 
     Returns:
       One self-contained element, for a page that is light or dark; it may stand there many times.
     """
     groups = (
         ("Infilling", [each for each in samples if given(each)]),
-        ("Text from nothing but masks", [each for each in samples if not given(each)]),
+        ("Answers", [each for each in samples if is_answer(each)]),
+        (
+            "Text from nothing but masks",
+            [each for each in samples if not given(each) and not is_answer(each)],
+        ),
     )
     parts = [
         f"<h3>{heading}</h3>\n" + _grid([_player(sample) for sample in group])
@@ -60,6 +66,11 @@ def page(samples: Sequence[Sample], title: str) -> str:
 def given(sample: Sample) -> bool:
     """Whether the model was given any of the text."""
     return any(step < 0 for _, step, _ in sample["tokens"])
+
+
+def is_answer(sample: Sample) -> bool:
+    """Whether the text answers the prompt, which is no part of it."""
+    return not given(sample) and bool(_GAPS.sub("", sample["prompt"]).strip())
 
 
 def _fragment(parts: Sequence[str], players: int) -> str:
@@ -121,7 +132,7 @@ def _token(piece: str, log_prob: float) -> str:
 
 
 def _notes(sample: Sample) -> Iterator[str]:
-    if given(sample):
+    if given(sample) or is_answer(sample):
         yield re.sub(r"\[MASK\](?: ?\[MASK\])+", _counted_masks, sample["prompt"])
     yield "1 step" if sample["steps"] == 1 else f"{sample['steps']:,} steps"
     yield sample["strategy"].replace("_", " ")

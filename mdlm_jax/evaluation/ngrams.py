@@ -1,7 +1,8 @@
 """N-gram models: what counting reaches, in the units of the model's likelihood.
 
-They score the tokens that the model does (separators too, padding not), and treat rows as
-independent, as it does: the first token of a row has no context, the second that of one token.
+They score the tokens that the model does (separators too, padding not; of pairs the response, the
+prompt being its context), and treat rows as independent, as it does: the first token of a row has
+no context, the second that of one token.
 """
 
 from collections.abc import Iterator
@@ -72,13 +73,13 @@ def fit(train: Rows, vocab_size: int, order: int) -> NGram:
     for rows, valid in _chunks("train", evenly(train), vocab_size):
         unigrams += np.bincount(rows[valid], minlength=vocab_size)
         for i, n in enumerate(range(2, order + 1)):
-            # A valid token has valid ones before it.
+            # What stands before a token that counts is text too.
             found[i] = _merge(*found[i], _ngrams(rows, n, vocab_size)[valid[:, n - 1 :]])
     return NGram(unigrams / unigrams.sum(), tuple(_counts(*each, vocab_size) for each in found))
 
 
 def token_nats(model: NGram, rows: Rows) -> np.ndarray:
-    """`-log p` of every token given those before it in its row, 0 at padding.
+    """`-log p` of every token given those before it in its row, 0 where it does not count.
 
     Returns:
       f64[N, L], nats.
@@ -140,7 +141,7 @@ def _cross_entropy(model: NGram, test: Rows) -> float:
 
 
 def _nats(model: NGram, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """`token_nats` of tokens i64[n, L], of which the valid ones, bool[n, L], are text."""
+    """`token_nats` of tokens i64[n, L], of which the valid ones, bool[n, L], count."""
     vocab_size = len(model.unigram)
     probabilities = model.unigram[tokens]
     for n, order in enumerate(model.orders, 2):
@@ -187,7 +188,7 @@ def _looked_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.n
 
 
 def _chunks(name: str, rows: Rows, vocab_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some rows at a time: their tokens i64[n, L], and which of these are text, bool[n, L].
+    """Some rows at a time: their tokens i64[n, L], and which of these count, bool[n, L].
 
     Raises:
       ValueError: they are no matrix, are empty, or hold an id outside [0, V).
@@ -203,5 +204,4 @@ def _chunks(name: str, rows: Rows, vocab_size: int) -> Iterator[tuple[np.ndarray
             raise ValueError(
                 f"{name} holds ids from {tokens.min()} to {tokens.max()}, outside [0, {vocab_size})"
             )
-        sizes = shape[1] if part.sizes is None else part.sizes[:, None]
-        yield tokens, np.broadcast_to(np.arange(shape[1]) < sizes, tokens.shape)
+        yield tokens, part.counted

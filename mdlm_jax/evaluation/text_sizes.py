@@ -27,7 +27,8 @@ def text_size(rows: data.Rows, tokenizer: Tokenizer) -> TextSize:
     """The size of what the tokens say, as the tokenizer writes them out.
 
     Packed rows are one stream: a word that two rows share counts once. Where the tokenizer changes
-    text (lower case, unknown characters), what it makes of the text is counted.
+    text (lower case, unknown characters), what it makes of the text is counted. Of pairs the
+    response is.
 
     Args:
       rows: of a split, in order.
@@ -43,13 +44,13 @@ def text_size(rows: data.Rows, tokenizer: Tokenizer) -> TextSize:
 
 
 def _documents(rows: data.Rows, separator: int) -> Iterator[np.ndarray]:
-    """The tokens of each text, its separator at the end; of padded rows, of each row."""
+    """The tokens of each text that count, its separator at the end; of padded rows, of each row."""
     rest = np.zeros(0, np.int64)  # what may go on in the next rows
     for first in range(0, len(rows), _ROWS):
         part = rows[first : first + _ROWS]
         tokens = np.asarray(part.tokens)
         if part.sizes is not None:
-            yield from (row[:size] for row, size in zip(tokens, part.sizes, strict=True))
+            yield from (row[counts] for row, counts in zip(tokens, part.counted, strict=True))
             continue
         stream = np.concatenate([rest, tokens.reshape(-1)])
         *whole, rest = np.split(stream, np.flatnonzero(stream == separator) + 1)

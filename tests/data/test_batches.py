@@ -164,3 +164,26 @@ def test_padded_rows_are_evaluated_once_and_filled_up_with_nothing():
     valid = np.concatenate([batch["valid"] for batch in batches])
     np.testing.assert_array_equal(valid.sum(axis=1), [*rows.sizes, 0, 0])
     np.testing.assert_array_equal(valid, np.concatenate([b["maskable"] for b in batches]))
+
+
+def make_pairs(count, length=6):
+    """Prompts of 1 to 3 tokens, separators included; the separator is 7."""
+    rows = make_padded(count, length)
+    prompts = np.arange(count, dtype=np.int32) % 3 + 1
+    return data.Rows(rows.tokens, rows.labels, np.maximum(rows.sizes, prompts + 1), prompts)
+
+
+def test_of_a_pair_all_behind_the_prompt_is_maskable_and_nothing_is_padding():
+    rows = make_pairs(20)
+    batch = data.train_batches(rows, batch_size=8, seed=0).at(1)
+    expected = [[i >= prompt for i in range(6)] for prompt in rows.prompts[batch["label"]]]
+    np.testing.assert_array_equal(batch["maskable"], expected)
+    assert batch.keys() == {"tokens", "maskable", "label"}
+
+
+def test_pairs_are_evaluated_once():
+    rows = make_pairs(7)
+    batches = list(data.eval_batches(rows, batch_size=3))
+    maskable = np.concatenate([batch["maskable"] for batch in batches])
+    np.testing.assert_array_equal(maskable.sum(axis=1), [*(6 - rows.prompts), 0, 0])
+    assert all("valid" not in batch for batch in batches)

@@ -17,9 +17,9 @@ MANY = [Document(f"document {i}", 0) for i in range(4000)]
 def test_every_document_is_in_one_split_and_order_is_kept(train, share):
     splits = hold_out({"train": train}, share=share, by="documents")
     assert list(splits) == ["train", "validation", "test"]
-    where = {text: name for name, part in splits.items() for text, _ in part}
+    where = {each: name for name, part in splits.items() for each in part}
     for name, part in splits.items():
-        assert list(part) == [each for each in train if where[each.text] == name]
+        assert list(part) == [each for each in train if where[each] == name]
 
 
 def test_shares_of_documents_are_met():
@@ -38,18 +38,18 @@ def test_documents_stay_when_others_are_added():
 @given(documents, st.floats(0.01, 0.49))
 def test_positions_cut_the_characters_in_order(train, share):
     splits = hold_out({"train": train}, share=share, by="position")
-    whole = [(c, label) for text, label in train for c in text]
+    whole = [(c, label) for text, label, _ in train for c in text]
     held = round(len(whole) * share)
     borders = [0, len(whole) - 2 * held, len(whole) - held, len(whole)]
     for part, (first, last) in zip(splits.values(), itertools.pairwise(borders), strict=True):
-        found = [(c, label) for text, label in part for c in text if not c.isspace()]
+        found = [(c, label) for text, label, _ in part for c in text if not c.isspace()]
         assert found == [pair for pair in whole[first:last] if not pair[0].isspace()]
 
 
 def test_text8_is_cut_at_ninety_and_ninety_five_per_cent():
     text = "".join(chr(97 + i % 26) for i in range(1000))
     splits = hold_out({"train": [Document(text, 0)]}, share=0.05, by="position")
-    assert {name: [text for text, _ in part] for name, part in splits.items()} == {
+    assert {name: [text for text, *_ in part] for name, part in splits.items()} == {
         "train": [text[:900]],
         "validation": [text[900:950]],
         "test": [text[950:]],

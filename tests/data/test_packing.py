@@ -19,7 +19,7 @@ def laid_out(how, pairs, length, *pad_id):
     stream = how(tokens, sizes, labels, length, *pad_id)
     flat = [chunk.ravel() for chunk in stream.chunks]
     rows = np.concatenate([np.zeros(0, np.uint16), *flat]).reshape(stream.count, length)
-    return data.Rows(rows, stream.labels, stream.sizes)
+    return data.Rows(rows, stream.labels, stream.sizes, stream.prompts)
 
 
 @pytest.fixture(params=[2, 2**22], ids=["in small chunks", "at once"], autouse=True)
@@ -58,6 +58,54 @@ def test_padded_rows_are_the_documents_one_by_one(pairs, length):
     np.testing.assert_array_equal(rows.tokens, np.reshape(expected, (len(pairs), length)))
     np.testing.assert_array_equal(rows.sizes, [min(len(d), length) for d, _ in pairs])
     np.testing.assert_array_equal(rows.labels, [label for _, label in pairs])
+
+
+SEP = 500
+prompts_and_responses = st.lists(
+    st.tuples(*2 * [st.lists(st.integers(0, 99), max_size=7)], st.integers(0, 3)), max_size=20
+)
+
+
+def pairs_of(tokens, sizes, labels, length, pairs):
+    prompts = np.array([len(prompt) + 1 for prompt, *_ in pairs], np.int32)
+    return data.pair(tokens, sizes, prompts, labels, length, SEP)
+
+
+@given(pairs=prompts_and_responses, length=st.integers(2, 12))
+def test_a_pair_fills_its_row_and_is_cut_or_left_out(pairs, length):
+    documents = [([*p, SEP, *r, SEP], label) for p, r, label in pairs]
+    rows = laid_out(pairs_of, documents, length, pairs)
+    # Room for one token behind the prompt and its separator: of the response, or its end.
+    fitting = [pair for pair in pairs if len(pair[0]) + 2 <= length]
+    expected = [[*p, SEP, *r, *[SEP] * length][:length] for p, r, _ in fitting]
+    np.testing.assert_array_equal(rows.tokens, np.reshape(expected, (len(fitting), length)))
+    np.testing.assert_array_equal(rows.labels, [label for *_, label in fitting])
+    np.testing.assert_array_equal(rows.prompts, [len(p) + 1 for p, *_ in fitting])
+    whole = np.array([len(p) + len(r) + 2 for p, r, _ in fitting], int)
+    np.testing.assert_array_equal(rows.sizes, np.minimum(whole, length))
+    np.testing.assert_array_equal(rows.counts, rows.sizes - rows.prompts)
+    np.testing.assert_array_equal(rows.counted.sum(axis=1), rows.counts)
+    for i, (_, response, _) in enumerate(fitting):
+        counted = [*response, SEP][: length - rows.prompts[i]]
+        np.testing.assert_array_equal(rows.tokens[i][rows.counted[i]], counted)
+
+
+def test_cut_tokens_are_those_of_rows_that_are_there():
+    pairs = [([1] * 9, [2], 0), ([1], [2] * 9, 0), ([1], [2], 0)]
+    tokens = np.array([t for p, r, _ in pairs for t in [*p, SEP, *r, SEP]], np.uint16)
+    sizes, prompts = np.array([12, 12, 4], np.int32), np.array([10, 2, 2], np.int32)
+    stream = data.pair(tokens, sizes, prompts, np.zeros(3, np.int32), 8, SEP)
+    assert (stream.count, stream.cut_tokens) == (2, 4)
+    assert data.pad(tokens, sizes, np.zeros(3, np.int32), 8, 0).cut_tokens == 8
+
+
+def test_what_counts_of_rows_without_pairs():
+    tokens, labels = np.zeros((2, 4), int), np.zeros(2, int)
+    assert data.Rows(tokens, labels).counted.all()
+    assert data.Rows(tokens, labels).counts.tolist() == [4, 4]
+    padded = data.Rows(tokens, labels, np.array([1, 3]))
+    assert padded.counted.tolist() == [[True, False, False, False], [True, True, True, False]]
+    assert padded.counts.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("sizes", [None, np.arange(5)])

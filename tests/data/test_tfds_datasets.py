@@ -92,6 +92,16 @@ def test_labels_are_named(tmp_path, field, names):
         assert names[label] == expected(number)
 
 
+def test_a_feature_may_be_the_prompt(tmp_path):
+    asked = config(prompt_field="speaker", rows="padded", length=48)
+    prepared = data.prepare(asked, tmp_path)
+    rows = prepared.splits["validation"]
+    for tokens, size, prompt in zip(rows.tokens, rows.sizes, rows.prompts, strict=True):
+        speaker = data.decode(prepared.tokenizer, tokens[:prompt]).replace(" ", "")
+        number = int(data.decode(prepared.tokenizer, tokens[prompt:size]).split()[2].rstrip(","))
+        assert speaker == f"s{number % 3}"
+
+
 @pytest.mark.parametrize("name", ["sayings", "sayings:1.2.0", "sayings/1.2.0"])
 def test_version_may_be_named(name):
     assert "1.2.0" in open_tfds(name, text_field="text", label_field="").license
@@ -109,6 +119,10 @@ def test_version_may_be_named(name):
         ({"text_field": "body"}, r"^text_field 'body' is no field of sayings: it has kind, sp"),
         ({"text_field": "kind"}, r"^text_field 'kind' of sayings must be text, it is ClassLabel"),
         ({"text_field": "words"}, r"^text_field 'words' of sayings must be text, it is Sequence"),
+        (
+            {"prompt_field": "kind", "rows": "padded"},
+            r"^prompt_field 'kind' of sayings must be text, it is ClassLabel",
+        ),
         ({"label_field": "words"}, r"^label_field 'words' of sayings must be a ClassLabel, text"),
         ({"label_field": "body"}, r"^label_field 'body' is no field of sayings"),
     ],

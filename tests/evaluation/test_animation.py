@@ -82,6 +82,14 @@ def test_samples_stand_by_kind_each_with_its_notes():
     assert "1 step ·" in visible(animation.animation([{**FREE, "steps": 1}]))
 
 
+def test_an_answer_stands_with_its_question():
+    asked = {**FREE, "prompt": "How <deep> is it?"}
+    text = visible(animation.animation([*SAMPLES, asked]))
+    order = [text.index(told) for told in ("Infilling", "Answers", "Text from nothing but masks")]
+    assert order == sorted(order)
+    assert order[1] < text.index("How <deep> is it? · 4 steps") < order[2]
+
+
 def test_one_sample_needs_no_play_all():
     assert "Play all</button>" not in animation.animation([FREE])
     assert "Play all</button>" in animation.animation(SAMPLES)

@@ -1,0 +1,153 @@
+"""Chat templates: from messages to the prompt that a model reads, and the response."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from etils import epath
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Messages = Sequence[Mapping[str, Any]]
+
+# Each message under its role; the answer comes last, and nothing follows it.
+PLAIN = (
+    "{% for message in messages %}"
+    "{{ message.role }}:{{ '\n' }}{{ message.content }}{{ '' if loop.last else '\n' }}"
+    "{% endfor %}"
+    "{{ '\nassistant:\n' if add_generation_prompt else '' }}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How messages are written out, as Hugging Face's tokenizers do.
+
+    A Jinja template of the variables `messages` and `add_generation_prompt`, rendered in a sandbox:
+    it reaches nothing but what it is given, and `raise_exception(text)`.
+
+    Attributes:
+      text: the template.
+      name: what messages call it.
+
+    Raises:
+      ValueError: it is no template; its line is named.
+    """
+
+    text: str = PLAIN
+    name: str = "the built-in chat template"
+
+    def __post_init__(self):
+        try:
+            _compiled(self.text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"{self.name}, line {error.lineno}: {error.message}") from None
+
+    def prompt(self, messages: Messages, place: str) -> str:
+        """The text up to where the assistant's answer to the messages begins.
+
+        Raises:
+          ValueError: the template refuses them; the message begins with `place`.
+        """
+        return self._render(messages, place, add_generation_prompt=True)
+
+    def pair(self, messages: Messages, place: str) -> tuple[str, str]:
+        """The prompt, of all messages but the last, and the response: what the last adds to it.
+
+        Raises:
+          ValueError: the template refuses them, or does not write the whole as the prompt and what
+            follows it; the message begins with `place`.
+        """
+        prompt = self.prompt(messages[:-1], place)
+        whole = self._render(messages, place, add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"{place}: {self.name} must write the whole as the prompt and what follows it, but "
+                f"the prompt ends {prompt[-30:]!r} and the whole begins otherwise"
+            )
+        return prompt, whole[len(prompt) :]
+
+    def _render(self, messages: Messages, place: str, *, add_generation_prompt: bool) -> str:
+        try:
+            return _compiled(self.text).render(
+                messages=messages, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # A template is a program: whatever it raises is its answer.
+            told = " ".join(str(error).split())
+            raise ValueError(f"{place}: {self.name}: {type(error).__name__}: {told}") from None
+
+
+def load_template(path: str) -> ChatTemplate:
+    """The template of a file, of '' the built-in one.
+
+    Raises:
+      ValueError: there is no such file, it is not UTF-8, or no template.
+    """
+    if not path:
+        return ChatTemplate()
+    file = epath.Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"chat_template must be the path of a Jinja file, there is none at {path}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"chat_template {path} is not UTF-8: byte {error.start}") from None
+    return ChatTemplate(text, f"chat_template {path}")
+
+
+def check_messages(value: Any, place: str) -> Messages:
+    """The messages, if that is what they are: objects with the texts "role" and "content".
+
+    Raises:
+      ValueError: they are not, or there are none; the message begins with `place`.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f'{place} must be a list of messages {{"role": "user", "content": "a text"}}, '
+            f"got {_short(value)}"
+        )
+    for number, message in enumerate(value, 1):
+        fields = message if isinstance(message, dict) else {}
+        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
+            raise ValueError(
+                f'{place}: message {number} must have the texts "role" and "content", '
+                f"got {_short(message)}"
+            )
+    return value
+
+
+def check_answered(messages: Messages, place: str) -> Messages:
+    """Messages that end with the assistant's answer to those before it.
+
+    Raises:
+      ValueError: they do not; the message begins with `place`.
+    """
+    roles = [message["role"] for message in messages]
+    if roles[-1] != "assistant" or len(roles) < 2:
+        raise ValueError(
+            f"{place} must end with an assistant's message that answers others, got the roles "
+            f"{', '.join(roles[-5:])}"
+        )
+    return messages
+
+
+def _short(value: Any) -> str:
+    told = json.dumps(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(text: str) -> jinja2.Template:
+    # White space around blocks, loop controls and JSON as the templates of the hub expect them.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(text)
+
+
+def _raise(text: str) -> None:
+    raise jinja2.TemplateError(text)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mdlm_jax import command_line, parallel
+from mdlm_jax import command_line, parallel, starting
 from mdlm_jax.experiment import Experiment
 from mdlm_jax.program import Program, make_program
 
@@ -63,7 +63,8 @@ def main() -> int:
 
 def _run(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, float, int]:
     """The losses of all steps, tokens a second of the last four fifths, peak bytes of a step."""
-    program = make_program(experiment, experiment.planned_encoder(), mesh)
+    encoder = experiment.planned_encoder(starting.architecture(experiment.start))
+    program = make_program(experiment, encoder, mesh, start_id=0)
     shape = (experiment.training.batch_size, experiment.data.length)
     state = program.init()
     step = program.step.lower(state, program.abstract_batch()).compile()

@@ -17,7 +17,7 @@ import numpy as np
 from mdlm_jax import flops, hlo_report, parallel
 from mdlm_jax.diffusion import sample, strategies
 from mdlm_jax.networks import bert
-from mdlm_jax.program import Program, make_corruption, pairs_rows
+from mdlm_jax.program import Program
 from mdlm_jax.topologies import Topology
 
 _REMATERIALIZATION = "Involuntary full rematerialization"
@@ -196,10 +196,7 @@ def _whole_gradients(program: Program, found: list[hlo_report.Collective]) -> li
 
 def _slots(program: Program) -> int:
     """Positions of the global batch that are read out."""
-    prepare = make_corruption(
-        program.experiment, program.encoder, paired=pairs_rows(program.experiment, program.mesh)
-    )
-    batch = jax.eval_shape(prepare, jax.random.key(0), program.abstract_batch())
+    batch = jax.eval_shape(program.prepare, jax.random.key(0), 0, program.abstract_batch())
     return batch["corrupted"].positions.size
 
 

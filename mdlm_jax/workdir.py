@@ -24,7 +24,8 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, distributed, parallel
-from mdlm_jax.experiment import Experiment, identity
+from mdlm_jax.data.tokenizer_training import KINDS
+from mdlm_jax.experiment import Experiment, default_config, identity
 from mdlm_jax.networks import bert
 from mdlm_jax.program import pad_vocabulary, place_parameters
 from mdlm_jax.training import checkpoints
@@ -168,9 +169,36 @@ def _abstract_params(encoder: bert.Config, mesh: Mesh) -> Any:
     )
 
 
+def read_encoder(workdir: epath.Path) -> bert.Config:
+    """The network of a run, or of what `export` wrote, without its weights.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    return bert.Config(**_read_config(workdir)["model"])
+
+
+def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config.json of a run that goes on; None where nothing was saved yet.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    if not (workdir / "config.json").exists():
+        return None
+    if not checkpoints.list_steps(workdir / "checkpoints"):
+        return None
+    return _read_config(workdir)
+
+
 def label_names(workdir: epath.Path) -> list[str]:
     """Names of the labels of the data, in the order of the model's classes."""
-    return json.loads((workdir / "data.json").read_text(encoding="utf-8"))["label_names"]
+    return data_card(workdir)["label_names"]
+
+
+def data_card(workdir: epath.Path) -> dict[str, Any]:
+    """What `data.Prepared.card` was of the data that the run was trained on."""
+    return json.loads((workdir / "data.json").read_text(encoding="utf-8"))
 
 
 def export(
@@ -221,6 +249,27 @@ def load_data(trained: Trained) -> data.Prepared:
     return prepared
 
 
+def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any]) -> data.Prepared:
+    """The data of a run that goes on, whose folder has the tokenizer where it came from no more.
+
+    Args:
+      workdir: of the run.
+      config: of the data, now.
+      saved: from `saved_config`.
+
+    Raises:
+      ValueError, OSError: as `data.prepare`.
+    """
+    if config.tokenizer in KINDS or epath.Path(config.tokenizer).exists():
+        return data.prepare(config)
+    if dataclasses.asdict(config) == saved["data"]:  # then there is nothing to make anew
+        prepared = data.find_prepared(saved["data_fingerprint"])
+        if prepared is not None:
+            return prepared
+    kept = str(workdir / "tokenizer.json")
+    return data.prepare(dataclasses.replace(config, tokenizer=kept))
+
+
 def _plain(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared) -> dict[str, Any]:
     plain = dataclasses.asdict(experiment)
     return {
@@ -248,8 +297,12 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    # What the encoder of an older version could not be asked for, it did as the defaults do.
-    before = before | {"model": dataclasses.asdict(bert.Config()) | before["model"]}
+    # What an older version could not be asked for, it did as the defaults do.
+    defaults = default_config().to_dict()
+    before = {
+        name: defaults.get(name, {}) | value if isinstance(value, dict) else value
+        for name, value in (defaults | before).items()
+    }
     old, new = identity(before), identity(now)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if differing:

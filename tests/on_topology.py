@@ -50,7 +50,7 @@ def main(output, sizes, accumulation, dropout):
     for i in range(STEPS):
         batch = parallel.put_batch(batches.at(i), mesh, ROWS)
         seen[f"tokens {i}"] = multihost_utils.process_allgather(batch["tokens"], tiled=True)
-        corrupted = prepare(jax.random.key(i), batch)["corrupted"]
+        corrupted = prepare(jax.random.key(i), i, batch)["corrupted"]
         seen[f"canvas {i}"] = corrupted.canvas
         seen[f"slots {i}"] = np.sum(corrupted.weights > 0)
         state, metrics = program.step(state, batch)

@@ -1,5 +1,6 @@
 """Every shipped config: what its first lines say, and that its step can be traced as it is."""
 
+import dataclasses
 import importlib.util
 import re
 
@@ -10,7 +11,7 @@ import pytest
 from mdlm_jax.command_line import shipped_configs
 from mdlm_jax.experiment import Experiment
 from mdlm_jax.networks import bert
-from mdlm_jax.program import make_corruption, make_loss
+from mdlm_jax.program import frozen_parameters, make_corruption, make_loss, rate_multipliers
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import init_state
 from mdlm_jax.training.step import make_step
@@ -18,6 +19,7 @@ from mdlm_jax.training.step import make_step
 CONFIGS = shipped_configs()
 # Of what the data decide: vocabulary and mask, as the tokenizer of the config gives them.
 VOCABULARIES = {
+    "adapt_bert": (30_522, 103),
     "quickstart": (2048, 4),
     "text8": (32, 4),
     "lm1b": (30_522, 103),
@@ -27,6 +29,8 @@ VOCABULARIES = {
     "llada_1b": (126_464, 4),
     "llada_8b": (126_464, 4),
 }
+# ... and of what a checkpoint decides: the network, as its config.json describes it.
+ARCHITECTURES = {"adapt_bert": bert.Config(mask_id=0)}  # BERT-base, whose sizes the defaults are
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -34,18 +38,23 @@ def name(request):
     return request.param
 
 
-def load(name):
+def module_of(name):
     spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def config_of(name):
+    return module_of(name).get_config()
+
+
+def load(name):
+    module = module_of(name)
     experiment = Experiment.of(module.get_config().to_dict())
     vocab_size, mask_id = VOCABULARIES[name]
-    encoder = bert.Config(
-        **experiment.model,
-        vocab_size=vocab_size,
-        mask_id=mask_id,
-        max_length=experiment.data.length,
-    )
+    words = {"vocab_size": vocab_size, "mask_id": mask_id}
+    encoder = dataclasses.replace(experiment.planned_encoder(ARCHITECTURES.get(name)), **words)
     return module.__doc__, experiment, encoder
 
 
@@ -66,7 +75,17 @@ def test_it_has_the_parameters_that_it_states(name):
 def test_what_is_checked_without_data_is_the_model_itself(name):
     """`compile_check` knows the vocabulary from the config alone."""
     _, experiment, encoder = load(name)
-    assert experiment.planned_encoder().vocab_size == encoder.vocab_size
+    planned = experiment.planned_encoder(ARCHITECTURES.get(name))
+    assert planned.vocab_size == VOCABULARIES[name][0] == encoder.vocab_size
+
+
+def test_a_config_that_starts_from_a_checkpoint_takes_its_tokenizer_too():
+    config = config_of("adapt_bert")
+    assert config.data.tokenizer == "google-bert/bert-base-uncased" == config.start.checkpoint
+    config.start.checkpoint = "models/other"
+    assert Experiment.of(config.to_dict()).data.tokenizer == "models/other"
+    config.data.tokenizer = "wordpiece"  # one of its own: then the vocabulary is resized
+    assert config.start.checkpoint == "models/other"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +103,12 @@ def test_its_step_can_be_traced(name):
     """The step of `train`, of the whole global batch; shapes only: nothing is compiled."""
     _, experiment, encoder = load(name)
     training, length = experiment.training, experiment.data.length
-    optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
+    optimizer, schedule = make_optimizer(
+        experiment.optimizer,
+        training.steps,
+        multipliers=rate_multipliers(experiment, encoder),
+        frozen=frozen_parameters(experiment, encoder),
+    )
     step = make_step(
         make_loss(encoder),
         optimizer,
@@ -101,7 +125,7 @@ def test_its_step_can_be_traced(name):
         "maskable": jax.ShapeDtypeStruct(rows.shape, bool),
         "label": jax.ShapeDtypeStruct(rows.shape[:1], jnp.int32),
     }
-    if experiment.data.rows == "padded":
+    if experiment.data.has_padding:
         batch["valid"] = batch["maskable"]
     new, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(

@@ -5,6 +5,21 @@ denoiser = bert.denoiser(pretrained.params, pretrained.config)
 interop.save_pretrained("models/mine", pretrained)  # what transformers opens
 """
 
-from mdlm_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
+from mdlm_jax.interop.pretrained import (
+    Pretrained,
+    load_pretrained,
+    read_architecture,
+    read_pretrained,
+    save_pretrained,
+)
+from mdlm_jax.interop.resizing import Resized, resize_vocabulary
 
-__all__ = ["Pretrained", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "Pretrained",
+    "Resized",
+    "load_pretrained",
+    "read_architecture",
+    "read_pretrained",
+    "resize_vocabulary",
+    "save_pretrained",
+]

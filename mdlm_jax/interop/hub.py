@@ -13,8 +13,12 @@ _WEIGHTS = (
 _ACCEPTED = "accepted are a folder, or a name of the Hugging Face hub (owner/name)"
 
 
-def folder(path_or_name: str | Path) -> Path:
+def folder(path_or_name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint; one of the hub lies in Hugging Face's cache then.
+
+    Args:
+      path_or_name: a folder, or a name of the hub.
+      weights: whether they are fetched too, or config.json and the tokenizer alone.
 
     Raises:
       FileNotFoundError: nothing lies there, and it is no name of the hub.
@@ -27,16 +31,18 @@ def folder(path_or_name: str | Path) -> Path:
         raise ValueError(f"{path} is a file: {_ACCEPTED}")
     if not _NAME.fullmatch(str(path_or_name)):
         raise FileNotFoundError(f"no folder at {path}: {_ACCEPTED}")
-    return _fetched(str(path_or_name))
+    return _fetched(str(path_or_name), weights)
 
 
-def _fetched(name: str) -> Path:
+def _fetched(name: str, weights: bool) -> Path:
     import huggingface_hub  # a dependency of `tokenizers`; it takes a moment
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # it would tell every retry
     try:
+        if not weights:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=_TEXTS))
         for files in _WEIGHTS:
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_TEXTS, *files]))
             if any(path.glob(files[0])) or any(path.glob(files[2])):

@@ -33,6 +33,13 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer | None
 
 
+class Read(NamedTuple):
+    """A model in the machine's memory, and the lines that a person should read of it."""
+
+    pretrained: Pretrained
+    notes: tuple[str, ...]
+
+
 def load_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> Pretrained:
     """Reads a checkpoint of Hugging Face.
 
@@ -55,6 +62,14 @@ def load_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
         model do not fit.
       ImportError: a library that reads the file is not installed.
     """
+    pretrained, notes = read_pretrained(path_or_name, mask_id=mask_id)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return pretrained._replace(params=jax.tree.map(jnp.asarray, pretrained.params))
+
+
+def read_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> Read:
+    """As `load_pretrained`, but on no device: the parameters are NumPy arrays; prints nothing."""
     folder = hub.folder(path_or_name)
     described = descriptions.read(folder)
     size = described.config.vocab_size
@@ -70,9 +85,19 @@ def load_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
         params = _with_mask(params, words.mask_id)
         size = words.mask_id + 1
     config = dataclasses.replace(described.config, mask_id=words.mask_id, vocab_size=size)
-    for note in (*words.notes, *found.notes):
-        print(f"note: {folder}: {note}", file=sys.stderr)
-    return Pretrained(jax.tree.map(jnp.asarray, params), config, words.tokenizer)
+    notes = tuple(f"{folder}: {note}" for note in (*words.notes, *found.notes))
+    return Read(Pretrained(params, config, words.tokenizer), notes)
+
+
+def read_architecture(path_or_name: str | Path) -> bert.Config:
+    """What config.json says of the network; reads, and fetches, no weights.
+
+    Its mask_id is 0, as config.json does not tell it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_pretrained`.
+    """
+    return descriptions.read(hub.folder(path_or_name, weights=False)).config
 
 
 def save_pretrained(folder: str | Path, pretrained: Pretrained) -> None:

@@ -9,19 +9,30 @@ The parameters are a plain nested dict `{"encoder": ..., "head": ...}`, the bloc
 leading axis.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder
 from mdlm_jax.networks.layers import Head
 
-__all__ = ["Config", "denoiser", "init", "logical_axes", "logits", "padded_leaves"]
+__all__ = [
+    "Config",
+    "denoiser",
+    "distance_to_head",
+    "init",
+    "logical_axes",
+    "logits",
+    "padded_leaves",
+    "select",
+]
 
 Array = jax.Array
 PyTree = Any
@@ -51,14 +62,50 @@ def logical_axes(config: Config) -> PyTree:
 
 def padded_leaves(config: Config) -> tuple[str, ...]:
     """Paths of the parameters that are as long as the padded vocabulary, one row a token."""
-    named = jax.tree.leaves_with_path(
-        logical_axes(config), is_leaf=lambda axes: isinstance(axes, tuple)
-    )
-    return tuple(
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, axes in named
-        if axes[0] == "vocab"
-    )
+    named = _named_leaves(logical_axes(config))
+    return tuple(_name(path) for path, axes in named if axes[0] == "vocab")
+
+
+def select(config: Config, parts: Sequence[str]) -> PyTree:
+    """The tree of `init` with True at the parameters of the parts.
+
+    Args:
+      config: of the parameters.
+      parts: names of modules, 'embeddings', 'blocks', 'head' and what else stands beside them
+        ('final_norm', 'time', ...), or paths below one, such as 'embeddings/positions' or
+        'blocks/mlp'. The embeddings of the tokens are the output layer's matrix too.
+
+    Raises:
+      ValueError: a name of no parameters.
+    """
+    axes = logical_axes(config)
+    names = [_part(path) for path, _ in _named_leaves(axes)]
+    for part in parts:
+        if not any(_lies_in(name, part) for name in names):
+            tops = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+            raise ValueError(
+                f"{part!r} names no parameters: accepted are {tops}, and paths below one of them, "
+                "such as blocks/mlp"
+            )
+    chosen = [any(_lies_in(name, part) for part in parts) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(axes, is_leaf=_is_axes), chosen)
+
+
+def distance_to_head(config: Config) -> PyTree:
+    """The tree of `init` with, for each leaf, how many blocks its gradient comes through.
+
+    Of block i (from 0) `layers - i`, its own counted: of the stacked leaves an array `[layers, 1,
+    ...]`; of the head and the final norm 0; of all that enters below the blocks, the embeddings,
+    `layers + 1`. Powers of it are layer-wise learning rates.
+    """
+
+    def distance(path: tuple, axes: tuple) -> np.ndarray:
+        if axes[0] == "layers":
+            return np.arange(config.layers, 0, -1).reshape(-1, *[1] * (len(axes) - 1))
+        above = _part(path).startswith(("head/", "final_"))
+        return np.array(0 if above else config.layers + 1)
+
+    return jax.tree.map_with_path(distance, logical_axes(config), is_leaf=_is_axes)
 
 
 def logits(
@@ -144,6 +191,28 @@ def _halves(params: PyTree, config: Config, dropout_key: Array | None):
         return Head(config).apply({"params": params["head"]}, at, table)
 
     return encode, project
+
+
+def _is_axes(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
+def _named_leaves(axes: PyTree) -> list[tuple[tuple, tuple]]:
+    """Path and names of axes of each leaf."""
+    return jax.tree.leaves_with_path(axes, is_leaf=_is_axes)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _part(path: tuple) -> str:
+    """A parameter's path from the module that stands in the encoder, or from the head."""
+    return _name(path).removeprefix("encoder/")
+
+
+def _lies_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(part + "/")
 
 
 def _boxed_params(key: Array, config: Config) -> PyTree:

@@ -1,10 +1,12 @@
-"""AdamW with a clipped gradient, warm-up and decay, all from optax."""
+"""AdamW with a clipped gradient, warm-up and decay, all from optax; parts slower, or frozen."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree = Any
@@ -27,6 +29,9 @@ class OptimizerConfig:
       b2: decay of the mean of their squares.
       eps: added to the root of the latter.
       clip_norm: the largest global norm of the gradient; `inf` never clips.
+      layer_decay: the learning rate falls by this factor from each block to the one below it (Clark
+        et al. 2020, ELECTRA, arXiv:2003.10555); 1 for the same everywhere.
+      freeze: names of parts that are not trained, separated by commas: 'embeddings'; '' for none.
 
     Raises:
       ValueError: if a value is out of its range.
@@ -41,6 +46,8 @@ class OptimizerConfig:
     b2: float = 0.98
     eps: float = 1e-8
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
+    freeze: str = ""
 
     def __post_init__(self):
         checks = {
@@ -53,16 +60,36 @@ class OptimizerConfig:
             "b2": (0 <= self.b2 < 1, "lie in [0, 1)"),
             "eps": (0 < self.eps < math.inf, "be positive"),
             "clip_norm": (self.clip_norm > 0, "be positive"),
+            "layer_decay": (0 < self.layer_decay <= 1, "lie in (0, 1]"),
         }
         for name, (good, demand) in checks.items():
             if not good:
                 raise ValueError(f"optimizer.{name} must {demand}, not {getattr(self, name)!r}")
 
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """The names in `freeze`."""
+        return tuple(name.strip() for name in self.freeze.split(",") if name.strip())
+
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int
+    config: OptimizerConfig,
+    steps: int,
+    *,
+    multipliers: PyTree | None = None,
+    frozen: PyTree | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a run of `steps` steps, and its learning rate by number of updates.
+
+    What `layer_decay` and `freeze` mean depends on the model, which gives a tree for each.
+
+    Args:
+      config: all else.
+      steps: length of the run.
+      multipliers: of the learning rate, and so of the weight decay; a tree as of the parameters,
+        each leaf broadcast against its parameter. By default all are 1.
+      frozen: a tree of booleans as of the parameters, True at those that stay as they are; no
+        moments are kept of these. By default none.
 
     Raises:
       ValueError: if the warm-up is longer than the run.
@@ -81,7 +108,29 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw), schedule
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    if frozen is not None:
+        labels = jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
+        parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+        optimizer = optax.partition(parts, labels)
+    if multipliers is not None:
+        scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers))
+        optimizer = optax.chain(optimizer, scale)
+    return optimizer, schedule
+
+
+def without_gradient(
+    loss_fn: Callable[[PyTree, jax.Array, PyTree], Any], frozen: PyTree
+) -> Callable[[PyTree, jax.Array, PyTree], Any]:
+    """`loss_fn(params, key, batch)`, its gradient zero where `frozen`, and not computed there."""
+
+    def stopped(params: PyTree, key: jax.Array, batch: PyTree) -> Any:
+        params = jax.tree.map(
+            lambda x, stays: jax.lax.stop_gradient(x) if stays else x, params, frozen
+        )
+        return loss_fn(params, key, batch)
+
+    return stopped
 
 
 def decay_mask(params: PyTree) -> PyTree:

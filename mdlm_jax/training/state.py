@@ -69,14 +69,20 @@ def state_shardings(
         params=params_shardings,
         opt_state=optax.tree.map_params(
             optimizer,
-            lambda _, sharding: sharding,
+            lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
             jax.eval_shape(optimizer.init, shapes),
             params_shardings,
             transform_non_params=lambda _: everywhere,
+            is_leaf=_is_masked,
         ),
         ema=params_shardings,
         bad_steps=everywhere,
     )
+
+
+def _is_masked(leaf: Any) -> bool:
+    """Whether it stands where the optimizer keeps nothing of a parameter: one that is frozen."""
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def abstract_state(

@@ -23,7 +23,7 @@ def make_step(
     seed: int,
     ema_decay: float,
     accumulation: int = 1,
-    prepare: Callable[[Array, PyTree], PyTree] | None = None,
+    prepare: Callable[[Array, Array, PyTree], PyTree] | None = None,
     schedule: optax.Schedule | None = None,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]]:
@@ -45,8 +45,8 @@ def make_step(
       ema_decay: in [0, 1); 0 keeps a plain copy of the parameters.
       accumulation: microbatches a step; every leaf of the batch is split along its leading axis,
         neighbouring rows together. Leaves may differ in it (rows, pairs of rows).
-      prepare: `(key, batch) -> batch`, run once on the whole batch: what is drawn here does not
-        depend on `accumulation`.
+      prepare: `(key, step i32[], batch) -> batch`, run once on the whole batch: what is drawn here
+        does not depend on `accumulation`. The step, from 0, is for what changes along a run.
       schedule: from `make_optimizer`; adds the update's `learning_rate` to the metrics.
       shardings: from `state_shardings`; the state stays where it is, batches (and microbatches)
         are split along their rows over the mesh.
@@ -73,7 +73,7 @@ def make_step(
     def advance(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Any]]:
         noise_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         if prepare is not None:
-            batch = prepare(noise_key, batch)
+            batch = prepare(noise_key, state.step, batch)
 
         def share(index: Array | int, microbatch: PyTree) -> PyTree:
             key = jax.random.fold_in(loss_key, index)

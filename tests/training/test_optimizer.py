@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer
+from mdlm_jax.training.optimizer import (
+    OptimizerConfig,
+    decay_mask,
+    make_optimizer,
+    without_gradient,
+)
 
 STACKED = {
     "layers": {"dense": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}},
@@ -93,6 +98,88 @@ def test_infinite_clip_norm_never_clips():
     assert np.isfinite(updates["bias"])
 
 
+def updates_of(optimizer, gradients, params=STACKED):
+    state, out = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = jax.jit(optimizer.update)(gradient, state, params)
+        out.append(updates)
+    return out, state
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), STACKED)
+
+
+FLAT = dataclasses.replace(CONFIG, warmup_steps=0, weight_decay=0.3)
+
+
+def test_multipliers_scale_the_update_with_its_weight_decay():
+    gradients = [drawn(0), drawn(1)]
+    multipliers = jax.tree.map(lambda x: np.ones((), np.float32), STACKED)
+    multipliers["layers"]["dense"] = {
+        "kernel": np.array([0.25, 0.5]).reshape(2, 1, 1),
+        "bias": np.array([0.25, 0.5]).reshape(2, 1),
+    }
+    plain, _ = updates_of(make_optimizer(FLAT, steps=10)[0], gradients)
+    scaled, _ = updates_of(make_optimizer(FLAT, 10, multipliers=multipliers)[0], gradients)
+    for before, after in zip(plain, scaled, strict=True):
+        expected = jax.tree.map(np.multiply, before, multipliers)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, expected)
+
+
+def test_frozen_leaves_stay_have_no_moments_and_do_not_count_in_the_norm():
+    frozen = jax.tree.map(lambda x: False, STACKED)
+    frozen["tokens"]["embedding"] = True
+    gradients = [drawn(0), drawn(1)]
+    optimizer, _ = make_optimizer(FLAT, 10, frozen=frozen)
+    frozen_updates, state = updates_of(optimizer, gradients)
+    rest = {name: STACKED[name] for name in ("layers", "norm")}
+    alone, alone_state = updates_of(
+        make_optimizer(FLAT, 10)[0], [{n: g[n] for n in rest} for g in gradients], rest
+    )
+    for with_frozen, without in zip(frozen_updates, alone, strict=True):
+        assert not with_frozen["tokens"]["embedding"].any()
+        for name in rest:
+            jax.tree.map(np.testing.assert_array_equal, with_frozen[name], without[name])
+    count = lambda state: sum(x.size for x in jax.tree.leaves(state))  # noqa: E731
+    assert count(state) == count(alone_state)
+
+
+def test_the_state_of_old_runs_is_the_same():
+    """Their checkpoints are restored by its structure."""
+    optimizer, _ = make_optimizer(dataclasses.replace(CONFIG, layer_decay=1.0, freeze=""), 100)
+    clip, (adam, decay, rate) = optimizer.init(STACKED)
+    assert (type(clip).__name__, type(decay).__name__) == ("EmptyState", "MaskedState")
+    assert set(adam._fields) == {"count", "mu", "nu"} and set(rate._fields) == {"count"}
+
+
+def test_a_frozen_leaf_has_no_gradient_and_none_is_computed():
+    def loss_fn(params, key, batch):
+        return jnp.sum((batch @ params["a"] @ params["b"]) ** 2), {}
+
+    params = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64))}
+    batch = jnp.ones((64, 64))
+
+    def gradient_of(loss):
+        return jax.jit(jax.grad(lambda params: loss(params, None, batch)[0]))
+
+    plain = gradient_of(loss_fn)
+    frozen = gradient_of(without_gradient(loss_fn, {"a": True, "b": False}))
+    assert not frozen(params)["a"].any()
+    np.testing.assert_allclose(frozen(params)["b"], plain(params)["b"], rtol=1e-6)
+    flops = [f.lower(params).compile().cost_analysis()["flops"] for f in (plain, frozen)]
+    assert flops[0] - flops[1] >= 2 * 2 * 64**3  # the products behind the gradient of a
+
+
+def test_parts_are_named_with_commas_between():
+    assert OptimizerConfig(freeze=" embeddings, blocks/mlp,").frozen_parts == (
+        "embeddings",
+        "blocks/mlp",
+    )
+    assert OptimizerConfig().frozen_parts == ()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -106,6 +193,8 @@ def test_infinite_clip_norm_never_clips():
         {"b2": -0.1},
         {"eps": 0.0},
         {"clip_norm": 0.0},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.01},
     ],
 )
 def test_values_out_of_range_are_named(change):

@@ -47,7 +47,7 @@ def test_accumulation_does_not_change_the_update(step, accumulation):
 def test_loss_gradient_and_norm_are_those_of_the_prepared_batch(step):
     _, metrics = run(step, 1)
     noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    batch = jax.device_get(toy.prepare(noise_key, toy.batch(0)))
+    batch = jax.device_get(toy.prepare(noise_key, 0, toy.batch(0)))
     params = jax.device_get(toy.params())
     error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
     weight = np.repeat(batch["weight"], 2)[:, None] / (2 * toy.OUTPUTS)  # [rows, 1]
@@ -110,7 +110,7 @@ def test_noise_depends_on_seed_and_step_alone():
     def draw(key):
         return jax.random.uniform(key)
 
-    def prepare(key, batch):
+    def prepare(key, step, batch):
         return {"noise": batch["rows"] * draw(key) / batch["rows"].sum()}
 
     def values(seed, accumulation):
@@ -129,6 +129,20 @@ def test_noise_depends_on_seed_and_step_alone():
     assert len({*once.ravel(), *other.ravel()}) == 8
     # Two microbatches draw two dropout keys, the first of them that of the undivided batch.
     assert not np.isclose(twice[:, 1], 2 * once[:, 1]).any()
+
+
+def test_what_is_prepared_is_told_the_step():
+    def loss_fn(params, key, batch):
+        return 0.0 * params["x"].sum(), {"step": batch["step"]}
+
+    sgd = optax.sgd(0.1)
+    prepare = lambda key, step, batch: {"step": step}  # noqa: E731
+    step = make_step(loss_fn, sgd, seed=0, ema_decay=0.9, prepare=prepare)
+    state, seen = init_state({"x": jnp.zeros(1)}, sgd), []
+    for _ in range(3):
+        state, metrics = step(state, {"rows": jnp.ones(4)})
+        seen.append(int(metrics["aux"]["step"]))
+    assert seen == [0, 1, 2]
 
 
 @given(

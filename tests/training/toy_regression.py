@@ -36,8 +36,9 @@ def batch(step):
     }
 
 
-def prepare(key, batch):
+def prepare(key, step, batch):
     """Draws noise, and normalises the weights by the global batch."""
+    del step
     noise = 0.1 * jax.random.normal(key, batch["x"].shape)
     weight = batch["weight"] / batch["weight"].sum()
     return {**batch, "x": batch["x"] + noise, "weight": weight}

@@ -1,0 +1,71 @@
+"""What a run starts from, and what a checkpoint decides of its model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mdlm_jax.networks import bert
+
+# How a model is trained, compiled or computed: the config's always. All else the checkpoint says.
+_OF_TRAINING = (
+    "attention_backend",
+    "class_dropout",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan",
+    "vocab_multiple",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """What a run starts from.
+
+    Attributes:
+      checkpoint: folder of a Hugging Face checkpoint, a name of its hub, or the folder of a run or
+        of what `export` wrote (its averaged weights): its architecture is the run's. '' for a new
+        model, which `model` describes.
+      fresh_weights: take the architecture alone, with new weights: what the pretrained ones are
+        worth, told by a run that differs in nothing else.
+
+    Raises:
+      ValueError: fresh weights of no checkpoint.
+    """
+
+    checkpoint: str = ""
+    fresh_weights: bool = False
+
+    def __post_init__(self):
+        if self.fresh_weights and not self.checkpoint:
+            raise ValueError(
+                "start.fresh_weights does nothing without a start.checkpoint, whose architecture "
+                "it would take: leave it out"
+            )
+
+
+def adopt(model: Mapping[str, Any], architecture: bert.Config, length: int) -> dict[str, Any]:
+    """The fields of an encoder that has the architecture of a checkpoint.
+
+    Args:
+      model: the section of the config: it may repeat the architecture, not change it.
+      architecture: of the checkpoint.
+      length: of the run's rows. Learned positions bound it; rotary ones do not.
+
+    Raises:
+      ValueError: a key of `model` asks for another architecture, or rows are too long.
+    """
+    defaults, theirs = dataclasses.asdict(bert.Config()), dataclasses.asdict(architecture)
+    for name, value in model.items():
+        if name not in _OF_TRAINING and value not in (defaults[name], theirs[name]):
+            raise ValueError(
+                f"model.{name} is {value!r}, but the architecture is that of start.checkpoint, "
+                f"which has {theirs[name]!r}: leave it out"
+            )
+    if architecture.positions == "learned" and length > architecture.max_length:
+        raise ValueError(
+            f"data.length is {length}, but start.checkpoint has learned only "
+            f"{architecture.max_length} positions: take at most so many"
+        )
+    ours = {name: model.get(name, defaults[name]) for name in _OF_TRAINING}
+    return {**theirs, **ours, "max_length": max(length, architecture.max_length)}

@@ -1,0 +1,151 @@
+"""What the training step of a config draws, and which parameters it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from mdlm_jax import data, parallel
+from mdlm_jax.experiment import Experiment, ObjectiveConfig, default_config
+from mdlm_jax.networks import bert
+from mdlm_jax.program import highest_rate, make_corruption, make_program
+
+ROWS, LENGTH, MASK = 256, 10, 19
+ALARM = 1e-4  # of each p-value; seeds are fixed
+
+
+def experiment(objective=(), optimizer=(), **start):
+    config = default_config()
+    config.data.update(vocab_size=MASK + 1, length=LENGTH)
+    config.model.update(layers=2, width=16, heads=2, mlp_width=16, dropout=0.0)
+    config.objective.update(dict(objective))
+    config.optimizer.update(dict(warmup_steps=0, **dict(optimizer)))
+    config.training.update(batch_size=ROWS, steps=100)
+    return Experiment.of(config.to_dict())
+
+
+def corrupted(objective, step, maskable=None):
+    settings = experiment(objective)
+    prepare = jax.jit(make_corruption(settings, settings.planned_encoder(), paired=False))
+    tokens = jnp.ones((ROWS, LENGTH), jnp.int32)
+    maskable = jnp.ones((ROWS, LENGTH), bool) if maskable is None else maskable
+    batch = {"tokens": tokens, "maskable": maskable, "label": jnp.full(ROWS, -1)}
+    canvas = prepare(jax.random.key(0), step, batch)["corrupted"].canvas
+    return np.asarray(canvas) == MASK
+
+
+def test_the_curriculum_rises_from_its_rate_to_1():
+    objective = ObjectiveConfig(curriculum_steps=10, curriculum_rate=0.2)
+    rates = [float(highest_rate(objective, step)) for step in (0, 5, 10, 11, 1000)]
+    assert rates == pytest.approx([0.2, 0.6, 1.0, 1.0, 1.0])
+    assert highest_rate(ObjectiveConfig(), 0) == 1.0
+
+
+@pytest.mark.parametrize(("step", "most"), [(0, 2), (5, 6), (10, 10)])
+def test_its_counts_are_uniform_up_to_the_rate_of_the_step(step, most):
+    masked = corrupted({"curriculum_steps": 10, "curriculum_rate": 0.2}, step)
+    counts = np.bincount(masked.sum(axis=1), minlength=LENGTH + 1)
+    assert counts[0] == 0 and not counts[most + 1 :].any()
+    # Stratified over the batch, so nearer to uniform than drawn counts are.
+    assert stats.chisquare(counts[1 : most + 1]).pvalue > ALARM
+
+
+def test_a_prefix_is_kept():
+    masked = corrupted({"keep": "prefix"}, 0)
+    assert masked.any(axis=1).all()
+    first = masked.argmax(axis=1)
+    assert len(set(first)) == LENGTH and np.mean(first) > 2  # 1.4 without
+    assert np.array_equal(masked, corrupted({"keep": "prefix", "curriculum_steps": 1}, 9))
+
+
+def test_a_span_is_filled_in_between_what_is_kept():
+    masked = corrupted({"keep": "infill"}, 0)
+    extent = LENGTH - masked[:, ::-1].argmax(axis=1) - masked.argmax(axis=1)
+    assert masked.any(axis=1).all() and np.mean(extent) < LENGTH / 2
+
+
+def test_what_the_data_never_mask_is_kept_too():
+    maskable = jnp.arange(LENGTH) >= jnp.full((ROWS, 1), 6)
+    for keep in ("prefix", "infill"):
+        masked = corrupted({"keep": keep}, 0, maskable)
+        assert not masked[:, :6].any() and masked[:, 6:].any(axis=1).all()
+        assert len(set(masked.argmax(axis=1))) == 4
+
+
+def test_what_is_not_asked_for_changes_no_mask():
+    plain = corrupted({}, 3)
+    assert np.array_equal(plain, corrupted({"curriculum_steps": 3}, 3))
+    assert not np.array_equal(plain, corrupted({"keep": "prefix"}, 3))
+
+
+MESH = parallel.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("freeze", "told"),
+    [
+        ("embeddings,hed", r"optimizer.freeze: 'hed' names no parameters: .* head"),
+        ("embeddings,blocks,head", "optimizer.freeze .* leaves nothing to train"),
+    ],
+)
+def test_names_that_cannot_be_frozen_are_refused(freeze, told):
+    settings = experiment(optimizer={"freeze": freeze})
+    with pytest.raises(ValueError, match=told) as error:
+        make_program(settings, settings.planned_encoder(), MESH)
+    assert "\n" not in str(error.value)
+
+
+def test_given_parameters_are_where_a_run_begins():
+    settings = experiment(optimizer={"freeze": "embeddings", "layer_decay": 0.5})
+    encoder = settings.planned_encoder()
+    given = jax.device_get(bert.init(jax.random.key(9), encoder))
+    program = make_program(settings, encoder, MESH)
+    state = program.init_from(program.place(given))
+    for tree in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree, given)
+    assert int(state.step) == 0
+    assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"curriculum_steps": -1}, "objective.curriculum_steps must be at least 0, not -1"),
+        ({"curriculum_rate": 0.0}, r"objective.curriculum_rate must be in \(0, 1\], not 0.0"),
+        ({"curriculum_steps": 5, "name": "mlm"}, "it needs objective.name 'diffusion' .* 'mlm'"),
+        ({"curriculum_steps": 5, "corruption": "bernoulli"}, "exact counts: .*'bernoulli'"),
+        ({"keep": "suffix"}, "objective.keep must be 'prefix', 'infill' or '' .*'suffix'"),
+        ({"keep": "prefix", "name": "autoregressive"}, "objective.keep is for objectives that m"),
+    ],
+)
+def test_bad_objectives_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told) as error:
+        ObjectiveConfig(**changes)
+    assert "\n" not in str(error.value)
+
+
+KINDS = {
+    "packed": ({}, {}),
+    "padded": ({"rows": "padded"}, {"sizes": np.full(6, 3, np.int32)}),
+    "pairs": (
+        {"rows": "padded", "prompt_field": "prompt", "source": "text_files", "files": "a.jsonl"},
+        {"sizes": np.full(6, 5, np.int32), "prompts": np.full(6, 2, np.int32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_as_the_step_is_compiled_for(kind):
+    asked, parts = KINDS[kind]
+    config = default_config()
+    config.data.update({"length": LENGTH, **asked})
+    config.model.update({"layers": 1, "width": 8, "heads": 1, "mlp_width": 8})
+    config.training.batch_size = 4
+    settings = Experiment.of(config.to_dict())
+    expected = make_program(settings, settings.planned_encoder(), MESH).abstract_batch()
+    rows = data.Rows(np.zeros((6, LENGTH), np.uint16), np.zeros(6, np.int32), **parts)
+    batch = data.train_batches(rows, batch_size=4, seed=0).at(0)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (x.shape, x.dtype) for name, x in expected.items()
+    }

@@ -1,0 +1,148 @@
+"""Asks a trained model the questions of EleutherAI's lm-evaluation-harness.
+
+    python -m mdlm_jax.harness --workdir=runs/mine --tasks=piqa,arc_easy --limit=100
+    python -m mdlm_jax.harness --checkpoint=google-bert/bert-base-uncased --tasks=hellaswag
+
+Prints the harness' table of results, and what drawing masks adds to their error: a likelihood is a
+bound, estimated from --draws corruptions. --include_path=FOLDER adds tasks of your own.
+Needs pip install 'mdlm_jax[harness]'.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from mdlm_jax import command_line, distributed
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Instead of a run: folder of a Hugging Face checkpoint, or name of the hub."
+)
+_WEIGHTS = flags.DEFINE_enum("weights", None, ["ema", "params"], "Of a run: ema by default.")
+_TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, groups or tags, separated by commas.")
+_INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Folder of tasks of your own.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Questions of each task; all by default.", 1)
+_FEWSHOT = flags.DEFINE_integer("fewshot", None, "Solved examples in front of a question.", 0)
+_DRAWS = flags.DEFINE_integer("draws", 32, "Corruptions of each row; more shrink the error.", 2)
+_STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations of a written answer.", 1, 100_000)
+_STRATEGY = flags.DEFINE_string(
+    "strategy", "greedy", "How answers are written, as generate --strategy takes it."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows at a time; changes no result.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**32 - 1)
+_OUTPUT = flags.DEFINE_string("output", None, "Write the results into this file, as JSON.")
+command_line.require("tasks")
+
+_KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
+
+
+def main() -> int:
+    """Prints and writes the results; returns the exit code."""
+    with command_line.bad_input():
+        _check_flags()
+        lm_eval, adapter = _require_lm_eval()
+        asked = adapter.MaskedDiffusion(
+            _WORKDIR.value or _CHECKPOINT.value,
+            weights=_WEIGHTS.value,
+            draws=_DRAWS.value,
+            strategy=_STRATEGY.value,
+            steps=_STEPS.value,
+            batch_size=_BATCH_SIZE.value,
+            seed=_SEED.value,
+        )
+        manager = lm_eval.tasks.TaskManager(include_path=_INCLUDE_PATH.value)
+        # Whatever a task asks for is input, and comes to light only while it is asked.
+        results = lm_eval.simple_evaluate(
+            asked,
+            tasks=_matching(manager),
+            num_fewshot=_FEWSHOT.value,
+            limit=_LIMIT.value,
+            log_samples=False,
+            task_manager=manager,
+        )
+    told = _settings(asked) | {name: results[name] for name in _KEPT if results.get(name)}
+    for column in ("results", "groups"):
+        if column in told:
+            print(lm_eval.utils.make_table(results, column))
+    print(_noise(told))
+    if _OUTPUT.value:
+        text = json.dumps(told, indent=2, default=lambda number: number.item())
+        Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
+        print(f"written: {_OUTPUT.value}")
+    return 0
+
+
+def _check_flags() -> None:
+    if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
+        raise ValueError("give --workdir of a run, or --checkpoint, and not both")
+    if _WORKDIR.value and not (epath.Path(_WORKDIR.value) / "config.json").is_file():
+        raise ValueError(f"{_WORKDIR.value} is not the folder of a run: it has no config.json")
+    if _INCLUDE_PATH.value and not Path(_INCLUDE_PATH.value).is_dir():
+        raise ValueError(f"--include_path={_INCLUDE_PATH.value}: there is no such folder")
+    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
+        raise ValueError(f"{_OUTPUT.value}: there is no folder {Path(_OUTPUT.value).parent}")
+    if told := [name for name in distributed.VARIABLES if os.environ.get(name)]:
+        raise ValueError(f"{', '.join(told)} set: the harness runs in one process, on its devices")
+
+
+def _require_lm_eval() -> tuple[ModuleType, ModuleType]:
+    """`lm_eval`, and the module that registers our model there."""
+    try:
+        import lm_eval.tasks
+        import lm_eval.utils
+    except ImportError as error:
+        raise ImportError(f"{error.name} is needed: pip install 'mdlm_jax[harness]'") from None
+    from mdlm_jax import lm_eval_adapter
+
+    return lm_eval, lm_eval_adapter
+
+
+def _matching(manager: Any) -> list[str]:
+    """The tasks that are asked for; a name may be a pattern, such as `mmlu_*`."""
+    if unknown := [name for name in _TASKS.value if not manager.match_tasks([name])]:
+        raise ValueError(
+            f"--tasks: there is no task {unknown[0]!r}; `lm_eval ls tasks` lists those of the "
+            "harness, --include_path=FOLDER adds your own"
+        )
+    return manager.match_tasks(_TASKS.value)
+
+
+def _settings(asked: Any) -> dict[str, Any]:
+    """What the results depend on, and what drawing masks adds to their error."""
+    answerer, errors = asked.answerer, np.array(asked.errors)
+    return {
+        "model": _WORKDIR.value or _CHECKPOINT.value,
+        "weights": answerer.model.weights,
+        "step": answerer.model.step,
+        "draws": answerer.draws,
+        "strategy": answerer.strategy,
+        "steps": answerer.steps,
+        "seed": answerer.seed,
+        "limit": _LIMIT.value,
+        "continuations": len(errors),
+        "mean_error": float(errors.mean()) if len(errors) else None,
+        "largest_error": float(errors.max()) if len(errors) else None,
+        "cut_contexts": asked.cut,
+    }
+
+
+def _noise(told: dict[str, Any]) -> str:
+    if not told["continuations"]:
+        return "no continuation was scored"
+    line = (
+        f"{told['continuations']:,} continuations, {told['draws']} draws at the most: standard "
+        f"error {told['mean_error']:.3f} nats in the mean, {told['largest_error']:.3f} at the most"
+    )
+    if told["cut_contexts"]:
+        line += f"; {told['cut_contexts']:,} lost the start of their context, for want of room"
+    return line
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,120 @@
+"""A model that is asked in text, with random weights, and what it makes of text."""
+
+import dataclasses
+import itertools
+
+import exported
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_runs import TEXT
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from mdlm_jax import answering, parallel
+from mdlm_jax import models as loading
+from mdlm_jax.data import special_ids
+from mdlm_jax.diffusion import causal_likelihood
+from mdlm_jax.evaluation import continuations, likelihoods
+from mdlm_jax.experiment import ObjectiveConfig
+from mdlm_jax.networks import bert
+
+WORDS = TEXT.split()
+TEXTS = [" ".join(WORDS), WORDS[0], " ".join(WORDS[:20])]
+
+
+@pytest.fixture(scope="module")
+def answerer(tmp_path_factory):
+    folder = exported.write(tmp_path_factory.mktemp("answering") / "run")
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    return answering.Answerer(loading.load(str(folder), mesh), mesh, draws=4, steps=4)
+
+
+def test_a_pair_is_split_where_the_context_ends():
+    words = {"[UNK]": 0, "[MASK]": 1, "[SEP]": 2, "a": 3, "b": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert answering.encode_pair(tokenizer, "a b ", "b a") == ([3, 4], [4, 3])
+    assert answering.encode_pair(tokenizer, "a b", " b") == ([3, 4], [4])
+    assert answering.encode_pair(tokenizer, "", "b") == ([], [4])
+    assert answering.encode_pair(tokenizer, "\n", "b") == ([], [4])
+    # A continuation that begins within a word changes the last token of the context, not its own.
+    assert answering.encode_pair(tokenizer, "a b", "b a") == ([3, 0], [3])
+    for context, continuation in (("a b", ""), ("a ", "\n"), ("a b", "b")):
+        with pytest.raises(ValueError, match="adds no token"):
+            answering.encode_pair(tokenizer, context, continuation)
+
+
+@pytest.mark.parametrize(("size", "parts"), [(0, []), (5, [5]), (6, [3, 3]), (13, [4, 4, 5])])
+def test_a_text_is_split_into_few_even_rows(size, parts):
+    ids = list(range(size))
+    rows = answering.split(ids, 5)
+    assert [len(row) for row in rows] == parts and list(itertools.chain(*rows)) == ids
+
+
+def test_a_text_is_cut_at_the_first_stop():
+    assert answering.cut_at("one two one", ["two", "ne"]) == "o"
+    assert answering.cut_at("one two", ["three", ""]) == "one two"
+    assert answering.cut_at("one", []) == "one"
+
+
+def test_every_token_of_a_text_counts_once(answerer):
+    """Against the bounds of its rows, scored as continuations of nothing."""
+    model = answerer.model
+    nats = answerer.texts(TEXTS)
+    ids = [model.tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    assert [len(each) > model.length for each in ids] == [True, False, True]
+    rows = [answering.split(each, model.length) for each in ids]
+    of_rows = iter(score(answerer, [((), row) for mine in rows for row in mine]).nats)
+    expected = [sum(itertools.islice(of_rows, len(mine))) for mine in rows]
+    np.testing.assert_allclose(nats, expected, rtol=1e-5)
+    assert nats[0] > len(ids[0])  # random weights: about log(121) nats a token
+
+
+def score(answerer, pairs):
+    model = answerer.model
+    return continuations.log_likelihoods(
+        likelihoods.denoiser_of(model.encoder), model.params, pairs, mask_id=model.encoder.mask_id,
+        max_length=model.length, time_conditioning=False, draws=answerer.draws, seed=answerer.seed,
+        batch_size=8,
+    )  # fmt: skip
+
+
+def test_an_answer_is_what_follows_its_context(answerer):
+    """Of a context that does not fit, of its end."""
+    encode = answerer.model.tokenizer.encode
+    end = " ".join(WORDS[-2:])
+    blanks = answerer.model.length - len(encode(end, add_special_tokens=False).ids)
+    assert blanks > 2
+    answers = answerer.answers(["", " ".join(WORDS), end, WORDS[0]], tokens=blanks)
+    assert answers[1] == answers[2] and len({*answers}) > 2
+    mask_id = answerer.model.encoder.mask_id
+    for answer in answers:
+        ids = encode(answer, add_special_tokens=False).ids
+        assert len(ids) <= blanks and mask_id not in ids
+    with pytest.raises(ValueError, match="an answer must have 1 to 15 tokens, not 16"):
+        answerer.answers([""], tokens=16)
+
+
+def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):
+    folder = exported.write(tmp_path / "causal", attention="causal")
+    model = loading.load(str(folder), answerer.mesh)
+    causal = dataclasses.replace(
+        answerer, model=model._replace(objective=ObjectiveConfig(name="autoregressive"))
+    )
+    ids = model.tokenizer.encode("wool salt and honey", add_special_tokens=False).ids
+    expected = causal_likelihood(
+        bert.denoiser(model.params, model.encoder),
+        jnp.array([ids], jnp.int32),
+        start_id=special_ids(model.tokenizer).sep,
+    )
+    scored = causal.continuations([("", "wool salt and honey")], greedy=False)
+    assert scored.nats[0] == pytest.approx(float(expected.nats[0]), rel=1e-5)
+    assert scored.error[0] == 0
+    with pytest.raises(ValueError, match="autoregressively writes no text"):
+        causal.answers([""], tokens=4)
+
+
+def test_an_unknown_strategy_is_refused_at_once(answerer):
+    with pytest.raises(ValueError, match="strategy 'nope' must be one of"):
+        answering.Answerer(answerer.model, answerer.mesh, strategy="nope")

@@ -1,11 +1,18 @@
-"""Measures the likelihood of a split of the corpus under a trained model.
+"""Measures the likelihood of text under a trained model.
 
     python -m mdlm_jax.evaluate --workdir=runs/quickstart --split=test
 
 Prints the NELBO, an upper bound of the negative log-likelihood, in nats per token with two standard
 errors (of drawing masks, and of the choice of text), beside n-gram cross-entropies over the same
-tokens, and the cross-entropy against the mask rate. Writes evaluation_SPLIT.json and
-report.html into the workdir.
+tokens, and the cross-entropy, accuracy and calibration against the mask rate. Writes
+evaluation_SPLIT.json and report.html into the workdir. A model that was trained autoregressively
+has its exact cross-entropy instead. Rows are spread over all devices.
+
+    python -m mdlm_jax.evaluate --workdir=runs/quickstart --text='files/*.txt'
+    python -m mdlm_jax.evaluate --checkpoint=google-bert/bert-base-uncased --text='files/*.txt' \
+        --output=bert
+
+Any text, under a run or a checkpoint of Hugging Face; writes evaluation_text.json.
 
     python -m mdlm_jax.evaluate --workdir=runs/quickstart --frontier --steps=4,16,64
 
@@ -15,72 +22,120 @@ beside real text. Writes frontier.json and frontier.png into the workdir.
 """
 
 import json
-from collections.abc import Callable
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
-from mdlm_jax import command_line, data, decoding, workdir
-from mdlm_jax.evaluation import (
-    features,
-    frontier,
-    frontier_table,
-    likelihoods,
-    mauve,
-    naive_bayes,
-    ngrams,
-    scorers,
-    text_sizes,
-)
-from mdlm_jax.evaluation.frontier_plot import frontier_png
+from mdlm_jax import command_line, data, distributed, evaluate_frontier, filling, models, workdir
+from mdlm_jax.data.config import DOCUMENTS
+from mdlm_jax.evaluation import likelihood_table, likelihoods, ngrams, rate_curves, text_sizes
 from mdlm_jax.evaluation.report import write_report
 from mdlm_jax.experiment import SCHEDULES
 
+_SPLITS = ("train", "validation", "test")
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which text.")
-_DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink the error.", 2)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
+_SPLIT = flags.DEFINE_enum("split", "test", _SPLITS, "Which text.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, or of the samples.", 0)
+_DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink the error.", 2)
+_MESH = flags.DEFINE_string(
+    "mesh",
+    "data=-1",
+    "Devices along data (rows), fsdp (rows and weights) and tensor (layers), such as "
+    "fsdp=4,tensor=2; -1 is the rest. Changes no figure but by rounding.",
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Instead of --workdir, with --text and --output: a folder of Hugging Face, a name of its hub, "
+    "or the folder of a run.",
+)
+_TEXT = flags.DEFINE_string(
+    "text", None, "Instead of a split: globs of .txt and .jsonl files, separated by commas."
+)
+_DOCUMENTS = flags.DEFINE_enum(
+    "documents", "file", DOCUMENTS, "Of --text, what one document of a .txt is."
+)
+_LENGTH = flags.DEFINE_integer(
+    "length", None, "Of --text, tokens in a row; by default as in training, or the longest.", 2
+)
+_NAME = flags.DEFINE_string("name", "text", "Of --text, what follows evaluation_ in the file.")
+_OUTPUT = flags.DEFINE_string("output", None, "Of --text, the folder to write into.")
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Measure samples, not the likelihood.")
-_STRATEGIES = flags.DEFINE_string(
-    "strategies",
-    "exact_count; ancestral; confidence; threshold(0.9)",
-    "Of the frontier, separated by semicolons, as generate --strategy takes them.",
-)
-_STEPS = flags.DEFINE_string("steps", "4,16,64", "Of the frontier: network evaluations at most.")
-_TEMPERATURES = flags.DEFINE_string(
-    "temperatures", "1", "Of the frontier: below 1 is sharper, 0 takes the most likely tokens."
-)
-_GUIDANCE = flags.DEFINE_string(
-    "guidance", "", "Of the frontier: weights of classifier-free guidance, for models with classes."
-)
-_SAMPLES = flags.DEFINE_integer("samples", 64, "Of the frontier: rows of each point.", 1)
-_SCORER = flags.DEFINE_string(
-    "scorer",
-    "trigram",
-    "Of the frontier: trigram (counted on the training split), or hf:NAME_OR_FOLDER of a causal "
-    "language model of Hugging Face.",
-)
-_FEATURES = flags.DEFINE_string(
-    "features", "", "Of the frontier: folder of a run whose encoder reads the rows for MAUVE."
-)
-_OF_FRONTIER = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer", "features")
-command_line.require("workdir")
+flags.adopt_module_key_flags(evaluate_frontier)
+
+_OF_TEXT = ("checkpoint", "documents", "length", "name", "output")
+_OF_LIKELIHOOD = ("draws", "mesh", "text", *_OF_TEXT)
+
+
+class Job(NamedTuple):
+    """All that is asked for, checked.
+
+    Attributes:
+      model: on the mesh.
+      mesh: of all devices.
+      rows: of the text.
+      size: of the text.
+      told: what the file tells of model and text.
+      counted: the training text and the number of ids, for n-grams; None where it is not at hand.
+      folder: to write into.
+    """
+
+    model: models.Model
+    mesh: Mesh
+    rows: data.Rows
+    size: text_sizes.TextSize
+    told: dict[str, Any]
+    counted: tuple[data.Rows, int] | None
+    folder: epath.Path
 
 
 def main() -> int:
     """Prints and writes what the flags ask for; returns the exit code."""
     with command_line.bad_input():
-        if _FRONTIER.value:
-            _refuse(("draws",), "is for the likelihood, not for --frontier")
-        else:
-            _refuse(_OF_FRONTIER, "is for --frontier, which is not given")
-    folder = epath.Path(_WORKDIR.value)
-    return _frontier(folder) if _FRONTIER.value else _likelihood(folder)
+        _check_flags()
+        if not _FRONTIER.value:
+            distributed.initialize()
+            with distributed.failing_together():
+                mesh = filling.make_mesh(_MESH.value)
+            job = _plan_text(mesh) if _TEXT.value else _plan_split(mesh)
+    if not _FRONTIER.value:
+        return _measure(job)
+    return evaluate_frontier.measure(
+        epath.Path(_WORKDIR.value),
+        split=_SPLIT.value,
+        weights=_WEIGHTS.value,
+        seed=_SEED.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+
+
+def _check_flags() -> None:
+    if _FRONTIER.value:
+        _refuse(_OF_LIKELIHOOD, "is for the likelihood, not for --frontier")
+    else:
+        _refuse(evaluate_frontier.FLAGS, "is for --frontier, which is not given")
+    if _TEXT.value is None:
+        _refuse(_OF_TEXT, "needs --text: a split is measured of a run, into its --workdir")
+    else:
+        _refuse(("split",), "and --text exclude each other")
+    if _CHECKPOINT.value and _WORKDIR.value:
+        raise ValueError("--workdir and --checkpoint exclude each other")
+    if not (_CHECKPOINT.value or _WORKDIR.value):
+        raise ValueError("--workdir is required (or --checkpoint, of --text)")
+    if _CHECKPOINT.value and not _OUTPUT.value:
+        raise ValueError("--checkpoint needs --output, the folder to write into")
+    if not re.fullmatch(r"[\w.\-]+", _NAME.value) or _NAME.value in _SPLITS:
+        raise ValueError(
+            f"--name must be letters, digits, dots, - and _, and no split, not {_NAME.value!r}"
+        )
 
 
 def _refuse(names: tuple[str, ...], reason: str) -> None:
@@ -89,192 +144,116 @@ def _refuse(names: tuple[str, ...], reason: str) -> None:
             raise ValueError(f"--{name} {reason}")
 
 
-def _likelihood(folder: epath.Path) -> int:
-    with command_line.bad_input():
-        trained = workdir.load(folder, weights=_WEIGHTS.value)
+def _plan_split(mesh: Mesh) -> Job:
+    """A split of the data of a run."""
+    folder = epath.Path(_WORKDIR.value)
+    trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
+    with distributed.failing_together():
+        model = models.of_run(trained, _WEIGHTS.value)
         prepared = workdir.load_data(trained)
-    rows = prepared.splits[_SPLIT.value]
-    mask_id = trained.encoder.mask_id
-    of_batch = likelihoods.denoiser_of(trained.encoder)
-
-    of_rows = likelihoods.make_nelbo(
-        of_batch, mask_id=mask_id, seed=_SEED.value, draws=_DRAWS.value
-    )
-    told = likelihoods.summary(of_rows(trained.params, rows, _BATCH_SIZE.value))
-    size = text_sizes.text_size(rows, trained.tokenizer)
-    told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], size)
-    counted = prepared.splits["train"], rows, prepared.vocab_size
-    told = {
-        "split": _SPLIT.value,
-        "step": trained.step,
-        "weights": _WEIGHTS.value,
-        "draws": _DRAWS.value,
-        **told,
-        "unigram": ngrams.unigram_cross_entropy(*counted),
-        "bigram": ngrams.bigram_cross_entropy(*counted),
-        "trigram": ngrams.trigram_cross_entropy(*counted),
-        "rate_curve": likelihoods.rate_curve(
-            of_batch,
-            trained.params,
-            rows,
-            mask_id=mask_id,
-            seed=_SEED.value,
-            batch_size=_BATCH_SIZE.value,
-        ),
-    }
-    path = folder / f"evaluation_{_SPLIT.value}.json"
-    path.write_text(json.dumps(told, indent=2) + "\n")
-    print(_table(told))
-    print(f"written: {path}, {write_report(folder)}")
-    return 0
-
-
-def _table(told: dict) -> str:
-    lines = [
-        f"{told['split']} split, {told['weights']} weights of step {told['step']}: "
-        f"{told['tokens']:,} tokens in {told['rows']:,} rows, {told['draws']} draws a row",
-        f"  NELBO    {told['nats_per_token']:.3f} nats/token  +- {told['mc_error']:.3f} (masks)  "
-        f"+- {told['text_error']:.3f} (text)",
-    ]
-    if told["interval"]:
-        low, high = told["interval"]
-        lines.append(f"           {low:.3f} to {high:.3f} with 95 % confidence, for such text")
-    lines += [
-        f"           {told['bits_per_token']:.3f} bits/token, perplexity {told['perplexity']:.1f}",
-        f"           {told['bits_per_word']:.2f} bits/word, "
-        f"{told['bits_per_character']:.3f} bits/character",
-        *(f"  {name:<9}{told[name]:.3f} nats/token" for name in ("unigram", "bigram", "trigram")),
-        "  mask rate    nats per masked token    right",
-    ]
-    for point in told["rate_curve"]:
-        error = "" if point["error"] is None else f" +- {point['error']:.3f}"
-        mark = "  <- BERT" if point["rate"] == 0.15 else ""
-        nats = f"{point['nats']:.3f}{error}"
-        lines.append(f"  {point['rate']:8.0%}     {nats:<23} {point['accuracy']:6.1%}{mark}")
-    return "\n".join(lines)
-
-
-def _frontier(folder: epath.Path) -> int:
-    with command_line.bad_input():
-        grid = frontier.Grid(
-            samples=_SAMPLES.value,
-            steps=_values("steps", int),
-            temperatures=_values("temperatures", float),
-            guidance=_values("guidance", float),
+        rows = prepared.splits[_SPLIT.value]
+        return Job(
+            model=model,
+            mesh=mesh,
+            rows=rows,
+            size=text_sizes.text_size(rows, model.tokenizer),
+            told=_of_model(model, {"split": _SPLIT.value}),
+            counted=(prepared.splits["train"], prepared.vocab_size),
+            folder=folder,
         )
-        if _SPLIT.value == "train":
+
+
+def _plan_text(mesh: Mesh) -> Job:
+    """Files of text, under a run or a checkpoint."""
+    name = _CHECKPOINT.value or _WORKDIR.value
+    counted = None
+    if _CHECKPOINT.value:
+        weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
+        model = models.load(name, mesh, weights=weights)
+    else:
+        trained = workdir.load(epath.Path(name), weights=_WEIGHTS.value, mesh=mesh)
+        model = models.of_run(trained, _WEIGHTS.value)
+        if prepared := data.find_prepared(trained.config["data_fingerprint"]):
+            counted = prepared.splits["train"], prepared.vocab_size
+    with distributed.failing_together():
+        longest = model.encoder.max_length
+        length = _LENGTH.value or model.length
+        if length > longest:
             raise ValueError(
-                "--split=train is what the scorer was made of: take validation or test"
+                f"--length must be from 2 to {longest}, the model's rows, not {length}"
             )
-        trained = workdir.load(folder, weights=_WEIGHTS.value)
-        schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
-        strategies = {spec: decoding.strategy(spec, schedule) for spec in _specs()}
-        if grid.guidance:
-            frontier.check_guidance(trained.encoder)
-        prepared = workdir.load_data(trained)
-        reference = frontier.reference_rows(prepared.splits[_SPLIT.value], grid.samples)
-        judges = _judges(trained, prepared, len(reference))
-    told = {
-        "split": _SPLIT.value,
-        "step": trained.step,
-        "weights": _WEIGHTS.value,
-        "scorer": _SCORER.value,
-        "features": _FEATURES.value or None,
-        "samples": grid.samples,
+        try:
+            rows = data.read_rows(_TEXT.value, model.tokenizer, length, documents=_DOCUMENTS.value)
+        except ValueError as error:
+            raise ValueError(f"--text: {str(error).removeprefix('files: ')}") from None
+        stream = rows.tokens[rows.counted]
+        unknown = data.special_ids(model.tokenizer).unk
+        told = {
+            "split": _NAME.value,
+            "checkpoint": name,
+            "files": _TEXT.value,
+            "documents": _DOCUMENTS.value,
+            "length": length,
+            "unknown_tokens": 0 if unknown is None else int(np.sum(stream == unknown)),
+        }
+        told = _of_model(model, told)
+        folder = epath.Path(_OUTPUT.value or _WORKDIR.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        # As one row: a word that two rows share counts once.
+        size = text_sizes.text_size(data.Rows(stream[None], rows.labels[:1]), model.tokenizer)
+        return Job(model, mesh, rows, size, told, counted, folder)
+
+
+def _of_model(model: models.Model, told: dict[str, Any]) -> dict[str, Any]:
+    if model.exact:
+        _refuse(
+            ("draws", "seed"), "does nothing for an autoregressive model: it is measured exactly"
+        )
+    told = {**told, "likelihood": "exact" if model.exact else "bound"}
+    told |= {"step": model.step, "weights": model.weights}
+    return told if model.exact else {**told, "draws": _DRAWS.value}
+
+
+def _measure(job: Job) -> int:
+    """Measures, prints and writes; of several processes each measures and the first writes."""
+    model, rows = job.model, job.rows
+    of_batch = likelihoods.denoiser_of(model.encoder)
+    drawn = {
+        "mask_id": model.encoder.mask_id,
         "seed": _SEED.value,
-        "batch_size": _BATCH_SIZE.value,
-        "device": jax.devices()[0].device_kind,
-        "reference": frontier.describe(reference, judges),
-        "points": [],
+        "schedule": SCHEDULES[model.objective.schedule](),
+        "mesh": job.mesh,
     }
-    paths = folder / "frontier.json", folder / "frontier.png"
-    table = frontier_table.table(
-        strategies,
-        guided=bool(grid.guidance),
-        classes=judges.classifier is not None,
-        mauve=judges.mauve is not None,
-    )
-    print(_heading(told), frontier_table.heads(table), sep="\n")
-    print(frontier_table.line(table, told["reference"]), flush=True)
-    for point in frontier.measure(
-        trained.params,
-        trained.encoder,
-        strategies,
-        grid,
-        reference,
-        judges,
-        seed=_SEED.value,
-        batch_size=_BATCH_SIZE.value,
-    ):
-        told["points"].append(point)
-        paths[0].write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
-        print(frontier_table.line(table, point), flush=True)
-    paths[1].write_bytes(frontier_png(told["points"], told["reference"], _SCORER.value))
-    print(frontier_table.FOOT)
-    if judges.classifier is not None:
-        print(frontier_table.CLASS_FOOT)
-    print(f"written: {paths[0]}, {paths[1]}")
+    curve = {}
+    if model.exact:
+        start_id = data.special_ids(model.tokenizer).sep
+        of_rows = likelihoods.make_causal_likelihood(of_batch, start_id=start_id, mesh=job.mesh)
+    else:
+        of_rows = likelihoods.make_nelbo(of_batch, draws=_DRAWS.value, **drawn)
+        of_rates = rate_curves.make_rate_curve(of_batch, **drawn)
+        points = of_rates(model.params, rows, _BATCH_SIZE.value)
+        curve = {"rate_curve": points, "rate_curve_trapezoid": rate_curves.trapezoid(points)}
+    likelihood = of_rows(model.params, rows, _BATCH_SIZE.value)
+    if jax.process_index() != 0:
+        return 0
+
+    told = job.told | likelihoods.summary(likelihood)
+    told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], job.size)
+    if job.counted:
+        train, vocab_size = job.counted
+        counted = train, rows, vocab_size
+        told["unigram"] = ngrams.unigram_cross_entropy(*counted)
+        told["bigram"] = ngrams.bigram_cross_entropy(*counted)
+        told["trigram"] = ngrams.trigram_cross_entropy(*counted)
+    told |= curve
+    path = job.folder / f"evaluation_{told['split']}.json"
+    path.write_text(json.dumps(told, indent=2) + "\n")
+    print(likelihood_table.table(told))
+    written = [path]
+    if (job.folder / "config.json").is_file() and (job.folder / "checkpoints").is_dir():
+        written.append(write_report(job.folder))
+    print(f"written: {', '.join(map(str, written))}")
     return 0
-
-
-def _heading(told: dict[str, Any]) -> str:
-    there = told["reference"]["rows"]
-    lines = [
-        f"{told['samples']:,} samples a point, {told['weights']} weights of step {told['step']}; "
-        f"scorer {told['scorer']}; real text: {there:,} rows of the {told['split']} split"
-    ]
-    if there < told["samples"]:
-        lines.append(
-            "distinct-n falls with the number of rows, and the split has no more: compare it at "
-            f"--samples={there}"
-        )
-    return "\n".join(lines)
-
-
-def _judges(trained: workdir.Trained, prepared: data.Prepared, count: int) -> frontier.Judges:
-    """What measures the rows; MAUVE compares with `count` others of real text."""
-    train, size = prepared.splits["train"], prepared.vocab_size
-    classes = trained.encoder.classes
-    other = "validation" if _SPLIT.value == "test" else "test"
-    real = frontier.reference_rows(prepared.splits[other], count)
-    return frontier.Judges(
-        scorers.scorer(_SCORER.value, train, trained.tokenizer, size),
-        train,
-        naive_bayes.fit(train, size, classes) if classes else None,
-        _mauve(trained, real) if _FEATURES.value else None,
-    )
-
-
-def _mauve(trained: workdir.Trained, real: data.Rows) -> Callable[[data.Rows], float]:
-    """MAUVE of rows against real text, both read by the encoder of --features."""
-    theirs = workdir.load(epath.Path(_FEATURES.value))
-
-    def featurise(rows: data.Rows) -> np.ndarray:
-        read = features.reencode(
-            rows, trained.tokenizer, theirs.tokenizer, theirs.encoder.max_length
-        )
-        return features.of_rows(theirs.params, theirs.encoder, read, batch_size=_BATCH_SIZE.value)
-
-    of_real = featurise(real)
-    # As many of both: how many clusters there are, and so the score, depends on it.
-    return lambda rows: mauve.score(of_real, featurise(rows[: len(real)])).score
-
-
-def _specs() -> list[str]:
-    specs = [spec.strip() for spec in _STRATEGIES.value.split(";")]
-    if not any(specs):
-        raise ValueError("--strategies is empty: give at least one, separated by semicolons")
-    return [spec for spec in specs if spec]
-
-
-def _values(name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The numbers of a flag, each once."""
-    text = flags.FLAGS[name].value
-    try:
-        return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"--{name} must be {what} separated by commas, not {text!r}") from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import ml_collections
 from mdlm_jax import data
 from mdlm_jax.diffusion import schedules
 from mdlm_jax.networks import bert
+from mdlm_jax.start_config import StartConfig, adopt
 from mdlm_jax.training.optimizer import OptimizerConfig
 
 SCHEDULES = {"linear": schedules.linear, "cosine": schedules.cosine}
@@ -24,35 +25,61 @@ class ObjectiveConfig:
     """The loss.
 
     Attributes:
-      name: 'diffusion' (over all mask rates) or 'mlm' (BERT's, at one).
+      name: 'diffusion' (over all mask rates), 'mlm' (BERT's, at one) or 'autoregressive' (each
+        token from those before it; needs model.attention 'causal').
       schedule: of diffusion, 'linear' or 'cosine'.
       corruption: of diffusion, 'exact' or 'bernoulli'.
       weighting: of diffusion, 'elbo' or 'flat'.
       rate: of mlm, the share of tokens that is selected.
+      curriculum_steps: of diffusion with exact counts, the highest mask rate rises in a line from
+        curriculum_rate to 1 over so many steps, from what BERT has learnt to the NELBO; 0 for none.
+      curriculum_rate: the highest mask rate of the first step.
+      keep: 'prefix' never masks a random prefix of each row, 'infill' what stands around a random
+        span; the loss is that of the rest. '' for neither.
     """
 
-    name: Literal["diffusion", "mlm"] = "diffusion"
+    name: Literal["diffusion", "mlm", "autoregressive"] = "diffusion"
     schedule: str = "linear"
     corruption: str = "exact"
     weighting: str = "elbo"
     rate: float = 0.15
+    curriculum_steps: int = 0
+    curriculum_rate: float = 0.15
+    keep: str = ""
 
     def __post_init__(self):
         choices = {
-            "name": ("diffusion", "mlm"),
+            "name": ("diffusion", "mlm", "autoregressive"),
             "schedule": tuple(SCHEDULES),
             "corruption": ("exact", "bernoulli"),
             "weighting": ("elbo", "flat"),
         }
         for key, accepted in choices.items():
             _choose(f"objective.{key}", getattr(self, key), accepted)
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"objective.rate must be in (0, 1], not {self.rate!r}")
+        for key in ("rate", "curriculum_rate"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(f"objective.{key} must be in (0, 1], not {getattr(self, key)!r}")
+        self._check_masking()
         if (self.weighting, self.corruption) == ("flat", "exact") and self.schedule != "linear":
             raise ValueError(
                 "objective.weighting 'flat' with corruption 'exact' needs schedule 'linear', "
                 f"not {self.schedule!r}"
             )
+
+    def _check_masking(self) -> None:
+        _at_least("objective.curriculum_steps", self.curriculum_steps, 0)
+        exact = (self.name, self.corruption) == ("diffusion", "exact")
+        if self.curriculum_steps and not exact:
+            raise ValueError(
+                "objective.curriculum_steps bounds exact counts: it needs objective.name "
+                f"'diffusion' with corruption 'exact', not {self.name!r} with {self.corruption!r}"
+            )
+        if self.keep not in ("", "prefix", "infill"):
+            raise ValueError(
+                f"objective.keep must be 'prefix', 'infill' or '' (neither), not {self.keep!r}"
+            )
+        if self.keep and self.name == "autoregressive":
+            raise ValueError("objective.keep is for objectives that mask, not 'autoregressive'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +169,7 @@ class MeshConfig:
     tensor: int = 1
 
 
-_SECTIONS = ("data", "model", "objective", "optimizer", "training", "evaluation", "mesh")
+_SECTIONS = ("data", "start", "model", "objective", "optimizer", "training", "evaluation", "mesh")
 
 # Of the encoder's config, what the tokenizer and the rows decide.
 _FROM_DATA = ("vocab_size", "mask_id", "max_length")
@@ -176,12 +203,14 @@ class Experiment:
     """A whole config.
 
     Attributes:
-      model: the keys of `bert.Config` that the data do not decide.
+      model: the keys of `bert.Config` that the data do not decide; with `start.checkpoint`, it
+        decides most of them.
       profile_steps: 'first:last' leaves a trace of the steps first, ..., last - 1 (the first step
         of a run is 0) in the workdir; '' for none.
     """
 
     data: data.Config
+    start: StartConfig
     model: Mapping[str, Any]
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
@@ -206,6 +235,7 @@ class Experiment:
             _refuse_unknown(f"key in {name}", section, accepted[name])
         return cls(
             data=_named("data", data.Config, sections["data"]),
+            start=StartConfig(**sections["start"]),
             model=sections["model"],
             objective=ObjectiveConfig(**sections["objective"]),
             optimizer=OptimizerConfig(**sections["optimizer"]),
@@ -215,37 +245,49 @@ class Experiment:
             profile_steps=profile_steps,
         )
 
-    def encoder(self, prepared: data.Prepared) -> bert.Config:
+    def encoder(
+        self, prepared: data.Prepared, architecture: bert.Config | None = None
+    ) -> bert.Config:
         """The encoder's config, completed by the data's vocabulary and length.
 
+        Args:
+          prepared: the data.
+          architecture: of `start.checkpoint`, where there is one.
+
         Raises:
-          ValueError: fields that describe no encoder.
+          ValueError: fields that describe no encoder, or not that of the checkpoint.
         """
-        decided = {
-            "vocab_size": prepared.vocab_size,
-            "mask_id": prepared.mask_id,
-            "max_length": self.data.length,
-        }
-        classes = self.model.get("classes", 0)
-        if classes not in (0, len(prepared.label_names)):
+        encoder = self._encoder(prepared.vocab_size, prepared.mask_id, architecture)
+        if encoder.classes not in (0, len(prepared.label_names)):
             raise ValueError(
                 f"model.classes must be 0, or {len(prepared.label_names)} for the labels "
-                f"{', '.join(prepared.label_names)}, not {classes!r}"
+                f"{', '.join(prepared.label_names)}, not {encoder.classes!r}"
             )
-        return _named("model", bert.Config, {**self.model, **decided})
+        return encoder
 
-    def planned_encoder(self) -> bert.Config:
+    def planned_encoder(self, architecture: bert.Config | None = None) -> bert.Config:
         """The encoder where no data are at hand: with `data.vocab_size` tokens, the last the mask.
 
+        Args:
+          architecture: as of `encoder`.
+
         Raises:
-          ValueError: fields that describe no encoder.
+          ValueError: as `encoder`.
         """
-        decided = {
-            "vocab_size": self.data.vocab_size,
-            "mask_id": self.data.vocab_size - 1,
-            "max_length": self.data.length,
-        }
-        return _named("model", bert.Config, {**self.model, **decided})
+        return self._encoder(self.data.vocab_size, self.data.vocab_size - 1, architecture)
+
+    def _encoder(
+        self, vocab_size: int, mask_id: int, architecture: bert.Config | None
+    ) -> bert.Config:
+        if bool(self.start.checkpoint) != (architecture is not None):
+            raise TypeError(
+                "an architecture is that of start.checkpoint: give it where that is set"
+            )
+        fields = {**self.model, "max_length": self.data.length}
+        if architecture is not None:
+            fields = adopt(self.model, architecture, self.data.length)
+        words = {"vocab_size": vocab_size, "mask_id": mask_id}
+        return _named("model", bert.Config, {**fields, **words})
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -253,6 +295,7 @@ def default_config() -> ml_collections.ConfigDict:
     model = {k: v for k, v in dataclasses.asdict(bert.Config()).items() if k not in _FROM_DATA}
     sections = {
         "data": data.Config(),
+        "start": StartConfig(),
         "objective": ObjectiveConfig(),
         "optimizer": OptimizerConfig(),
         "training": TrainingConfig(),

@@ -4,24 +4,36 @@ Nothing here touches a device or knows where rows come from.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from mdlm_jax import parallel
-from mdlm_jax.diffusion import corrupt, corrupt_mlm, corrupted_loss
-from mdlm_jax.experiment import SCHEDULES, Experiment
+from mdlm_jax.diffusion import (
+    corrupt,
+    corrupt_causal,
+    corrupt_mlm,
+    corrupted_loss,
+    keep_around,
+    keep_prefix,
+)
+from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig
 from mdlm_jax.networks import bert
-from mdlm_jax.training.optimizer import make_optimizer
+from mdlm_jax.training.optimizer import make_optimizer, without_gradient
 from mdlm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import LossFn, make_step
 
 Array = jax.Array
 PyTree = Any
+
+_KEEP = {"prefix": keep_prefix, "infill": keep_around}
 
 
 class Program(NamedTuple):
@@ -34,6 +46,7 @@ class Program(NamedTuple):
       optimizer: of the run.
       shapes: of the parameters, a tree of `jax.ShapeDtypeStruct`.
       shardings: of the state.
+      prepare: from `make_corruption`, a part of the step.
       step: `(state, batch) -> (state, metrics)`, jitted, not compiled yet.
     """
 
@@ -43,6 +56,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     shapes: PyTree
     shardings: TrainState
+    prepare: Callable[[Array, Array, PyTree], PyTree]
     step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]]
 
     def init(self) -> TrainState:
@@ -53,6 +67,15 @@ class Program(NamedTuple):
             return init_state(bert.init(key, self.encoder), self.optimizer)
 
         return jax.jit(init, out_shardings=self.shardings)(jax.random.key(seed))
+
+    def place(self, params: PyTree) -> PyTree:
+        """Brings parameters to the devices, as `put_parameters` does."""
+        return put_parameters(params, self.encoder, self.shapes, self.shardings.params)
+
+    def init_from(self, placed: PyTree) -> TrainState:
+        """The state before the first step, of parameters from `place`, which are given up."""
+        init = functools.partial(init_state, optimizer=self.optimizer)
+        return jax.jit(init, donate_argnums=0, out_shardings=self.shardings)(placed)
 
     def abstract_state(self) -> TrainState:
         """The state as shapes with shardings."""
@@ -68,7 +91,7 @@ class Program(NamedTuple):
             "maskable": (tokens, "bool"),
             "label": ((rows,), "int32"),
         }
-        if self.experiment.data.rows == "padded":
+        if self.experiment.data.has_padding:
             shapes["valid"] = (tokens, "bool")
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -76,29 +99,77 @@ class Program(NamedTuple):
         }
 
 
-def make_program(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> Program:
+def make_program(
+    experiment: Experiment, encoder: bert.Config, mesh: Mesh, *, start_id: int | None = None
+) -> Program:
     """Builds the training step of an experiment; compiles nothing.
 
+    Args:
+      experiment: the config.
+      encoder: the network.
+      mesh: of devices, or of a topology that is not there.
+      start_id: the separator, with which a row of an autoregressive model begins.
+
     Raises:
-      ValueError: if the model or the batch does not fit the mesh.
+      ValueError: if the model or the batch does not fit the mesh, or the model the objective.
     """
     encoder = pad_vocabulary(encoder, mesh)
     training = experiment.training
     _check_fit(experiment, encoder, mesh)
-    optimizer, schedule = make_optimizer(experiment.optimizer, training.steps)
+    paired = pairs_rows(experiment, mesh)
+    prepare = make_corruption(experiment, encoder, paired=paired, start_id=start_id)
+    frozen = frozen_parameters(experiment, encoder)
+    optimizer, schedule = make_optimizer(
+        experiment.optimizer,
+        training.steps,
+        multipliers=rate_multipliers(experiment, encoder),
+        frozen=frozen,
+    )
+    loss_fn = make_loss(encoder)
     shapes, placed = place_parameters(encoder, mesh)
     shardings = state_shardings(placed, shapes, optimizer)
     step = make_step(
-        make_loss(encoder),
+        loss_fn if frozen is None else without_gradient(loss_fn, frozen),
         optimizer,
         seed=training.seed,
         ema_decay=training.ema_decay,
         accumulation=training.accumulation,
-        prepare=make_corruption(experiment, encoder, paired=pairs_rows(experiment, mesh)),
+        prepare=prepare,
         schedule=schedule,
         shardings=shardings,
     )
-    return Program(experiment, encoder, mesh, optimizer, shapes, shardings, step)
+    return Program(experiment, encoder, mesh, optimizer, shapes, shardings, prepare, step)
+
+
+def frozen_parameters(experiment: Experiment, encoder: bert.Config) -> PyTree | None:
+    """Booleans, True at what `optimizer.freeze` names; None where all is trained.
+
+    Raises:
+      ValueError: if a name is of no parameters, or nothing is left to train.
+    """
+    parts = experiment.optimizer.frozen_parts
+    if not parts:
+        return None
+    try:
+        frozen = bert.select(encoder, parts)
+    except ValueError as error:
+        raise ValueError(f"optimizer.freeze: {error}") from None
+    if all(jax.tree.leaves(frozen)):
+        raise ValueError(
+            f"optimizer.freeze {experiment.optimizer.freeze!r} leaves nothing to train: name fewer"
+        )
+    return frozen
+
+
+def rate_multipliers(experiment: Experiment, encoder: bert.Config) -> PyTree | None:
+    """Of the learning rate, `optimizer.layer_decay` to the distance to the head; None where 1."""
+    decay = experiment.optimizer.layer_decay
+    if decay == 1:
+        return None
+    return jax.tree.map(
+        lambda distance: np.float32(decay) ** distance.astype(np.float32),
+        bert.distance_to_head(encoder),
+    )
 
 
 def place_parameters(encoder: bert.Config, mesh: Mesh) -> tuple[PyTree, PyTree]:
@@ -117,6 +188,25 @@ def place_parameters(encoder: bert.Config, mesh: Mesh) -> tuple[PyTree, PyTree]:
     placed = parallel.shardings(mesh, bert.logical_axes(encoder), shapes)
     parallel.require_sharded(mesh, placed, shapes)
     return shapes, placed
+
+
+def put_parameters(params: PyTree, encoder: bert.Config, shapes: PyTree, placed: PyTree) -> PyTree:
+    """Brings parameters from the machine's memory to the devices, each its part.
+
+    Args:
+      params: arrays as of `bert.init`, whole in every process, their vocabulary not padded.
+      encoder: their network, its vocabulary padded for the mesh.
+      shapes: from `place_parameters`.
+      placed: likewise.
+    """
+    padded = bert.padded_leaves(encoder)
+
+    def put(path: tuple, x: np.ndarray, shape: jax.ShapeDtypeStruct, sharding: Any) -> Array:
+        if jax.tree_util.keystr(path, simple=True, separator="/") in padded:
+            x = np.pad(x, [(0, to - has) for to, has in zip(shape.shape, x.shape, strict=True)])
+        return jax.make_array_from_callback(shape.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map_with_path(put, params, shapes, placed)
 
 
 def pad_vocabulary(encoder: bert.Config, mesh: Mesh) -> bert.Config:
@@ -139,14 +229,29 @@ def pairs_rows(experiment: Experiment, mesh: Mesh) -> bool:
 
 
 def make_corruption(
-    experiment: Experiment, encoder: bert.Config, *, paired: bool
-) -> Callable[[Array, PyTree], PyTree]:
-    """`(key, batch) -> batch` that draws all masks of the global batch at once."""
+    experiment: Experiment, encoder: bert.Config, *, paired: bool, start_id: int | None = None
+) -> Callable[[Array, Array, PyTree], PyTree]:
+    """`(key, step, batch) -> batch` that draws all masks of the global batch at once.
+
+    Args:
+      experiment: the config.
+      encoder: the network.
+      paired: whether neighbouring rows share slots, as `corrupt` has it.
+      start_id: of an autoregressive model, which begins a row with it and draws nothing.
+    """
     objective = experiment.objective
 
-    def prepare(key: Array, batch: PyTree) -> PyTree:
-        shared = {"mask_id": encoder.mask_id, "maskable": batch["maskable"]}
-        if objective.name == "mlm":
+    def prepare(key: Array, step: Array, batch: PyTree) -> PyTree:
+        maskable = batch["maskable"]
+        if objective.keep:
+            key, keeping = jax.random.split(key)
+            maskable = _KEEP[objective.keep](keeping, maskable)
+        shared = {"mask_id": encoder.mask_id, "maskable": maskable}
+        if objective.name == "autoregressive":
+            corrupted = corrupt_causal(
+                batch["tokens"], start_id=start_id, maskable=batch["maskable"]
+            )
+        elif objective.name == "mlm":
             corrupted = corrupt_mlm(
                 key, batch["tokens"], vocab_size=encoder.vocab_size, rate=objective.rate, **shared
             )
@@ -157,6 +262,7 @@ def make_corruption(
                 schedule=SCHEDULES[objective.schedule](),
                 corruption=objective.corruption,
                 weighting=objective.weighting,
+                max_rate=highest_rate(objective, step),
                 paired=paired,
                 **shared,
             )
@@ -164,6 +270,14 @@ def make_corruption(
         return {"corrupted": corrupted, **kept}
 
     return prepare
+
+
+def highest_rate(objective: ObjectiveConfig, step: Array) -> Array | float:
+    """The bound on the mask rate at a step (from 0): it rises from `curriculum_rate` to 1."""
+    if not objective.curriculum_steps:
+        return 1.0
+    first = objective.curriculum_rate
+    return jnp.minimum(1.0, first + (1.0 - first) * step / objective.curriculum_steps)
 
 
 def make_loss(encoder: bert.Config) -> LossFn:
@@ -189,6 +303,11 @@ def _check_fit(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> None
         raise ValueError(
             f"model.attention_backend 'splash' is for TPUs, not for {platform} devices: take "
             "--config.model.attention_backend=xla, which computes the same"
+        )
+    if experiment.objective.name == "autoregressive" and encoder.attention != "causal":
+        raise ValueError(
+            f"model.attention {encoder.attention!r} sees what objective.name 'autoregressive' "
+            "predicts: take --config.model.attention=causal (and model.window=0)"
         )
     training, shards = experiment.training, parallel.row_shards(mesh)
     if training.batch_size % (training.accumulation * shards):

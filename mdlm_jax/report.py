@@ -1,33 +1,57 @@
-"""Makes the page of a run again, or one page that compares several.
+"""Makes the page of a run again, or one page or picture that compares several.
 
     python -m mdlm_jax.report runs/a             # runs/a/report.html
     python -m mdlm_jax.report runs/a runs/b      # comparison.html
+    python -m mdlm_jax.report runs/a/evaluation_test.json bert/evaluation_text.json   # curves.png
 
-Reads what train, evaluate and generate --save left in the folders.
+Reads what train, evaluate and generate --save left in the folders. Of files that evaluate wrote it
+draws the cross-entropy against the mask rate, a line a file.
 """
+
+from pathlib import Path
 
 from absl import flags
 from etils import epath
 
 from mdlm_jax import command_line
 from mdlm_jax.evaluation.comparison import write_comparison
+from mdlm_jax.evaluation.curves_plot import curves_png, read_evaluations
 from mdlm_jax.evaluation.report import write_report
 
-_OUTPUT = flags.DEFINE_string("output", "comparison.html", "The page that compares several runs.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "What compares several: comparison.html of runs, curves.png of files."
+)
 
 
-def main(workdirs: list[str]) -> int:
-    """Writes the page; returns the exit code."""
+def main(words: list[str]) -> int:
+    """Writes the page or the picture; returns the exit code."""
     with command_line.bad_input():
-        if not workdirs:
+        if not words:
             raise ValueError("give the folder of a run, or of several to compare")
-        folders = [epath.Path(each) for each in workdirs]
-        if len(folders) == 1:
-            path = write_report(folders[0])
+        of_files = [word.endswith(".json") for word in words]
+        if any(of_files):
+            path = _write_curves(words, all(of_files))
+        elif len(words) == 1:
+            if _OUTPUT.value:
+                raise ValueError(
+                    "--output is for a comparison: report.html lies in the run's folder"
+                )
+            path = write_report(epath.Path(words[0]))
         else:
-            path = write_comparison(folders, epath.Path(_OUTPUT.value))
+            folders = [epath.Path(word) for word in words]
+            path = write_comparison(folders, epath.Path(_OUTPUT.value or "comparison.html"))
     print(f"written: {path}")
     return 0
+
+
+def _write_curves(words: list[str], are_files: bool) -> Path:
+    if not are_files:
+        raise ValueError("give folders of runs, or files evaluation_*.json, not both")
+    path = Path(_OUTPUT.value or "curves.png")
+    if path.suffix != ".png":
+        raise ValueError(f"--output={path}: curves are written as a .png")
+    path.write_bytes(curves_png(read_evaluations(words)))
+    return path
 
 
 if __name__ == "__main__":

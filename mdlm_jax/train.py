@@ -13,17 +13,17 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, data, distributed, parallel, workdir
+from mdlm_jax import command_line, data, distributed, parallel, starting, workdir
 from mdlm_jax.diffusion import sample, strategies
 from mdlm_jax.evaluation import likelihoods, ngrams
-from mdlm_jax.experiment import Experiment, profile_range
+from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
 from mdlm_jax.networks import bert
 from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
 from mdlm_jax.training import checkpoints
@@ -43,6 +43,7 @@ class Job(NamedTuple):
     prepared: data.Prepared
     batches: data.TrainBatches
     workdir: epath.Path
+    goes_on: bool
 
 
 def main() -> int:
@@ -54,6 +55,7 @@ def main() -> int:
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
+            weights = load_start(job)
             with distributed.failing_together():
                 if jax.process_index() == 0:  # for all processes
                     changes = claimed.enter_context(
@@ -61,7 +63,7 @@ def main() -> int:
                     )
                     for change in changes:
                         _say(f"changed since the last start: {change}")
-        return train(job)
+        return train(job, weights)
 
 
 def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
@@ -76,16 +78,40 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
     """
     _check_local(experiment, folder)
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
-    prepared = data.prepare(experiment.data)
-    encoder = experiment.encoder(prepared)
-    program = make_program(experiment, encoder, mesh)
+    saved = workdir.saved_config(folder)
+    if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):
+        # What it started from, and its tokenizer, may be gone.
+        architecture = bert.Config(**saved["model"]) if experiment.start.checkpoint else None
+        prepared = workdir.prepare_again(folder, experiment.data, saved)
+    else:
+        architecture = starting.architecture(experiment.start)
+        experiment.planned_encoder(architecture)  # says at once what needs no data
+        prepared = data.prepare(experiment.data)
+    encoder = experiment.encoder(prepared, architecture)
+    program = make_program(experiment, encoder, mesh, start_id=prepared.sep_id)
     batches = data.train_batches(
         prepared.splits["train"],
         batch_size=experiment.training.batch_size,
         seed=experiment.training.seed,
         local=parallel.local_rows(mesh, experiment.training.batch_size),
     )
-    return Job(program, prepared, batches, folder), encoder
+    return Job(program, prepared, batches, folder, goes_on=saved is not None), encoder
+
+
+def load_start(job: Job) -> Any:
+    """The weights that a new run starts from, on the devices; None where they are fresh.
+
+    Raises:
+      ValueError, OSError, ImportError: as `starting.load`.
+    """
+    start = job.program.experiment.start
+    if job.goes_on or not start.checkpoint or start.fresh_weights:
+        return None
+    resized = starting.load(start, job.prepared)
+    found = "all" if resized.found == resized.size else f"{resized.found:,} of"
+    words = f"starting from {start.checkpoint}, which knows {found} {resized.size:,} tokens"
+    _say(words + ("" if found == "all" else "; the others begin as the mean of its tokens"))
+    return job.program.place(resized.pretrained.params)
 
 
 def _check_local(experiment: Experiment, folder: epath.Path) -> None:
@@ -100,8 +126,13 @@ def _check_local(experiment: Experiment, folder: epath.Path) -> None:
             raise ValueError(f"{key} needs a local workdir, not {folder}")
 
 
-def train(job: Job) -> int:
-    """Trains from the newest checkpoint, or from the start; returns the exit code."""
+def train(job: Job, weights: Any = None) -> int:
+    """Trains from the newest checkpoint, or from the start; returns the exit code.
+
+    Args:
+      job: from `plan`.
+      weights: from `load_start`, which are given up; None for fresh ones.
+    """
     program, experiment = job.program, job.program.experiment
     training, mesh = experiment.training, program.mesh
     with checkpoints.open_checkpoints(
@@ -110,7 +141,7 @@ def train(job: Job) -> int:
         keep_every=training.keep_every or None,
     ) as checkpointer:
         if checkpoints.latest_step(checkpointer) is None:
-            state = program.init()
+            state = program.init() if weights is None else program.init_from(weights)
         else:
             with command_line.bad_input():
                 padded = bert.padded_leaves(program.encoder)  # another mesh pads otherwise
@@ -158,7 +189,10 @@ def train(job: Job) -> int:
 
 
 def make_hooks(program: Program, prepared: data.Prepared) -> dict:
-    """What is done every `evaluation.every` steps: the validation NELBO, and a sample."""
+    """What is done every `evaluation.every` steps: the validation likelihood, and a sample.
+
+    No sample of an autoregressive model: the sampler fills masks, and it knows none.
+    """
     experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
     settings = experiment.evaluation
     few = prepared.splits["validation"][: settings.rows]
@@ -167,16 +201,21 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         "unigram": ngrams.unigram_cross_entropy(*counted),
         "bigram": ngrams.bigram_cross_entropy(*counted),
     }
-    of_rows = likelihoods.make_nelbo(
-        likelihoods.denoiser_of(encoder),
-        mask_id=encoder.mask_id,
-        seed=experiment.training.seed,
-        draws=settings.draws,
-        mesh=mesh,
-    )
-    # Filled up with empty rows where the devices do not share them evenly.
-    shards = parallel.row_shards(mesh)
-    batch_size = -(-settings.batch_size // shards) * shards
+    exact = experiment.objective.name == "autoregressive"
+    denoiser_of = likelihoods.denoiser_of(encoder)
+    if exact:
+        of_rows = likelihoods.make_causal_likelihood(
+            denoiser_of, start_id=prepared.sep_id, mesh=mesh
+        )
+    else:
+        of_rows = likelihoods.make_nelbo(
+            denoiser_of,
+            mask_id=encoder.mask_id,
+            seed=experiment.training.seed,
+            draws=settings.draws,
+            schedule=SCHEDULES[experiment.objective.schedule](),
+            mesh=mesh,
+        )
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def write(params, key):
@@ -192,17 +231,16 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
             )
 
     def evaluate(state, step):
-        likelihood = of_rows(state.ema, few, batch_size)
-        told = likelihoods.summary(likelihood)
+        told = likelihoods.summary(of_rows(state.ema, few, settings.batch_size))
         shown = {key: told[key] for key in ("nats_per_token", "mc_error", "text_error", "tokens")}
-        return {**shown, **baselines}
+        return {"likelihood": "exact" if exact else "bound", **shown, **baselines}
 
     def show(state, step):
         key = jax.random.fold_in(jax.random.key(experiment.training.seed), step)
         tokens = jax.device_get(write(state.ema, key))[0]
         return {"text": data.decode(prepared.tokenizer, tokens)}
 
-    return {"eval": evaluate, "sample": show}
+    return {"eval": evaluate} if exact else {"eval": evaluate, "sample": show}
 
 
 def _first_words(job: Job, start: int) -> str:
@@ -225,12 +263,18 @@ def _first_words(job: Job, start: int) -> str:
 
 
 def _last_words(folder: epath.Path) -> str:
-    """The last validation NELBO beside what counting reaches on the same tokens."""
+    """The last validation likelihood beside what counting reaches on the same tokens."""
     last = [each for each in read_metrics(folder) if each["kind"] == "eval"][-1]
+    nats = f"{last['nats_per_token']:.3f}"
+    if last.get("likelihood") == "exact":
+        told = f"cross-entropy {nats} (exact)"
+    else:
+        told = f"NELBO {nats} +- {last['mc_error']:.3f} (masks)"
+    if last["text_error"] is not None:  # of a single row
+        told += f" +- {last['text_error']:.3f} (text)"
     return (
-        f"validation NELBO {last['nats_per_token']:.3f} +- {last['mc_error']:.3f} (masks) +- "
-        f"{last['text_error']:.3f} (text) nats/token over {last['tokens']:,} tokens; the corpus's "
-        f"unigram has {last['unigram']:.3f} there, its bigram {last['bigram']:.3f}"
+        f"validation {told} nats/token over {last['tokens']:,} tokens; the corpus's unigram has "
+        f"{last['unigram']:.3f} there, its bigram {last['bigram']:.3f}"
     )
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_runs import TINY, run, write_text
@@ -51,6 +52,7 @@ def places(tmp_path_factory):
     (folder / "torn.txt.gz").write_bytes(gzip.compress(text.read_bytes())[:-200])
     (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": "torn\n')
     (folder / "fieldless.jsonl").write_text('{"body": "no field"}\n')
+    (folder / "talks.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
     (folder / "notes.pdf").write_text("text in a file of another kind")
     (folder / "short.txt").write_text("a few words only.")
     _bert_like(folder / "maskless.json", ["a", "b"])
@@ -61,7 +63,8 @@ def places(tmp_path_factory):
     (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     (folder / "nothing.py").write_text("config = 3\n")
     (folder / "number.py").write_text("def get_config():\n    return 3\n")
-    return {"folder": folder, "text": text, "run": good, "env": env}
+    bert = Path(__file__).parent / "interop" / "golden" / "bert"
+    return {"folder": folder, "text": text, "run": good, "bert": bert, "env": env}
 
 
 def _bert_like(path, words):
@@ -73,6 +76,7 @@ NEW = (*TINY, "--workdir={folder}/new")
 OLD = (*TINY, "--workdir={run}")
 BY_FILE = tuple(a for a in TINY if a != "--config.data.documents=paragraph")
 TEXT = (*BY_FILE, "--workdir={folder}/new", "--config.data.files={folder}")  # and the file's name
+TALKS = ("--config.data.messages_field=messages", "--config.data.rows=padded")
 WRITE = "--workdir={run}"
 
 CASES = {
@@ -94,6 +98,31 @@ CASES = {
     "draws": ("evaluate", [WRITE, "--draws=1"], "draws=1.*2"),
     "show": ("prepare", ["--config=quickstart", "--show=-1"], "show=-1"),
     "no runs": ("report", [], "give the folder of a run"),
+    # what is measured
+    "no model": ("evaluate", [], "--workdir is required .or --checkpoint"),
+    "two models": ("evaluate", [WRITE, "--checkpoint=x", "--text=y"], "exclude each other"),
+    "nowhere to write": ("evaluate", ["--checkpoint={run}", "--text={text}"], "needs --output"),
+    "split and text": ("evaluate", [WRITE, "--split=test", "--text={text}"], "exclude each other"),
+    "output of a split": ("evaluate", [WRITE, "--output=x"], "--output needs --text"),
+    "missing text": ("evaluate", [WRITE, "--text={folder}/gone.txt"], "--text: .*gone.txt' match"),
+    "text of a name": ("evaluate", [WRITE, "--text={text}", "--name=test"], "no split, not 'test'"),
+    "long text": ("evaluate", [WRITE, "--text={text}", "--length=17"], "--length .* from 2 to 16"),
+    "weights of none": (
+        "evaluate",
+        ["--checkpoint={folder}/other", "--weights=params", "--text={text}", "--output=x"],
+        "other is no run: it has one kind of weights",
+    ),
+    "likelihood mesh": ("evaluate", [WRITE, "--mesh=fdsp=2"], "mesh 'fdsp=2': it must be sizes of"),
+    "frontier mesh": ("evaluate", [WRITE, "--frontier", "--mesh=data=1"], "--mesh is for the l"),
+    "not causal": (
+        "train", [*NEW, "--config.objective.name=autoregressive"], "model.attention 'local' sees",
+    ),
+    "no evaluation": ("report", ["{run}/config.json"], "config.json holds no likelihood"),
+    "runs and files": ("report", ["{run}", "{run}/config.json"], "not both"),
+    "page of a run": ("report", ["{run}", "--output=x.html"], "--output is for a comparison"),
+    "no picture": ("report", ["{run}/config.json", "--output=x.html"], "written as a .png"),
+    "harness of nothing": ("harness", ["--tasks=piqa"], "give --workdir of a run, or --checkpoint"),
+    "harness of no run": ("harness", ["--workdir={folder}/other", "--tasks=piqa"], "other is not"),
     # values
     "value": ("train", [*NEW, "--config.model.norm=layernrom"], "layernrom.*layernorm.*rmsnorm"),
     "heads": ("train", [*NEW, "--config.model.heads=3"], "model.heads=3.*divisor"),
@@ -103,6 +132,26 @@ CASES = {
     "microbatches": ("train", [*NEW, "--config.training.accumulation=3"], "multiple of .* 3"),
     "profile": ("train", [*NEW, "--config.profile_steps=13:10"], "10:13, not '13:10'"),
     "length": ("train", [*NEW, "--config.data.length=1"], "data.length must be at least 2"),
+    "freeze": ("train", [*NEW, "--config.optimizer.freeze=hed"], "'hed' names .* blocks, .* head"),
+    "curriculum": (
+        "train", [*NEW, "--config.objective.name=mlm", "--config.objective.curriculum_steps=5"],
+        "curriculum_steps bounds exact counts: it needs objective.name 'diffusion'",
+    ),
+    # where it starts
+    "start nowhere": (
+        "train", [*NEW, "--config.start.checkpoint={folder}/gone"], "no folder at .*gone: accepted",
+    ),
+    "start of no checkpoint": (
+        "train", [*NEW, "--config.start.checkpoint={folder}/other"], "other has no config.json",
+    ),
+    "start of another width": (
+        "train", [*NEW, "--config.start.checkpoint={run}", "--config.model.width=32"],
+        "model.width is 32, but the .* of start.checkpoint, which has 16: leave it out",
+    ),
+    "start of short rows": (
+        "train", ["--config=adapt_bert", "--config.start.checkpoint={bert}", "--workdir=x"],
+        "data.length is 128, but start.checkpoint has learned only 12 positions",
+    ),
     "classes": ("train", [*NEW, "--config.model.classes=3"], "model.classes must be 0"),
     # devices
     "mesh": ("train", [*NEW, "--config.mesh.fsdp=3"], "mesh data=-1, fsdp=3.*1 devices"),
@@ -125,6 +174,19 @@ CASES = {
     "torn gz": ("train", [*TEXT[:-1], TEXT[-1] + "/torn.txt.gz"], "torn.txt.gz"),
     "broken line": ("train", [*TEXT[:-1], TEXT[-1] + "/broken.jsonl"], "broken.jsonl.*2"),
     "field": ("train", [*TEXT[:-1], TEXT[-1] + "/fieldless.jsonl"], "fieldless.jsonl.*'?text"),
+    "packed pairs": (
+        "train", [*NEW, "--config.data.prompt_field=prompt"], "rows must be 'padded' for pairs",
+    ),
+    "talk": (
+        "train",
+        [*TEXT[:-1], TEXT[-1] + "/talks.jsonl", *TALKS],
+        "talks.jsonl, line 1: messages_field 'messages' must end with an assistant's message",
+    ),
+    "chat template": (
+        "train",
+        [*TEXT[:-1], TEXT[-1] + "/talks.jsonl", *TALKS, "--config.data.chat_template=gone.jinja"],
+        "chat_template must be the path of a Jinja file, there is none at gone.jinja",
+    ),
     "file kind": ("train", [*TEXT[:-1], TEXT[-1] + "/notes.pdf"], r"notes.pdf.*\.txt.*\.jsonl"),
     "bucket": ("train", [*TINY, "--workdir=x", "--config.data.files=gs://b/*.txt"], "gs://|gcs"),
     "short corpus": ("train", [*TEXT[:-1], TEXT[-1] + "/short.txt"], "train|documents|tokens"),
@@ -204,6 +266,9 @@ CASES = {
     "label": ("generate", [WRITE, "--label=sport"], "trained without"),
     "prompts file": ("generate", [WRITE, "--prompts={folder}/gone.txt"], "gone.txt"),
     "prompts line": ("generate", [WRITE, "--prompts={folder}/prompts.jsonl"], "line 2 has no text"),
+    "unasked": (
+        "generate", [WRITE, "--prompts={folder}/talks.jsonl"], "prompt 'hello' has messages: they",
+    ),
     "no prompts": ("generate", [WRITE, "--prompts={folder}/empty.jsonl"], "holds no prompt"),
     "two sources": (
         "generate", [WRITE, "--prompt=a [MASK]", "--prompts=b.txt"], "exclude each other",

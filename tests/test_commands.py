@@ -248,7 +248,9 @@ def test_labels_condition_what_is_written(run, folder):
     assert "a label must be one of salt, wool, not 'honey'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "prepare", "report", "export"])
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "generate", "prepare", "report", "export", "harness"]
+)
 def test_help_begins_with_the_command(run, name):
     done = run(name, "--help")
     assert f"python -m mdlm_jax.{name} " in done.stdout

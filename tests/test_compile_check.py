@@ -103,6 +103,16 @@ def test_a_small_encoder_on_eight_chips(tmp_path):
 
 @with_libtpu
 @pytest.mark.slow
+def test_an_autoregressive_config_has_a_step_and_no_sampler(tmp_path):
+    report = tmp_path / "report.json"
+    causal = ("--config.objective.name=autoregressive", "--config.model.attention=causal")
+    run("compile_check", *SMALL, *causal, "--topology=v5e:1x1", f"--json={report}")
+    told = json.loads(report.read_text())
+    assert told["training step"]["fits"] and "sampler" not in told
+
+
+@with_libtpu
+@pytest.mark.slow
 def test_what_does_not_fit_is_an_error_with_its_bytes():
     many = ("--config.training.batch_size=16384", "--config.data.length=512")
     done = run("compile_check", *SMALL, *many, "--topology=v5e:1x1", code=1)

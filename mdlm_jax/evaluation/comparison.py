@@ -90,6 +90,11 @@ def _same_tokens(runs: Runs) -> bool:
     return len({run.config.get("data_fingerprint") for run in runs.values()}) == 1
 
 
+def _bound(runs: Runs) -> str:
+    """What the runs' likelihoods are called together."""
+    return " or exact ".join(sorted({run.bound for run in runs.values()}))
+
+
 def _warnings(runs: Runs, split: str | None) -> list[str]:
     warnings = []
     if not _same_tokens(runs):
@@ -137,20 +142,25 @@ def _figures(runs: Runs, split: str | None) -> str:
         if steps and run.tokens_per_step:
             tokens = [step * run.tokens_per_step for step in steps]
             over_tokens.append(plots.Line(index, tokens, values))
-        if curve := _evaluation(run, split).get("rate_curve"):
+        evaluation = _evaluation(run, split)
+        if evaluation.get("likelihood") == "exact":
+            level = [evaluation["nats_per_token"]] * 2
+            over_rates.append(plots.Line(index, [0.0, 1.0], level))
+        elif curve := evaluation.get("rate_curve"):
             points = sorted((point["rate"], point["nats"]) for point in curve)
             over_rates.append(plots.Line(index, *zip(*points, strict=True)))
     figures = []
     for x, lines in (("steps", over_steps), ("tokens", over_tokens)):
         if lines:
             svg = plots.comparison_svg(lines, x=x, y=y)
-            caption = f"The validation NELBO during training, over {x}: lower is better."
-            figures.append(template.figure(f"Validation NELBO over {x}", svg, caption))
+            caption = f"The validation {_bound(runs)} during training, over {x}: lower is better."
+            figures.append(template.figure(f"Validation {_bound(runs)} over {x}", svg, caption))
     if over_rates:
         svg = plots.comparison_svg(over_rates, x="mask rate", y="nats per masked token", share=True)
         text = f"the {split} split" if split else "the split that each was evaluated on"
         caption = (
             f"The average of a curve over all mask rates is the run's NELBO. Text: {text}."
+            + ("" if _bound(runs) == "NELBO" else " Level lines are of autoregressive runs.")
             + ("" if _same_tokens(runs) else " The tokens differ: compare shapes, not heights.")
         )
         figures.append(template.figure("A masked token, by mask rate", svg, caption))
@@ -161,7 +171,7 @@ def _figures(runs: Runs, split: str | None) -> str:
 
 _LIKELIHOOD = (
     ("split", "split", "{}"),
-    ("NELBO, nats/token", "nats_per_token", "{:.3f}"),
+    ("{bound}, nats/token", "nats_per_token", "{:.3f}"),
     ("± masks", "mc_error", "{:.3f}"),
     ("± text", "text_error", "{:.3f}"),
     ("bits/token", "bits_per_token", "{:.3f}"),
@@ -181,7 +191,10 @@ def _table(runs: Runs, split: str | None) -> str:
             bits = _bits_per_character(run, each["split"], each["nats_per_token"])
             each["bits_per_character"] = bits
     rows = [
-        [name, *(template.cell(layout, each.get(key)) for each in evaluations)]
+        [
+            name.format(bound=_bound(runs)),
+            *(template.cell(layout, each.get(key)) for each in evaluations),
+        ]
         for name, key, layout in _LIKELIHOOD
     ]
     training = [_training(run) for run in runs.values()]

@@ -65,8 +65,9 @@ def training_svg(
     bigram: float | None = None,
     *,
     loss: str = "training loss",
+    validation: str = "validation NELBO",
 ) -> str:
-    """Training loss and validation NELBO over steps, in nats per token.
+    """Training loss and validation likelihood over steps, in nats per token.
 
     Args:
       train: records of kind "train"; those without a loss (all updates skipped) are left out.
@@ -75,6 +76,7 @@ def training_svg(
       unigram: cross-entropy of a unigram on the validation tokens, drawn as a line.
       bigram: the same of a bigram.
       loss: what the legend calls the training loss.
+      validation: what it calls the evaluations.
 
     Returns:
       An `<svg>` element.
@@ -90,7 +92,7 @@ def training_svg(
                 [each["step"] for each in finite],
                 [each["nats_per_token"] for each in finite],
                 [each.get("text_error") or 0.0 for each in finite],
-                label="validation NELBO",
+                label=validation,
                 **_BARS,
             )
         for name, value, color in (("unigram", unigram, _UNIGRAM), ("bigram", bigram, _BIGRAM)):
@@ -99,7 +101,7 @@ def training_svg(
         axes.set_xlim(left=0)
         axes.set(xlabel="step", ylabel="nats per token")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        return _svg(figure, "Training loss and validation NELBO over steps")
+        return _svg(figure, f"Training loss and {validation} over steps")
 
 
 def rate_curve_svg(curve: Records, nelbo: float) -> str:
@@ -123,11 +125,33 @@ def rate_curve_svg(curve: Records, nelbo: float) -> str:
             **_BARS,
         )
         axes.axhline(nelbo, color=_MODEL, linestyle="--", label=f"NELBO {nelbo:.2f}")
-        axes.axvline(0.15, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
-        axes.set_xlim(0, 1.02)
-        axes.set(xlabel="mask rate", ylabel="nats per masked token")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        _mark_bert(axes)
+        axes.set(ylabel="nats per masked token")
         return _svg(figure, "Cross-entropy of a masked token against the mask rate")
+
+
+def calibration_svg(curve: Records) -> str:
+    """How often the most likely token is right, and how probable the model finds it, by mask rate.
+
+    Args:
+      curve: points `{"rate": in (0, 1], "accuracy": ..., "confidence": ...}`.
+
+    Returns:
+      An `<svg>` element.
+    """
+    curve = sorted(curve, key=lambda point: point["rate"])
+    rates = [point["rate"] for point in curve]
+    accuracy, confidence = ([point[name] for point in curve] for name in ("accuracy", "confidence"))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        axes.fill_between(rates, accuracy, confidence, color=_TRAINING, alpha=0.35, linewidth=0)
+        axes.plot(rates, accuracy, "o-", markersize=4, color=_MODEL, label="right")
+        axes.plot(rates, confidence, "o--", markersize=4, color=_UNIGRAM, label="confidence")
+        _mark_bert(axes)
+        axes.set_ylim(bottom=0)
+        axes.set(ylabel="of the masked tokens")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        return _svg(figure, "Accuracy and confidence against the mask rate")
 
 
 def throughput_svg(train: Records) -> str:
@@ -198,6 +222,14 @@ def swatch(index: int) -> str:
     dash = _DASHES[index // len(RUN_COLORS) % len(_DASHES)][1]
     color = _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
     return f'<b class="swatch" style="border-top: 4px {dash} var({color})"></b>'
+
+
+def _mark_bert(axes: Axes) -> None:
+    """Mask rates along x, and the one that BERT is trained at."""
+    axes.axvline(0.15, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
+    axes.set_xlim(0, 1.02)
+    axes.set(xlabel="mask rate")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 def _figure() -> tuple[Figure, Axes]:

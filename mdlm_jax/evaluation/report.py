@@ -49,7 +49,13 @@ def _heading(run: Run) -> str:
     sizes = [f"{model[key]} {key}" for key in ("layers", "heads") if key in model]
     sizes += [f"width {model['width']}"] if "width" in model else []
     encoder = "A BERT encoder" + (f" ({', '.join(sizes)})" if sizes else "")
-    if run.mlm_rate is None:
+    if run.bound != "NELBO":
+        encoder = encoder.replace("A BERT", "A causal")
+        told = (
+            "trained autoregressively, to predict each token from those before it. Its likelihood "
+            "is exact: the baseline of masked diffusion language models."
+        )
+    elif run.mlm_rate is None:
         told = (
             "trained over all mask rates, which makes the network that fills in blanks a masked "
             "diffusion language model: it has a likelihood, and writes text from nothing but masks."
@@ -71,16 +77,15 @@ def _headline(run: Run) -> str:
 def _tiles(run: Run) -> Iterator[str]:
     final = run.final
     if final:
-        split = f"{final['split']} split"
-        notes = [split, *_errors(final)]
+        notes = [_text(final), *_errors(final)]
         yield template.tile(
-            "NELBO", f"{final['nats_per_token']:.3f}", "nats/token", notes, main=True
+            run.bound, f"{final['nats_per_token']:.3f}", "nats/token", notes, main=True
         )
         for name in ("bigram", "unigram"):
             if final.get(name) is not None:
                 below = final[name] - final["nats_per_token"]
                 side = "below" if below >= 0 else "above"
-                notes = ["the same tokens", f"the NELBO is {abs(below):.2f} {side}"]
+                notes = ["the same tokens", f"the {run.bound} is {abs(below):.2f} {side}"]
                 yield template.tile(
                     f"{name} cross-entropy", f"{final[name]:.3f}", "nats/token", notes
                 )
@@ -114,15 +119,23 @@ def _training_tiles(run: Run) -> Iterator[str]:
         yield template.tile("peak memory", *template.memory(host), ["of the host process"])
 
 
+def _text(evaluation: Record) -> str:
+    """Which text was measured."""
+    split = f"{evaluation['split']} split"
+    return f"text of {evaluation['files']}" if "files" in evaluation else split
+
+
 def _errors(evaluation: Record) -> Iterator[str]:
-    if evaluation.get("mc_error") is not None:
+    if evaluation.get("likelihood") == "exact":
+        yield "exact: nothing was drawn"
+    elif evaluation.get("mc_error") is not None:
         yield f"± {evaluation['mc_error']:.3f} from drawing masks: more draws shrink it"
     if evaluation.get("text_error") is not None:
         yield f"± {evaluation['text_error']:.3f} from the choice of text: more rows shrink it"
 
 
 def _figures(run: Run) -> str:
-    figures = "".join(make(run) for make in (_training_figure, _rate_figure, _throughput_figure))
+    figures = "".join(make(run) for make in _FIGURES)
     return f'<section class="figures">{figures}</section>' if figures else ""
 
 
@@ -131,7 +144,10 @@ def _training_figure(run: Run) -> str:
         return ""
     validation = run.evaluated[-1] if run.evaluated else {}
     baselines = [validation.get(name) for name in ("unigram", "bigram")]
-    if run.mlm_rate is not None:
+    if run.bound != "NELBO":
+        loss = "training loss"
+        caption = "The training loss is the cross-entropy of training text, with dropout."
+    elif run.mlm_rate is not None:
         loss = f"BERT's loss at {_percent(run.mlm_rate)}"
         caption = (
             "The training loss is in nats per selected token, at one mask rate: it is no estimate "
@@ -153,7 +169,9 @@ def _training_figure(run: Run) -> str:
             " Dashed: what counting tokens and pairs of tokens in the training text reaches on "
             "the validation text."
         )
-    svg = plots.training_svg(run.train, run.evaluated, *baselines, loss=loss)
+    svg = plots.training_svg(
+        run.train, run.evaluated, *baselines, loss=loss, validation=f"validation {run.bound}"
+    )
     return template.figure("Training", svg, caption)
 
 
@@ -165,13 +183,26 @@ def _rate_figure(run: Run) -> str:
     value = "" if at_bert is None else f", {at_bert:.2f} nats per masked token"
     caption = (
         f"The loss of a BERT at 15 % is this curve's value there{value}; the NELBO is the curve's "
-        f"average over all mask rates. Text: the {run.final['split']} split. Bars: one standard "
-        "error."
+        f"average over all mask rates. Text: {_text(run.final)}. Bars: one standard error."
     )
     if run.mlm_rate is not None:
         caption += f" This run was trained at {_percent(run.mlm_rate)} alone."
     svg = plots.rate_curve_svg(curve, run.final["nats_per_token"])
     return template.figure("A masked token, by mask rate", svg, caption)
+
+
+def _calibration_figure(run: Run) -> str:
+    curve = run.final.get("rate_curve", ())
+    if not all(point.get("calibration_error") is not None for point in curve) or not curve:
+        return ""
+    worst = max(curve, key=lambda point: point["calibration_error"])
+    caption = (
+        "How often the most likely token is right, and how probable the model finds it: where the "
+        "lines meet, it knows what it knows. Apart by confidence they are furthest at "
+        f"{_percent(worst['rate'])} masked (expected calibration error "
+        f"{_percent(round(worst['calibration_error'], 3))})."
+    )
+    return template.figure("Right and sure, by mask rate", plots.calibration_svg(curve), caption)
 
 
 def _throughput_figure(run: Run) -> str:
@@ -182,12 +213,15 @@ def _throughput_figure(run: Run) -> str:
     return template.figure("Throughput", plots.throughput_svg(told), caption)
 
 
+_FIGURES = (_training_figure, _rate_figure, _calibration_figure, _throughput_figure)
+
+
 def _percent(rate: float) -> str:
     return f"{100 * rate:g}\N{NO-BREAK SPACE}%"
 
 
 _COLUMNS = (
-    ("NELBO, nats/token", "nats_per_token", "{:.3f}"),
+    ("nats/token", "nats_per_token", "{:.3f}"),
     ("± masks", "mc_error", "{:.3f}"),
     ("± text", "text_error", "{:.3f}"),
     ("bits/token", "bits_per_token", "{:.3f}"),
@@ -211,12 +245,18 @@ def _table(run: Run) -> str:
         [split] + [template.cell(layout, evaluation.get(key)) for _, key, layout in _COLUMNS]
         for split, evaluation in run.evaluations.items()
     ]
-    table = template.table(["split", *(name for name, _, _ in _COLUMNS)], rows)
+    heads = ["split", f"{run.bound}, nats/token", *(name for name, _, _ in _COLUMNS[1:])]
+    table = template.table(heads, rows)
+    if run.bound == "NELBO":
+        told = (
+            "The NELBO is an upper bound of the negative log-likelihood, so bits and perplexity "
+            "are upper bounds too"
+        )
+    else:
+        told = "The likelihood is exact, by the chain rule, over the tokens that a bound counts"
     return (
-        f"<section><h2>Likelihood</h2>{table}"
-        "<p>The NELBO is an upper bound of the negative log-likelihood, so bits and perplexity are "
-        "upper bounds too; errors are standard errors, in nats/token. The n-grams are counted on "
-        "the training text and score the same tokens.</p></section>"
+        f"<section><h2>Likelihood</h2>{table}<p>{told}; errors are standard errors, in nats/token. "
+        "The n-grams are counted on the training text and score the same tokens.</p></section>"
     )
 
 

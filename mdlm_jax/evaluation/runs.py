@@ -57,6 +57,12 @@ class Run(NamedTuple):
         objective = self.config.get("objective", {})
         return objective["rate"] if objective.get("name") == "mlm" else None
 
+    @property
+    def bound(self) -> str:
+        """What its likelihood is called: a bound, or of an autoregressive run the thing itself."""
+        exact = self.config.get("objective", {}).get("name") == "autoregressive"
+        return "cross-entropy" if exact else "NELBO"
+
     def training_seconds(self) -> float:
         """The steps of each record at the pace it tells; one without a pace keeps the last."""
         seconds, before, pace = 0.0, 0, 0.0

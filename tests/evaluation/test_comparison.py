@@ -201,3 +201,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, folders, message):
         write_comparison(given, tmp_path / "page.html")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("page*"))
+
+
+def test_an_autoregressive_run_is_a_level_line_and_no_bound(tmp_path):
+    exact = {key: value for key, value in TEST.items() if key not in ("rate_curve", "draws")}
+    page = compare(
+        tmp_path,
+        masked={"config": changed(CONFIG), "evaluation_test": TEST},
+        causal={
+            "config": changed(CONFIG, objective={"name": "autoregressive"}),
+            "evaluation_test": {**exact, "likelihood": "exact", "nats_per_token": 5.25},
+        },
+    )
+    assert rows(page)["NELBO or exact cross-entropy, nats/token"] == ["5.912", "5.250"]
+    assert "Level lines are of autoregressive runs." in page.text
+    (svg,) = re.findall(r"<svg.*?</svg>", page.text, flags=re.DOTALL)
+    assert "var(--run0)" in svg and "var(--run1)" in svg

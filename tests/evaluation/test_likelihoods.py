@@ -1,11 +1,13 @@
 """Figures of a split, on denoisers whose cross-entropy is known in closed form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax import as_denoiser, data
+from mdlm_jax import as_denoiser, data, schedules
 from mdlm_jax.evaluation import likelihoods
 from mdlm_jax.networks import bert
 
@@ -24,24 +26,6 @@ def of_count(params, batch):
     return as_denoiser(logits, MASK)
 
 
-def cost(token, k):
-    return np.log(2 + np.exp(k)) - (k if token == 0 else 0)
-
-
-def test_rate_curve_has_the_mean_and_the_error_of_the_batches():
-    curve = likelihoods.rate_curve(
-        of_count, 1.0, ROWS, mask_id=MASK, seed=0, batch_size=2, rates=(0.25, 1.0)
-    )
-    for point, k in zip(curve, (2, 8), strict=True):
-        zero, one = cost(0, k), cost(1, k)
-        batches = np.array([zero + one, one + zero, one])  # summed over their 2, 2 and 1 rows
-        mean = batches.sum() / 5
-        assert point["nats"] == pytest.approx(mean, rel=1e-5)
-        assert point["accuracy"] == pytest.approx(2 / 5)  # 0 is always the likeliest
-        residual = batches - mean * np.array([2, 2, 1])
-        assert point["error"] == pytest.approx(np.sqrt(1.5 * (residual**2).sum()) / 5, rel=1e-4)
-
-
 def test_nelbo_of_a_split_counts_every_row_once():
     """With k ignored (params 0) every masked token costs log 3, so the bound is exact."""
     of_rows = likelihoods.make_nelbo(of_count, mask_id=MASK, seed=0, draws=2)
@@ -55,22 +39,66 @@ def test_nelbo_of_a_split_counts_every_row_once():
     assert high - low == pytest.approx(2 * 1.96 * told["text_error"], rel=1e-4, abs=1e-6)
 
 
-def test_what_lies_in_the_padding_changes_nothing():
-    encoder = bert.Config(
-        vocab_size=12, mask_id=MASK, max_length=WIDTH, layers=2, width=16, heads=2, mlp_width=16
+def test_a_single_row_has_no_error_of_text():
+    told = likelihoods.summary(
+        likelihoods.make_nelbo(of_count, mask_id=MASK, seed=0, draws=2)(0.0, ROWS[:1], 2)
     )
-    params = bert.init(jax.random.key(0), encoder)
+    assert told["text_error"] is None and told["interval"] is None and told["rows"] == 1
+
+
+def test_a_network_that_is_told_the_time_is_told_the_schedules():
+    """It costs `log(2 + e^t) - t`; the mean over all rates differs by schedule."""
+
+    def of_time(params, batch):
+        def logits(tokens, t):
+            return t[:, None, None] * jax.nn.one_hot(jnp.zeros_like(tokens), 4)
+
+        return as_denoiser(logits, MASK)
+
+    zeros = data.Rows(np.zeros((200, WIDTH), np.int32), np.zeros(200, np.int32))
+    u = (np.arange(4000) + 0.5) / 4000
+    for schedule in (schedules.linear(), schedules.cosine()):
+        of_rows = likelihoods.make_nelbo(of_time, mask_id=MASK, seed=0, draws=16, schedule=schedule)
+        told = likelihoods.summary(of_rows(None, zeros, 200))
+        # A mean over k of a mean over the rate given k is a mean over a uniform rate.
+        t = np.asarray(schedule.rate_to_time(jnp.asarray(u)), np.float64)
+        expected = np.mean(np.log(2 + np.exp(t)) - t)
+        assert abs(told["nats_per_token"] - expected) < 4 * told["text_error"]  # alarm: 6e-5
+        assert told["text_error"] < 0.01 * abs(expected)
+
+
+ENCODER = bert.Config(
+    vocab_size=12, mask_id=MASK, max_length=WIDTH, layers=2, width=16, heads=2, mlp_width=16
+)
+
+
+def of_both(encoder):
+    """The bound, and the chain rule, each as `(params, rows, batch_size) -> Likelihood`."""
+    causal = likelihoods.denoiser_of(dataclasses.replace(encoder, attention="causal"))
+    yield likelihoods.make_nelbo(likelihoods.denoiser_of(encoder), mask_id=MASK, seed=0, draws=2)
+    yield likelihoods.make_causal_likelihood(causal, start_id=2)
+
+
+def test_what_lies_in_the_padding_changes_nothing():
+    params = bert.init(jax.random.key(0), ENCODER)
     sizes = np.array([3, WIDTH, 1, 5, 2], np.int32)
     text = np.random.default_rng(0).integers(4, 12, (5, WIDTH))
     valid = np.arange(WIDTH) < sizes[:, None]
-    of_rows = likelihoods.make_nelbo(
-        likelihoods.denoiser_of(encoder), mask_id=MASK, seed=0, draws=2
-    )
-    first, second = (
-        of_rows(params, data.Rows(np.where(valid, text, pad), np.zeros(5, np.int32), sizes), 3)
-        for pad in (0, 7)
-    )
-    told = likelihoods.summary(first)
-    assert told["tokens"] == sizes.sum() and told["rows"] == 5
-    assert np.isfinite(told["nats_per_token"]) and np.isfinite(told["mc_error"])
-    np.testing.assert_allclose(first.nats, second.nats, rtol=1e-5)
+    for of_rows in of_both(ENCODER):
+        first, second = (
+            of_rows(params, data.Rows(np.where(valid, text, pad), np.zeros(5, np.int32), sizes), 3)
+            for pad in (0, 7)
+        )
+        told = likelihoods.summary(first)
+        assert told["tokens"] == sizes.sum() and told["rows"] == 5
+        assert np.isfinite(told["nats_per_token"]) and np.isfinite(told["mc_error"])
+        np.testing.assert_allclose(first.nats, second.nats, rtol=1e-5)
+
+
+def test_the_chain_rule_counts_the_tokens_of_the_bound_and_draws_nothing():
+    params = bert.init(jax.random.key(0), ENCODER)
+    text = np.random.default_rng(0).integers(4, 12, (5, WIDTH)).astype(np.int32)
+    rows = data.Rows(text, np.zeros(5, np.int32))
+    bound, exact = (of_rows(params, rows, 2) for of_rows in of_both(ENCODER))
+    assert exact.tokens.tolist() == bound.tokens.tolist() == [WIDTH] * 5
+    assert likelihoods.summary(exact)["mc_error"] == 0 < likelihoods.summary(bound)["mc_error"]

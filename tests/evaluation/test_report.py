@@ -217,3 +217,34 @@ def test_a_folder_without_a_configuration_is_refused_in_one_line(tmp_path):
         write_report(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+CALIBRATED = [
+    {**point, "accuracy": 0.5, "confidence": 0.4, "calibration_error": error}
+    for point, error in zip(EVALUATION["rate_curve"], (0.1, 0.25), strict=True)
+]
+
+
+def test_calibration_has_a_figure_where_it_was_measured(tmp_path):
+    evaluation = {**EVALUATION, "rate_curve": CALIBRATED}
+    page = write_page(tmp_path, config=CONFIG, evaluation_validation=evaluation)
+    assert "Right and sure, by mask rate" in page.headings
+    _, svg = re.findall(r"<svg.*?</svg>", page.text, flags=re.DOTALL)
+    for label in ("right", "confidence", "BERT's 15 %", "of the masked tokens"):
+        assert f">{label}</text>" in svg
+    assert "100\xa0% masked (expected calibration error 25\xa0%)" in page.text
+
+
+def test_an_autoregressive_run_is_nowhere_called_a_bound(tmp_path):
+    exact = {key: value for key, value in EVALUATION.items() if key not in ("rate_curve", "draws")}
+    page = write_page(
+        tmp_path,
+        config={**CONFIG, "objective": {"name": "autoregressive"}},
+        records=[*LOSS, (4, "eval", {"nats_per_token": 3.0, "mc_error": 0.0})],
+        evaluation_validation={**exact, "likelihood": "exact", "mc_error": 0.0},
+    )
+    text = visible(page.text)
+    assert "NELBO" not in page.text and "mask" not in text.split("trained autoregressively")[0]
+    assert "cross-entropy 5.912 nats/token validation split exact: nothing was drawn" in text
+    assert "validation cross-entropy</text>" in page.text
+    assert "A masked token, by mask rate" not in page.headings

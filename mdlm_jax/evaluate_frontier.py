@@ -1,0 +1,178 @@
+"""`evaluate --frontier`: what the samples of a run are worth, and what they cost."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from mdlm_jax import command_line, data, decoding, workdir
+from mdlm_jax.evaluation import (
+    features,
+    frontier,
+    frontier_table,
+    mauve,
+    naive_bayes,
+    scorers,
+)
+from mdlm_jax.evaluation.frontier_plot import frontier_png
+from mdlm_jax.experiment import SCHEDULES
+
+_STRATEGIES = flags.DEFINE_string(
+    "strategies",
+    "exact_count; ancestral; confidence; threshold(0.9)",
+    "Of the frontier, separated by semicolons, as generate --strategy takes them.",
+)
+_STEPS = flags.DEFINE_string("steps", "4,16,64", "Of the frontier: network evaluations at most.")
+_TEMPERATURES = flags.DEFINE_string(
+    "temperatures", "1", "Of the frontier: below 1 is sharper, 0 takes the most likely tokens."
+)
+_GUIDANCE = flags.DEFINE_string(
+    "guidance", "", "Of the frontier: weights of classifier-free guidance, for models with classes."
+)
+_SAMPLES = flags.DEFINE_integer("samples", 64, "Of the frontier: rows of each point.", 1)
+_SCORER = flags.DEFINE_string(
+    "scorer",
+    "trigram",
+    "Of the frontier: trigram (counted on the training split), or hf:NAME_OR_FOLDER of a causal "
+    "language model of Hugging Face.",
+)
+_FEATURES = flags.DEFINE_string(
+    "features", "", "Of the frontier: folder of a run whose encoder reads the rows for MAUVE."
+)
+FLAGS = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer", "features")
+
+
+def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int) -> int:
+    """Measures the samples of a run as the flags ask, prints and writes; returns the exit code."""
+    with command_line.bad_input():
+        grid = frontier.Grid(
+            samples=_SAMPLES.value,
+            steps=_values("steps", int),
+            temperatures=_values("temperatures", float),
+            guidance=_values("guidance", float),
+        )
+        if split == "train":
+            raise ValueError(
+                "--split=train is what the scorer was made of: take validation or test"
+            )
+        trained = workdir.load(folder, weights=weights)
+        if trained.config["objective"]["name"] == "autoregressive":
+            raise ValueError(
+                f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"
+            )
+        schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
+        strategies = {spec: decoding.strategy(spec, schedule) for spec in _specs()}
+        if grid.guidance:
+            frontier.check_guidance(trained.encoder)
+        prepared = workdir.load_data(trained)
+        reference = frontier.reference_rows(prepared.splits[split], grid.samples)
+        judges = _judges(trained, prepared, len(reference), split, batch_size)
+    told = {
+        "split": split,
+        "step": trained.step,
+        "weights": weights,
+        "scorer": _SCORER.value,
+        "features": _FEATURES.value or None,
+        "samples": grid.samples,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": jax.devices()[0].device_kind,
+        "reference": frontier.describe(reference, judges),
+        "points": [],
+    }
+    paths = folder / "frontier.json", folder / "frontier.png"
+    table = frontier_table.table(
+        strategies,
+        guided=bool(grid.guidance),
+        classes=judges.classifier is not None,
+        mauve=judges.mauve is not None,
+    )
+    print(_heading(told), frontier_table.heads(table), sep="\n")
+    print(frontier_table.line(table, told["reference"]), flush=True)
+    for point in frontier.measure(
+        trained.params,
+        trained.encoder,
+        strategies,
+        grid,
+        reference,
+        judges,
+        seed=seed,
+        batch_size=batch_size,
+    ):
+        told["points"].append(point)
+        paths[0].write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+        print(frontier_table.line(table, point), flush=True)
+    paths[1].write_bytes(frontier_png(told["points"], told["reference"], _SCORER.value))
+    print(frontier_table.FOOT)
+    if judges.classifier is not None:
+        print(frontier_table.CLASS_FOOT)
+    print(f"written: {paths[0]}, {paths[1]}")
+    return 0
+
+
+def _heading(told: dict[str, Any]) -> str:
+    there = told["reference"]["rows"]
+    lines = [
+        f"{told['samples']:,} samples a point, {told['weights']} weights of step {told['step']}; "
+        f"scorer {told['scorer']}; real text: {there:,} rows of the {told['split']} split"
+    ]
+    if there < told["samples"]:
+        lines.append(
+            "distinct-n falls with the number of rows, and the split has no more: compare it at "
+            f"--samples={there}"
+        )
+    return "\n".join(lines)
+
+
+def _judges(
+    trained: workdir.Trained, prepared: data.Prepared, count: int, split: str, batch_size: int
+) -> frontier.Judges:
+    """What measures the rows; MAUVE compares with `count` others of real text."""
+    train, size = prepared.splits["train"], prepared.vocab_size
+    classes = trained.encoder.classes
+    other = "validation" if split == "test" else "test"
+    real = frontier.reference_rows(prepared.splits[other], count)
+    return frontier.Judges(
+        scorers.scorer(_SCORER.value, train, trained.tokenizer, size),
+        train,
+        naive_bayes.fit(train, size, classes) if classes else None,
+        _mauve(trained, real, batch_size) if _FEATURES.value else None,
+    )
+
+
+def _mauve(
+    trained: workdir.Trained, real: data.Rows, batch_size: int
+) -> Callable[[data.Rows], float]:
+    """MAUVE of rows against real text, both read by the encoder of --features."""
+    theirs = workdir.load(epath.Path(_FEATURES.value))
+
+    def featurise(rows: data.Rows) -> np.ndarray:
+        read = features.reencode(
+            rows, trained.tokenizer, theirs.tokenizer, theirs.encoder.max_length
+        )
+        return features.of_rows(theirs.params, theirs.encoder, read, batch_size=batch_size)
+
+    of_real = featurise(real)
+    # As many of both: how many clusters there are, and so the score, depends on it.
+    return lambda rows: mauve.score(of_real, featurise(rows[: len(real)])).score
+
+
+def _specs() -> list[str]:
+    specs = [spec.strip() for spec in _STRATEGIES.value.split(";")]
+    if not any(specs):
+        raise ValueError("--strategies is empty: give at least one, separated by semicolons")
+    return [spec for spec in specs if spec]
+
+
+def _values(name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The numbers of a flag, each once."""
+    text = flags.FLAGS[name].value
+    try:
+        return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} must be {what} separated by commas, not {text!r}") from None

@@ -1,0 +1,49 @@
+"""Whatever is computed of rows, batch by batch, on the devices of any mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mdlm_jax import data, parallel
+
+PyTree = Any
+
+
+def over_rows(
+    of_batch: Callable[[PyTree, dict[str, jax.Array]], PyTree], mesh: Mesh | None = None
+) -> Callable[[PyTree, data.Rows, int], list[PyTree]]:
+    """`(params, rows, batch_size) -> ` what `of_batch` makes of each batch, in the host's memory.
+
+    Compiled once for a batch size. Every row comes once, in order; the last batch is filled up with
+    rows of which nothing is maskable.
+
+    Args:
+      of_batch: `(params, batch) -> arrays`, the batch as of `data.eval_batches`.
+      mesh: spreads the rows of a batch over its devices, and `batch_size` is rounded up to what
+        they share evenly; every process has all rows, and gets the result of all.
+    """
+    outputs = None if mesh is None else parallel.replicated(mesh)
+    shards = 1 if mesh is None else parallel.row_shards(mesh)
+
+    @functools.partial(jax.jit, out_shardings=outputs)
+    def compiled(params, batch):
+        with parallel.use(mesh):
+            return of_batch(params, batch)
+
+    def put(batch):
+        if mesh is None:
+            return batch
+        held = parallel.local_rows(mesh, len(batch["rows"]))
+        return parallel.put_batch(
+            {name: values[held] for name, values in batch.items()}, mesh, len(batch["rows"])
+        )
+
+    def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> list[PyTree]:
+        size = -(-batch_size // shards) * shards
+        parts = [compiled(params, put(b)) for b in data.eval_batches(rows, batch_size=size)]
+        return jax.device_get(parts)  # waits once, for all
+
+    return of_rows

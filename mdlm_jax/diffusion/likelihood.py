@@ -10,7 +10,7 @@ from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.masks import exact_masks
-from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.objectives import slot_loss
 from mdlm_jax.diffusion.schedules import Schedule, linear
 
 Array = jax.Array
@@ -104,8 +104,8 @@ def nelbo(
         )
         canvas = jnp.where(masks.selected, mask_id, tokens)
         corrupted = lay_out(tokens, canvas, masks, slots=tokens.shape[1], paired=False)
-        nats = slot_nats(denoiser, corrupted, mask_id=mask_id).nats  # [B, L], a slot a token
-        return jnp.sum(corrupted.weights * nats, axis=1)
+        _, slots = slot_loss(denoiser, corrupted, mask_id=mask_id)  # [B, L], a slot a token
+        return jnp.sum(corrupted.weights * slots.nats, axis=1)
 
     nats = jax.lax.map(one_draw, jnp.arange(draws))  # [draws, B]
     by_replicate = nats.reshape(replicates, strata, -1).mean(axis=1)  # [replicates, B]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
-from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.readouts import SlotNats, slot_cross_entropy, vocabulary_size
+from mdlm_jax.diffusion.denoisers import Denoiser, vocabulary_size
 from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.slots import SlotNats, cross_entropy
 
 Array = jax.Array
 
@@ -153,7 +153,7 @@ def corrupted_loss(
       corrupted: from `corrupt` or `corrupt_mlm`, or some of its leading rows.
       mask_id: removed from the logits, where the denoiser has not done so.
     """
-    slots = slot_nats(denoiser, corrupted, mask_id=mask_id)
+    loss, slots = slot_loss(denoiser, corrupted, mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
     of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
@@ -162,21 +162,23 @@ def corrupted_loss(
         return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))
 
     aux = LossAux(
-        nats=by_rate(jax.lax.stop_gradient(slots.nats)),
+        nats=by_rate(slots.nats),
         masked=by_rate(filled.astype(jnp.int32)),
         correct=by_rate(slots.correct.astype(jnp.int32)),
     )
-    return jnp.sum(corrupted.weights * slots.nats), aux
+    return loss, aux
 
 
-def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> SlotNats:
-    """Encodes the canvas and reads out its slots."""
-    return slot_cross_entropy(
+def slot_loss(
+    denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None
+) -> tuple[Array, SlotNats]:
+    """Encodes the canvas and reads out its slots: the weighted sum of their nats, and each."""
+    return cross_entropy(
         denoiser.readout,
         denoiser.encode(corrupted.canvas, corrupted.t),
         corrupted.positions,
         corrupted.targets,
-        corrupted.weights > 0,
+        corrupted.weights,
         mask_id=mask_id,
     )
 

@@ -137,13 +137,20 @@ def denoiser(
 def _halves(params: PyTree, config: Config, dropout_key: Array | None):
     """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    # Cast here, the weights are cast once for all evaluations of a sampler's loop.
+    params = jax.tree.map_with_path(partial(_cast_kernel, dtype=config.compute_dtype), params)
+    table = params["encoder"]["embeddings"]["tokens"]
+    cast = table.astype(config.compute_dtype)
     encode = partial(Encoder(config).apply, {"params": params["encoder"]}, rngs=rngs)
 
     def project(at: Array) -> Array:
-        table = params["encoder"]["embeddings"]["tokens"]
-        return Head(config).apply({"params": params["head"]}, at, table)
+        return Head(config).apply({"params": params["head"]}, at, table, cast)
 
     return encode, project
+
+
+def _cast_kernel(path: tuple, leaf: Array, dtype: jnp.dtype) -> Array:
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
 
 
 def _boxed_params(key: Array, config: Config) -> PyTree:
@@ -154,7 +161,7 @@ def _boxed_params(key: Array, config: Config) -> PyTree:
     with nn.logical_axis_rules(()):  # the axes are named only; who calls init places them
         return {
             "encoder": Encoder(config).init(encoder_key, tokens, t)["params"],
-            "head": Head(config).init(head_key, x, table)["params"],
+            "head": Head(config).init(head_key, x, table, table)["params"],
         }
 
 

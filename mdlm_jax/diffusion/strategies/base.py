@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion.readouts import Candidates, Score, probability
+from mdlm_jax.diffusion.draws import Score, probability
+from mdlm_jax.diffusion.readouts import Candidates
 
 Array = jax.Array
 State = Any
@@ -67,7 +68,7 @@ class Strategy(NamedTuple):
       commit: `(state, keys [B], view, asked bool[B, L], candidates) -> (canvas i32[B, L], state)`.
         It writes where `view.wanted` alone. A step in which no row asks for anything skips the
         network; the candidates then mean nothing.
-      score: what `candidates.score` is, of the log-probabilities at a position.
+      score: what `candidates.score` is, of the distribution and the token at a position.
       remasks: whether tokens that were written may be masked again; then sampling does not stop
         when all is filled.
     """

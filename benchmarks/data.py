@@ -63,9 +63,7 @@ def _batches(prepared: data.Prepared, experiment: Experiment) -> list[float]:
 
 def _training_step(prepared: data.Prepared, experiment: Experiment) -> list[float]:
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    program = make_program(
-        experiment, experiment.encoder(prepared), mesh, start_id=prepared.sep_id
-    )
+    program = make_program(experiment, experiment.encoder(prepared), mesh, start_id=prepared.sep_id)
     rows = experiment.training.batch_size
     batches = data.train_batches(prepared.splits["train"], batch_size=rows, seed=0)
     ready = itertools.cycle([parallel.put_batch(batches.at(i), mesh, rows) for i in range(STEPS)])

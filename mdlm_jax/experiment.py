@@ -7,15 +7,16 @@ dataclasses and refuses what is unknown or impossible in one line.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import ml_collections
+from typing import TYPE_CHECKING, Any, Literal
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import schedules
 from mdlm_jax.networks import bert
 from mdlm_jax.start_config import StartConfig, adopt
 from mdlm_jax.training.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    import ml_collections
 
 SCHEDULES = {"linear": schedules.linear, "cosine": schedules.cosine}
 
@@ -290,8 +291,10 @@ class Experiment:
         return _named("model", bert.Config, {**fields, **words})
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> "ml_collections.ConfigDict":
     """Every key there is, with its default."""
+    import ml_collections  # Not where an experiment is made without a config file.
+
     model = {k: v for k, v in dataclasses.asdict(bert.Config()).items() if k not in _FROM_DATA}
     sections = {
         "data": data.Config(),

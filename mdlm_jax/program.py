@@ -26,6 +26,7 @@ from mdlm_jax.diffusion import (
 )
 from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig
 from mdlm_jax.networks import bert
+from mdlm_jax.networks.attention import runs_on
 from mdlm_jax.training.optimizer import make_optimizer, without_gradient
 from mdlm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import LossFn, make_step
@@ -299,10 +300,10 @@ def make_loss(encoder: bert.Config) -> LossFn:
 
 def _check_fit(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> None:
     platform = mesh.devices.flat[0].platform
-    if encoder.attention_backend == "splash" and platform != "tpu":
+    if not runs_on(encoder.attention_backend, platform):
         raise ValueError(
-            f"model.attention_backend 'splash' is for TPUs, not for {platform} devices: take "
-            "--config.model.attention_backend=xla, which computes the same"
+            f"model.attention_backend {encoder.attention_backend!r} is not for {platform} devices: "
+            "take --config.model.attention_backend=xla, which computes the same"
         )
     if experiment.objective.name == "autoregressive" and encoder.attention != "causal":
         raise ValueError(

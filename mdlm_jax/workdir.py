@@ -27,6 +27,7 @@ from mdlm_jax import data, distributed, parallel
 from mdlm_jax.data.tokenizer_training import KINDS
 from mdlm_jax.experiment import Experiment, default_config, identity
 from mdlm_jax.networks import bert
+from mdlm_jax.networks.attention import runs_on
 from mdlm_jax.program import pad_vocabulary, place_parameters
 from mdlm_jax.training import checkpoints
 
@@ -142,7 +143,7 @@ def load(
         tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
         _check_vocabulary(workdir, tokenizer, encoder)
         mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
-        if mine[0].platform != "tpu":  # where a model of the TPU's kernel computes the same
+        if not runs_on(encoder.attention_backend, mine[0].platform):
             encoder = dataclasses.replace(encoder, attention_backend="xla")
         if not checkpoints.list_steps(workdir / "checkpoints"):
             raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
@@ -231,15 +232,19 @@ def _check_vocabulary(workdir: epath.Path, tokenizer: Tokenizer, encoder: bert.C
         )
 
 
-def load_data(trained: Trained) -> data.Prepared:
+def load_data(trained: Trained, workdir: epath.Path) -> data.Prepared:
     """The data that a model was trained on, prepared again where the cache lost them.
+
+    Args:
+      trained: from `load`.
+      workdir: the same, which has the tokenizer where it came from no more.
 
     Raises:
       ValueError: they are no longer the same.
     """
     fingerprint = trained.config["data_fingerprint"]
-    prepared = data.find_prepared(fingerprint) or data.prepare(
-        data.Config(**trained.config["data"])
+    prepared = data.find_prepared(fingerprint) or prepare_again(
+        workdir, data.Config(**trained.config["data"]), trained.config
     )
     if prepared.fingerprint != fingerprint:
         raise ValueError(
@@ -250,12 +255,12 @@ def load_data(trained: Trained) -> data.Prepared:
 
 
 def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any]) -> data.Prepared:
-    """The data of a run that goes on, whose folder has the tokenizer where it came from no more.
+    """The data of a run, whose folder has the tokenizer where it came from no more.
 
     Args:
       workdir: of the run.
       config: of the data, now.
-      saved: from `saved_config`.
+      saved: the run's `config.json`.
 
     Raises:
       ValueError, OSError: as `data.prepare`.

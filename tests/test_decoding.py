@@ -7,7 +7,7 @@ import pytest
 
 from mdlm_jax import decoding
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import Denoiser, Hidden, readouts, schedules, strategies, transforms
+from mdlm_jax.diffusion import Denoiser, Hidden, draws, schedules, strategies, transforms
 
 LINEAR = schedules.linear()
 
@@ -47,8 +47,8 @@ def test_every_strategy_has_a_spec_and_a_line_in_the_listing():
 
 
 def test_arguments_reach_the_strategy():
-    assert decoding.strategy("confidence(margin)", LINEAR).score is readouts.margin
-    assert decoding.strategy(SPECS["greedy"], LINEAR).score is readouts.entropy
+    assert decoding.strategy("confidence(margin)", LINEAR).score is draws.margin
+    assert decoding.strategy(SPECS["greedy"], LINEAR).score is draws.entropy
     assert decoding.strategy(SPECS["remask"], LINEAR).remasks
     key = jax.random.key(0)[None]
     last = view()._replace(index=jnp.int32(3))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
+Readout = Callable[[PyTree, PyTree], Array]  # (at [N, ...], row [N, ...]) -> logits f32[N, V]
 
 
 class Hidden(NamedTuple):
@@ -64,3 +65,14 @@ def remove_mask(logits: Array, mask_id: int | None) -> Array:
     if mask_id is None:
         return logits
     return jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits)
+
+
+def vocabulary_size(readout: Readout, hidden: Hidden) -> int:
+    """V, from the shapes of what `encode` returns: nothing is computed."""
+
+    def one_position(x, axes):
+        return jax.ShapeDtypeStruct((1, *x.shape[axes:]), x.dtype)
+
+    at = jax.tree.map(lambda x: one_position(x, 2), hidden.at)
+    row = jax.tree.map(lambda x: one_position(x, 1), hidden.row)
+    return jax.eval_shape(readout, at, row).shape[-1]

@@ -5,10 +5,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import slots
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
-from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.readouts import SlotNats, slot_cross_entropy, vocabulary_size
+from mdlm_jax.diffusion.denoisers import Denoiser, vocabulary_size
 from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.slots import SlotNats
 
 Array = jax.Array
 
@@ -155,7 +156,7 @@ def corrupted_loss(
       corrupted: from `corrupt` or `corrupt_mlm`, or some of its leading rows.
       mask_id: removed from the logits, where the denoiser has not done so.
     """
-    slots = slot_nats(denoiser, corrupted, mask_id=mask_id)
+    loss, read = slots.cross_entropy(*_read_out(denoiser, corrupted), mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
     of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
@@ -164,22 +165,25 @@ def corrupted_loss(
         return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))
 
     aux = LossAux(
-        nats=by_rate(jax.lax.stop_gradient(slots.nats)),
+        nats=by_rate(read.nats),
         masked=by_rate(filled.astype(jnp.int32)),
-        correct=by_rate(slots.correct.astype(jnp.int32)),
+        correct=by_rate(read.correct.astype(jnp.int32)),
     )
-    return jnp.sum(corrupted.weights * slots.nats), aux
+    return loss, aux
 
 
 def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> SlotNats:
     """Encodes the canvas and reads out its slots."""
-    return slot_cross_entropy(
+    return slots.slot_nats(*_read_out(denoiser, corrupted), mask_id=mask_id)
+
+
+def _read_out(denoiser: Denoiser, corrupted: Corrupted) -> tuple:
+    return (
         denoiser.readout,
         denoiser.encode(corrupted.canvas, corrupted.t),
         corrupted.positions,
         corrupted.targets,
-        corrupted.weights > 0,
-        mask_id=mask_id,
+        corrupted.weights,
     )
 
 

@@ -44,7 +44,7 @@ def sample(
     fill: Array | None = None,
     rows: Array | None = None,
     trace: bool = False,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Array | tuple[Array, Trace]:
     """Fills every mask of the canvas, in at most `steps` network evaluations.
 
@@ -74,7 +74,8 @@ def sample(
         they are text that nobody knows, as what follows a prompt is.
       rows: i32[B], the rows' numbers in the whole job; default 0..B-1.
       trace: also return a `Trace`.
-      chunk: positions read out at a time; a matter of memory and speed only.
+      chunk: positions read out at a time, a matter of memory and speed only; by default the
+        strategy's.
 
     Returns:
       The filled canvas i32[B, L], or `(canvas, Trace)`.
@@ -129,7 +130,7 @@ def sample(
                     asked,
                     keys_of(index, 2),
                     mask_id=mask_id,
-                    chunk=chunk,
+                    chunk=chunk or strategy.chunk,
                     noise=proposal.noise,
                     score=strategy.score,
                 )

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, PyTree
-from mdlm_jax.diffusion.readouts import vocabulary_size
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, PyTree, vocabulary_size
 
 Array = jax.Array
 

@@ -5,11 +5,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.networks import cudnn
 from mdlm_jax.networks.splash import splash_attention
 
 Array = jax.Array
 
-BACKENDS = ("xla", "splash")
+# Each with the platform that it is for, where it is not for all.
+BACKENDS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
+
+
+def runs_on(backend: str, platform: str) -> bool:
+    """Whether a backend is for the devices of a platform: 'cpu', 'gpu' or 'tpu'."""
+    return BACKENDS[backend] in (None, platform)
 
 
 class Mask(NamedTuple):
@@ -43,7 +50,9 @@ def attention(
       q: queries `[B, L, H, d]`; `k` and `v` alike.
       mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
         finite and means nothing; backends differ there.
-      backend: 'xla' runs everywhere; 'splash' is a kernel for TPUs (see `splash_attention`).
+      backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
+        leaves a shape or type to 'xla' (`cudnn.refused`); 'splash' is one for TPUs (see
+        `splash_attention`).
       everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
 
     Returns:
@@ -52,21 +61,27 @@ def attention(
     Raises:
       ValueError: an unknown backend, or one that does not lift windows.
     """
-    if backend == "xla":
-        dense = attention_mask(
-            mask.kind,
-            q.shape[1],
-            window=mask.window,
-            valid=mask.valid,
-            segment_ids=mask.segment_ids,
-            everywhere=everywhere,
-        )
-        return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
-    if backend == "splash" and everywhere is not None:
-        raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
     if backend == "splash":
+        if everywhere is not None:
+            raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
         return splash_attention(q, k, v, **mask._asdict())
-    raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
+    causal = backend == "cudnn" and mask.kind == "causal"
+    dense = attention_mask(
+        "full" if causal else mask.kind,
+        q.shape[1],
+        window=mask.window,
+        valid=mask.valid,
+        segment_ids=mask.segment_ids,
+        everywhere=everywhere,
+    )
+    if backend == "cudnn":
+        reason = cudnn.refused(q)
+        if not reason:
+            return cudnn.cudnn_attention(q, k, v, causal=causal, dense=dense)
+        cudnn.say_once(reason)
+    return jax.nn.dot_product_attention(q, k, v, mask=dense, is_causal=causal, implementation="xla")
 
 
 def attention_mask(

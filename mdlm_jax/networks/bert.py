@@ -9,6 +9,7 @@ The parameters are a plain nested dict `{"encoder": ..., "head": ...}`, the bloc
 leading axis.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -184,11 +185,14 @@ def denoiser(
 def _halves(params: PyTree, config: Config, dropout_key: Array | None):
     """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    # Cast here, the weights are cast once for all evaluations of a sampler's loop.
+    params = jax.tree.map_with_path(partial(_cast_kernel, dtype=config.compute_dtype), params)
+    table = params["encoder"]["embeddings"]["tokens"]
+    cast = table.astype(config.compute_dtype)
     encode = partial(Encoder(config).apply, {"params": params["encoder"]}, rngs=rngs)
 
     def project(at: Array) -> Array:
-        table = params["encoder"]["embeddings"]["tokens"]
-        return Head(config).apply({"params": params["head"]}, at, table)
+        return Head(config).apply({"params": params["head"]}, at, table, cast)
 
     return encode, project
 
@@ -215,15 +219,20 @@ def _lies_in(name: str, part: str) -> bool:
     return name == part or name.startswith(part + "/")
 
 
+def _cast_kernel(path: tuple, leaf: Array, dtype: jnp.dtype) -> Array:
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+
 def _boxed_params(key: Array, config: Config) -> PyTree:
     encoder_key, head_key = jax.random.split(key)
+    config = dataclasses.replace(config, attention_backend="xla")  # which takes a row of one token
     tokens, t = jnp.zeros((1, 1), jnp.int32), jnp.zeros(1)
     x = jnp.zeros((1, config.width), config.compute_dtype)
     table = jnp.zeros((config.padded_vocab, config.width))
     with nn.logical_axis_rules(()):  # the axes are named only; who calls init places them
         return {
             "encoder": Encoder(config).init(encoder_key, tokens, t)["params"],
-            "head": Head(config).init(head_key, x, table)["params"],
+            "head": Head(config).init(head_key, x, table, table)["params"],
         }
 
 

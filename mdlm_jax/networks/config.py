@@ -13,7 +13,7 @@ _CHOICES = {
     "activation": ("gelu", "gelu_tanh", "silu"),
     "attention": ("full", "causal", "local"),
     "remat": ("none", "dots", "full"),
-    "attention_backend": BACKENDS,
+    "attention_backend": tuple(BACKENDS),
     "token_types": (0, 2),
     "dtype": ("float32", "bfloat16"),
 }
@@ -60,7 +60,7 @@ class Config:
         the weights) or 'full' (whole blocks).
       scan: compile one block and loop over it, or all blocks in line: slower to compile, often
         faster to run. The parameters are the same.
-      attention_backend: 'xla', or 'splash' on TPUs.
+      attention_backend: 'xla', 'cudnn' on NVIDIA GPUs, or 'splash' on TPUs.
       token_types: rows of the token-type ("segment A/B") embedding: 2 as in BERT, or 0.
       use_bias: biases in dense layers, in layer norms and on the logits.
       output_bias: a bias on the logits where there are no others.
@@ -137,8 +137,8 @@ class Config:
                 _require(of_local, self, name, f"0 where attention={self.attention!r}")
         _require(self.global_every >= 0, self, "global_every", "0 (none) or more")
         if self.global_every:
-            dense = self.attention_backend == "xla"
-            _require(dense, self, "attention_backend", "'xla' where global_every is not 0")
+            lifts = self.attention_backend != "splash"
+            _require(lifts, self, "attention_backend", "another where global_every is not 0")
         if self.norm_position == "post":
             accepted = "False where norm_position='post', which has that norm always"
             _require(not self.embedding_norm, self, "embedding_norm", accepted)

@@ -13,9 +13,36 @@ from mdlm_jax.networks.config import Config
 
 Array = jax.Array
 
+
+@jax.custom_jvp
+def gelu_tanh(x: Array) -> Array:
+    """`x / 2 (1 + tanh(s / 2))`, `s = sqrt(8 / pi) (x + 0.044715 x^3)`, as `x sigmoid(s)`.
+
+    Hendrycks and Gimpel 2016, section 2; computed in float32. A GPU waits for memory here only if
+    there is neither a tanh nor a division, hence the sigmoid as the square of an inverse root.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _gelu_gate(wide)).astype(x.dtype)
+
+
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    gate = _gelu_gate(wide)
+    inner = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * wide**2)
+    slope = gate + wide * gate * (1 - gate) * inner
+    return gelu_tanh(x), (slope * dx.astype(jnp.float32)).astype(x.dtype)
+
+
+def _gelu_gate(x: Array) -> Array:
+    s = math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
+    return jnp.square(jax.lax.rsqrt(1 + jnp.exp(-s)))
+
+
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_tanh": gelu_tanh,
     "silu": jax.nn.silu,
 }
 _TIME_FREQUENCIES = 128
@@ -89,6 +116,38 @@ def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
         return nn.RMSNorm(**options)
     bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
     return nn.LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
+
+
+@jax.custom_vjp
+def tied_logits(x: Array, table: Array, cast: Array) -> Array:
+    """`x [..., D]` times the table `f32[V, D]` to logits `f32[..., V]`.
+
+    The gradient by the logits is cast to the type of `x` once, for both backward products: left to
+    autodiff it would be written several times, in float32.
+
+    Args:
+      x: hidden states.
+      table: takes the gradient, in float32.
+      cast: the table in the type of `x`, which is what is computed with: cast outside the loop that
+        this may be in.
+    """
+    del table
+    return jnp.einsum("...d,vd->...v", x, cast, preferred_element_type=jnp.float32)
+
+
+def _tied_forward(x: Array, table: Array, cast: Array):
+    return tied_logits(x, table, cast), (x, cast)
+
+
+def _tied_backward(left, slope: Array):
+    x, cast = left
+    slope = slope.astype(x.dtype)
+    of_x = jnp.einsum("...v,vd->...d", slope, cast)
+    of_table = jnp.einsum("...v,...d->vd", slope, x, preferred_element_type=jnp.float32)
+    return of_x, of_table, jnp.zeros_like(cast)
+
+
+tied_logits.defvjp(_tied_forward, _tied_backward)
 
 
 def modulate(x: Array, shift: Array | float, scale: Array | float) -> Array:
@@ -205,9 +264,9 @@ class Mlp(nn.Module):
         x = dense(config, "up", {**halves, "mlp": config.mlp_width}, axes=("embed",))(x)
         if config.gated:
             gate, up = jnp.unstack(x, axis=-2)
-            x = activation(gate) * up
+            x = jax.checkpoint(lambda gate, up: activation(gate) * up)(gate, up)
         else:
-            x = activation(x)
+            x = jax.checkpoint(activation)(x)
         return dense(config, "down", {"embed": config.width}, axes=("mlp",))(x)
 
 
@@ -217,21 +276,12 @@ class Head(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        """`x [..., D]` and the table `f32[V, D]` to logits `f32[..., V]`."""
+    def __call__(self, x: Array, table: Array, cast: Array) -> Array:
+        """`x [..., D]` and the table, `f32[V, D]` and cast, to logits `f32[..., V]`."""
         config = self.config
         x = dense(config, "transform", {"transform": config.width}, axes=("embed",))(x)
         x = norm(config, "norm")(ACTIVATIONS[config.activation](x))
-        # The algorithm holds for the backward products too: left to the types, a float32
-        # gradient times a bfloat16 operand would be a float32 product.
-        bfloat16 = config.dtype == "bfloat16"
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            x,
-            parallel.gather_parameter(table.astype(x.dtype), ("vocab", "embed")),
-            precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if bfloat16 else None,
-            preferred_element_type=jnp.float32,
-        )
+        logits = tied_logits(x, table, parallel.gather_parameter(cast, ("vocab", "embed")))
         if config.use_bias or config.output_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             logits += self.param("bias", init, table.shape[:1])

@@ -12,7 +12,7 @@ from mdlm_jax import (
     mlm_loss,
     schedules,
 )
-from mdlm_jax.diffusion import readouts
+from mdlm_jax.diffusion import slots
 
 KEY = jax.random.key(0)
 ALL = {
@@ -126,7 +126,7 @@ def plain_loss(build, parameters, corrupted, tokens, total):
 
 @pytest.mark.parametrize("logits_at_a_time", [2**27, 100])
 def test_gathered_and_chunked_loss_equals_the_plain_formula(monkeypatch, logits_at_a_time):
-    monkeypatch.setattr(readouts, "_LOGITS", logits_at_a_time)
+    monkeypatch.setattr(slots, "_LOGITS", logits_at_a_time)
     parameters, build = table_denoiser()
     corrupted = jax.jit(lambda: corrupt(KEY, TOKENS, mask_id=10))()
 

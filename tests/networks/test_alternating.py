@@ -90,7 +90,7 @@ def test_the_first_attention_norm_is_idle(tokens):
         ({"attention": "local", "window": 2, "global_every": -1}, "global_every=-1: must be 0"),
         (
             {"attention": "local", "window": 2, "global_every": 2, "attention_backend": "splash"},
-            "attention_backend='splash': must be 'xla' where global_every is not 0",
+            "attention_backend='splash': must be another where global_every is not 0",
         ),
         ({"embedding_norm": True}, "embedding_norm=True: must be False where norm_position"),
         ({"output_bias": True}, "output_bias=True: must be False where use_bias=True"),

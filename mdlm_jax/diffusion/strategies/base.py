@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion.readouts import Candidates, Score, probability
+from mdlm_jax.diffusion.draws import Score, probability
+from mdlm_jax.diffusion.readouts import Candidates
 
 Array = jax.Array
 State = Any
@@ -67,9 +68,10 @@ class Strategy(NamedTuple):
       commit: `(state, keys [B], view, asked bool[B, L], candidates) -> (canvas i32[B, L], state)`.
         It writes where `view.wanted` alone. A step in which no row asks for anything skips the
         network; the candidates then mean nothing.
-      score: what `candidates.score` is, of the log-probabilities at a position.
+      score: what `candidates.score` is, of the distribution and the token at a position.
       remasks: whether tokens that were written may be masked again; then sampling does not stop
         when all is filled.
+      chunk: positions read out at a time where nobody says: few, or as many as all blanks.
     """
 
     init: Callable[[Array, View], State]
@@ -77,6 +79,10 @@ class Strategy(NamedTuple):
     commit: Callable[[State, Array, View, Array, Candidates], tuple[Array, State]]
     score: Score = probability
     remasks: bool = False
+    chunk: int = 512
+
+
+ALL_BLANKS = 2048  # `Strategy.chunk` of those that read out every blank in each step
 
 
 def commit_all(state: State, keys: Array, view: View, asked: Array, candidates: Candidates):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.draws import entropy, margin, probability
 from mdlm_jax.diffusion.masks import ranks
-from mdlm_jax.diffusion.readouts import entropy, margin, probability
 from mdlm_jax.diffusion.schedules import Schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
+    ALL_BLANKS,
     Grid,
     Proposal,
     Strategy,
@@ -91,7 +92,7 @@ def _surest(score, *, temperature, grid, schedule, token_noise) -> Strategy:
         kept = asked & (rank < (blanks - left)[:, None])
         return jnp.where(kept, candidates.tokens, view.canvas), state
 
-    return Strategy(init, propose, commit, score=_SCORES[score])
+    return Strategy(init, propose, commit, score=_SCORES[score], chunk=ALL_BLANKS)
 
 
 def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
@@ -176,7 +177,7 @@ def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) 
         kept = asked & (sure(scores, rank) | (rank == 0) | view.last)
         return jnp.where(kept, candidates.tokens, view.canvas), state
 
-    return Strategy(no_state, propose, commit, score=score)
+    return Strategy(no_state, propose, commit, score=score, chunk=ALL_BLANKS)
 
 
 def _all_before(enough: Array, rank: Array) -> Array:

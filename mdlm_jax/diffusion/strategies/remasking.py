@@ -10,6 +10,7 @@ from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.masks import ranks
 from mdlm_jax.diffusion.schedules import Schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
+    ALL_BLANKS,
     Grid,
     Proposal,
     Strategy,
@@ -165,4 +166,4 @@ def path_planning(
         canvas = jnp.where(view.blank & asked, candidates.tokens, view.canvas)
         return jnp.where(masked, view.mask_id, canvas), state
 
-    return Strategy(no_state, propose, commit, remasks=True)
+    return Strategy(no_state, propose, commit, remasks=True, chunk=ALL_BLANKS)

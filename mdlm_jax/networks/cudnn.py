@@ -1,0 +1,52 @@
+"""Attention by cuDNN's flash attention for NVIDIA GPUs: never `[L, L]` of a head in memory."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+_log = logging.getLogger(__name__)
+
+
+def cudnn_attention(q: Array, k: Array, v: Array, *, causal: bool, dense: Array | None) -> Array:
+    """`softmax(q k^T / sqrt(d)) v`, of `[B, L, H, d]` each, on a GPU.
+
+    Args:
+      q: queries; `k` and `v` alike.
+      causal: whether a query sees the keys up to it only: the others are not computed.
+      dense: bool, broadcastable to `[B, 1, L, L]`, who sees whom; None where that says no more.
+        What is masked is computed, then given no weight.
+    """
+    if dense is not None:
+        length = q.shape[1]
+        dense = jnp.broadcast_to(dense, (*dense.shape[:2], length, length))
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=dense, is_causal=causal, implementation="cudnn"
+    )
+
+
+def refused(q: Array) -> str:
+    """Why cuDNN does not compute attention of queries like `q [B, L, H, d]`; '' where it does.
+
+    (Of cuDNN 9, by `jax.nn.dot_product_attention`'s own checks.)
+
+    Args:
+      q: the queries, or their shape and type.
+    """
+    _, length, _, head_dim = q.shape
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{q.dtype} (it computes in bfloat16)"
+    if head_dim % 8 or head_dim > 128:
+        return f"heads of width {head_dim} (multiples of 8 up to 128)"
+    if length % 2:
+        return f"rows of odd length {length}"
+    return ""
+
+
+def say_once(reason: str, told: set[str] = set()) -> None:  # noqa: B006
+    """Tells that 'xla' computes instead, once for each reason: nobody else would."""
+    if reason not in told:
+        told.add(reason)
+        _log.warning("attention backend 'cudnn' does not take %s: 'xla' computes it", reason)

@@ -1,0 +1,193 @@
+"""The benchmarks at a tiny shape: what their lines hold, and that they count right."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks.tiny import params_of
+
+from benchmarks import attention, building, checks, measure, memory, plain, sample, shapes
+from benchmarks import train_step as command
+from mdlm_jax.diffusion.sampling import Trace
+from mdlm_jax.networks import bert
+
+ROOT = Path(__file__).parents[2]
+# Of the shape `tiny`: 2 layers of width 32, MLPs of 64, 300 tokens, 4 rows of 16.
+LAYER = 2 * (4 * 32**2 + 2 * 32 * 64)  # a token
+ATTENDED = 4 * 16 * 32  # a token and layer
+READ = 2 * (32**2 + 32 * 300)  # a position
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def check_line(line):
+    assert 0 < line["ms_lowest"] <= line["ms"] <= line["ms_highest"]
+    assert line["tflops"] == pytest.approx(line["flops"] / line["ms"] / 1e9, rel=1e-2)
+    assert line["share_of_ceiling"] == pytest.approx(
+        line["tflops"] / line["ceiling_tflops"], rel=1e-2
+    )
+    assert line["peak_bytes"] > 0 and line["compile_seconds"] > 0
+    assert line["device"] == "cpu" and line["versions"]["jax"] == jax.__version__
+
+
+def test_train_step_tells_the_product_and_the_plain_step(capsys):
+    assert command.main(["--shape=tiny", "--plain", "--steps=2"]) == 0
+    product, written_out = lines(capsys)
+    for line in (product, written_out):
+        check_line(line)
+        assert line["tokens_per_second"] == pytest.approx(64e3 / line["ms"], rel=1e-2)
+        assert abs(line["loss"] - math.log(299)) < 1
+    encoded = 2 * 64 * (LAYER + ATTENDED)
+    # A pair of rows shares 17 slots.
+    assert product["flops"] == 3 * (encoded + 2 * 17 * READ)
+    assert written_out["flops"] == 3 * (encoded + 64 * READ)
+
+
+def test_the_plain_encoder_is_the_library_s():
+    shape = shapes.shape("quickstart", rows=2, length=24)
+    config = shape.encoder
+    params = params_of(config, noise=0.05)
+    tokens = jnp.asarray(building.random_tokens(0, shape))
+
+    @jax.jit
+    def both(params):
+        theirs = plain.Encoder(config).apply({"params": plain.params_of(params, config)}, tokens)
+        return theirs, bert.logits(params, config, tokens)
+
+    theirs, ours = both(params)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4 * float(jnp.abs(ours).max()))
+
+
+@pytest.mark.slow
+def test_the_fast_paths_are_right_and_a_wrong_one_is_found(capsys, monkeypatch):
+    assert checks.run_all("xla")
+    told = lines(capsys)
+    assert [(line["of"], line["part"]) for line in told] == [
+        (of, part) for of in ("loss", "attention, xla") for part in ("values", "gradients")
+    ]
+    assert all(0 < line["difference"] <= line["tolerance"] for line in told)
+
+    right = checks.attention
+    monkeypatch.setattr(
+        checks,
+        "attention",
+        lambda q, *args, **kwargs: right(
+            q * (1 if q.dtype == jnp.float32 else 1.2), *args, **kwargs
+        ),
+    )
+    assert not checks.run_all("xla", lengths=(33,))
+
+
+@pytest.mark.parametrize("wrong", [0.5, float("nan")])
+def test_one_wrong_comparison_fails_the_check(wrong, capsys, monkeypatch):
+    def told(*differences):
+        same = {"of": "loss", "part": "values", "tolerance": 0.1}
+        return [{**same, "difference": difference} for difference in differences]
+
+    monkeypatch.setattr(checks, "loss_differences", lambda: told(0.01, wrong, 0.02))
+    monkeypatch.setattr(checks, "attention_differences", lambda *_: [])
+    assert not checks.run_all("xla")
+    (line,) = lines(capsys)
+    assert not line["passed"] and line["comparisons"] == 3
+
+
+def test_what_is_not_a_number_is_different():
+    assert not checks.difference(jnp.asarray([jnp.nan, 1]), jnp.ones(2)) <= 1e9
+
+
+def test_attention_tells_each_pass(capsys):
+    assert attention.main(["--lengths=8", "--tokens=32", "--heads=2", "--head_dim=4"]) == 0
+    forward, both = lines(capsys)
+    for line in (forward, both):
+        check_line(line)
+    assert (forward["part"], both["part"]) == ("forward", "both")
+    assert forward["flops"] == 2 * 2 * 4 * 2 * 8 * 8 * 4  # two products, 4 rows, 2 heads
+    assert both["flops"] == 3 * forward["flops"]
+
+
+def test_sample_tells_the_forward_pass_and_each_strategy(capsys):
+    spec = "confidence(margin, grid=uniform)"
+    assert sample.main(["--shape=tiny", "--steps=4", "--strategies", "exact_count", spec]) == 0
+    bare, *runs = lines(capsys)
+    for line in (bare, *runs):
+        check_line(line)
+    assert bare["flops"] == 2 * 64 * (LAYER + ATTENDED)
+    for line, read_out in zip(runs, (64, 4 * (16 + 12 + 8 + 4)), strict=True):
+        assert line["evaluations"] == 4
+        assert line["ms_an_evaluation"] == pytest.approx(line["ms"] / 4, rel=1e-2)
+        assert line["flops"] == 4 * bare["flops"] + read_out * READ
+
+
+def test_steps_that_ask_for_nothing_are_not_counted():
+    shape = shapes.shape("tiny", rows=2, length=3)
+    trace = Trace(np.array([[0, 5, 5], [5, 0, 9]]), np.zeros((2, 3)), np.array([2, 3]))
+    assert sample.asked(trace) == 3
+    one_by_one = sample.counted(shape, trace, "exact_count")
+    until_written = sample.counted(shape, trace, "threshold")
+    assert until_written - one_by_one == pytest.approx((1 + 2 + 2 + 2 + 1 + 3 - 6) * READ)
+    assert sample.counted(shape, trace, "remask") is None
+
+
+def test_memory_tells_the_choice_and_counts_what_it_computes_again(capsys):
+    arguments = ["--shape=tiny", "--steps=1", "--remats", "full", "--scans", "yes"]
+    assert memory.main([*arguments, "--logits", "2000"]) == 0
+    (line,) = lines(capsys)
+    assert (line["remat"], line["scan"], line["logits_at_a_time"]) == ("full", True, 2000)
+    assert line["fits"] and 0 < line["ms_lowest"] <= line["ms"] and line["peak_bytes"] > 0
+    encoded = 2 * 64 * (LAYER + ATTENDED)
+    assert line["flops"] == 4 * encoded + 3 * 2 * 17 * READ
+
+
+def test_repetitions_leave_the_first_out(monkeypatch):
+    clock = iter([0, 100, 200, 201, 300, 303, 400, 402])  # a beginning and an end of each
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    times = measure.repeated(lambda: None, calls=2)
+    assert times == measure.Times(median=1000, lowest=500, highest=1500)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (command.main, ["--shape=huge"], "invalid choice: 'huge'"),
+        (command.main, ["--shape=tiny", "--rows=3"], "--rows=3: must be even and at least 2"),
+        (command.main, ["--shape=tiny", "--remat=some"], "--remat='some': must be one of"),
+        (command.main, ["--shape=tiny", "--steps=0"], "--steps=0: must be at least 1"),
+        (memory.main, ["--shape=tiny", "--remat=full"], "take --remats"),
+        (sample.main, ["--shape=tiny", "--strategies", "luck"], "strategy 'luck' must be one of"),
+        (attention.main, ["--tokens=64"], "--tokens=64: must hold a row of 4096"),
+    ],
+)
+def test_bad_flags_are_one_line(main, arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_logits_at_a_time_are_set_back():
+    before = building.slot_losses._LOGITS
+    with building.logits_at_a_time(7):
+        assert building.slot_losses._LOGITS == 7
+    with building.logits_at_a_time(None):
+        assert before == building.slot_losses._LOGITS
+    assert before == building.slot_losses._LOGITS
+
+
+def test_nothing_but_jax_flax_and_optax_is_needed():
+    told = subprocess.run(
+        [sys.executable, ROOT / "tests" / "benchmarks" / "bare_image.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout == "all imported\n", told.stderr

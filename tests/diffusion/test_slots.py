@@ -1,0 +1,92 @@
+"""The loss whose gradient is taken in the forward pass, against autodiff of its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm_jax.diffusion import slots
+from mdlm_jax.diffusion.denoisers import Hidden
+
+B, L, D, V, GROUPS, C = 4, 6, 5, 11, 2, 7
+
+
+@pytest.fixture(scope="module")
+def batch():
+    draw = np.random.default_rng(0)
+    return {
+        "positions": jnp.asarray(draw.integers(0, B // GROUPS * L, (GROUPS, C)), jnp.int32),
+        "targets": jnp.asarray(draw.integers(1, V, (GROUPS, C)), jnp.int32),
+        "weights": jnp.asarray(draw.random((GROUPS, C)) * (draw.random((GROUPS, C)) < 0.8)),
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    draw = np.random.default_rng(1)
+    shapes = {"at": (B, L, D), "row": (B, D), "table": (D, V)}
+    return {name: jnp.asarray(draw.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def fused(params, batch):
+    def readout(at, row):
+        return jnp.tanh(at + row) @ params["table"]
+
+    hidden = Hidden(params["at"], params["row"])
+    return slots.cross_entropy(readout, hidden, **batch, mask_id=0)
+
+
+def plain(params, batch):
+    logits = jnp.tanh(params["at"] + params["row"][:, None]) @ params["table"]
+    log_p = jax.nn.log_softmax(logits.at[..., 0].set(-jnp.inf)).reshape(GROUPS, -1, V)
+    at_slots = jnp.take_along_axis(log_p, batch["positions"][..., None], axis=1)
+    nats = -jnp.take_along_axis(at_slots, batch["targets"][..., None], axis=-1)[..., 0]
+    return jnp.sum(batch["weights"] * nats), jnp.where(batch["weights"] > 0, nats, 0.0)
+
+
+def of_slots(params, batch):
+    def readout(at, row):
+        return jnp.tanh(at + row) @ params["table"]
+
+    hidden = Hidden(params["at"], params["row"])
+    read = slots.slot_nats(readout, hidden, **batch, mask_id=0)
+    return jnp.sum(batch["weights"] * read.nats), read
+
+
+@pytest.mark.parametrize("logits_at_a_time", [2**28, 4 * V])
+@pytest.mark.parametrize("loss", [fused, of_slots])
+def test_loss_slots_and_gradients_are_those_of_the_formula(
+    loss, logits_at_a_time, params, batch, monkeypatch
+):
+    monkeypatch.setattr(slots, "_LOGITS", logits_at_a_time)
+    expected, of_params = jax.value_and_grad(lambda p: plain(p, batch)[0])(params)
+    (got, read), gradient = jax.value_and_grad(lambda p: loss(p, batch), has_aux=True)(params)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_allclose(read.nats, plain(params, batch)[1], rtol=1e-4, atol=1e-5)
+    for name in params:
+        np.testing.assert_allclose(gradient[name], of_params[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loss(params, batch)[0], expected, rtol=1e-5)  # not differentiated
+
+
+def test_a_scaled_loss_has_a_scaled_gradient_also_by_the_weights(params, batch):
+    def scaled(loss):
+        def value(params, weights):
+            return 3.0 * loss(params, {**batch, "weights": weights})[0]
+
+        return jax.grad(value, argnums=(0, 1))(params, batch["weights"])
+
+    filled = batch["weights"] > 0
+    (got, by_weight), (expected, by_weight_expected) = scaled(fused), scaled(plain)
+    for name in params:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_weight[filled], by_weight_expected[filled], rtol=1e-4)
+
+
+def test_hessian_vector_products_forward_over_reverse(params, batch):
+    def product(loss):
+        gradient = jax.grad(lambda p: loss(p, batch)[0])
+        return jax.jvp(gradient, (params,), (jax.tree.map(jnp.cos, params),))[1]
+
+    got, expected = product(fused), product(plain)
+    for name in params:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, atol=1e-4)

@@ -19,6 +19,11 @@ Any text, under a run or a checkpoint of Hugging Face; writes evaluation_text.js
 --frontier measures what the model writes instead: for every strategy, number of steps, temperature
 and guidance weight the samples' likelihood under another model, their diversity and their cost,
 beside real text. Writes frontier.json and frontier.png into the workdir.
+
+    python -m mdlm_jax.evaluate --workdir=runs/answers --answers --steps=4,16
+
+--answers measures what a run that was trained on pairs writes behind prompts of the split: how much
+of it is the response that was wanted. Writes answers.json into the workdir.
 """
 
 import json
@@ -31,7 +36,16 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from mdlm_jax import command_line, data, distributed, evaluate_frontier, filling, models, workdir
+from mdlm_jax import (
+    command_line,
+    data,
+    distributed,
+    evaluate_answers,
+    evaluate_frontier,
+    filling,
+    models,
+    workdir,
+)
 from mdlm_jax.data.config import DOCUMENTS
 from mdlm_jax.evaluation import likelihood_table, likelihoods, ngrams, rate_curves, text_sizes
 from mdlm_jax.evaluation.report import write_report
@@ -69,6 +83,9 @@ _LENGTH = flags.DEFINE_integer(
 _NAME = flags.DEFINE_string("name", "text", "Of --text, what follows evaluation_ in the file.")
 _OUTPUT = flags.DEFINE_string("output", None, "Of --text, the folder to write into.")
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Measure samples, not the likelihood.")
+_ANSWERS = flags.DEFINE_bool(
+    "answers", False, "Of a run that was trained on pairs: measure what it answers."
+)
 flags.adopt_module_key_flags(evaluate_frontier)
 
 _OF_TEXT = ("checkpoint", "documents", "length", "name", "output")
@@ -101,14 +118,16 @@ def main() -> int:
     """Prints and writes what the flags ask for; returns the exit code."""
     with command_line.bad_input():
         _check_flags()
-        if not _FRONTIER.value:
+        of_samples = _FRONTIER.value or _ANSWERS.value
+        if not of_samples:
             distributed.initialize()
             with distributed.failing_together():
                 mesh = filling.make_mesh(_MESH.value)
             job = _plan_text(mesh) if _TEXT.value else _plan_split(mesh)
-    if not _FRONTIER.value:
+    if not of_samples:
         return _measure(job)
-    return evaluate_frontier.measure(
+    measure = evaluate_frontier.measure if _FRONTIER.value else evaluate_answers.measure
+    return measure(
         epath.Path(_WORKDIR.value),
         split=_SPLIT.value,
         weights=_WEIGHTS.value,
@@ -118,10 +137,16 @@ def main() -> int:
 
 
 def _check_flags() -> None:
-    if _FRONTIER.value:
-        _refuse(_OF_LIKELIHOOD, "is for the likelihood, not for --frontier")
-    else:
-        _refuse(evaluate_frontier.FLAGS, "is for --frontier, which is not given")
+    if _FRONTIER.value and _ANSWERS.value:
+        raise ValueError("--frontier and --answers exclude each other")
+    for given, name in ((_FRONTIER.value, "--frontier"), (_ANSWERS.value, "--answers")):
+        if given:
+            _refuse(_OF_LIKELIHOOD, f"is for the likelihood, not for {name}")
+    if not _FRONTIER.value:
+        shared = () if _ANSWERS.value else evaluate_answers.FLAGS
+        _refuse(shared, "is for --frontier or --answers, and neither is given")
+        own = tuple(name for name in evaluate_frontier.FLAGS if name not in evaluate_answers.FLAGS)
+        _refuse(own, "is for --frontier, which is not given")
     if _TEXT.value is None:
         _refuse(_OF_TEXT, "needs --text: a split is measured of a run, into its --workdir")
     else:
@@ -150,7 +175,7 @@ def _plan_split(mesh: Mesh) -> Job:
     trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
     with distributed.failing_together():
         model = models.of_run(trained, _WEIGHTS.value)
-        prepared = workdir.load_data(trained)
+        prepared = workdir.load_data(trained, folder)
         rows = prepared.splits[_SPLIT.value]
         return Job(
             model=model,

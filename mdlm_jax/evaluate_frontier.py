@@ -9,7 +9,8 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, data, decoding, workdir
+from mdlm_jax import command_line, data, decoding, prompts, workdir
+from mdlm_jax.diffusion import Strategy
 from mdlm_jax.evaluation import (
     features,
     frontier,
@@ -23,17 +24,23 @@ from mdlm_jax.experiment import SCHEDULES
 
 _STRATEGIES = flags.DEFINE_string(
     "strategies",
-    "exact_count; ancestral; confidence; threshold(0.9)",
-    "Of the frontier, separated by semicolons, as generate --strategy takes them.",
+    None,
+    "Of the frontier and of answers, separated by semicolons, as generate --strategy takes them. "
+    "By default exact_count; ancestral; confidence; threshold(0.9), of answers exact_count; "
+    "greedy.",
 )
-_STEPS = flags.DEFINE_string("steps", "4,16,64", "Of the frontier: network evaluations at most.")
+_STEPS = flags.DEFINE_string(
+    "steps", "4,16,64", "Of the frontier and of answers: network evaluations at most."
+)
 _TEMPERATURES = flags.DEFINE_string(
     "temperatures", "1", "Of the frontier: below 1 is sharper, 0 takes the most likely tokens."
 )
 _GUIDANCE = flags.DEFINE_string(
     "guidance", "", "Of the frontier: weights of classifier-free guidance, for models with classes."
 )
-_SAMPLES = flags.DEFINE_integer("samples", 64, "Of the frontier: rows of each point.", 1)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 64, "Rows of each point: of the frontier, or that are answered.", 1
+)
 _SCORER = flags.DEFINE_string(
     "scorer",
     "trigram",
@@ -41,9 +48,14 @@ _SCORER = flags.DEFINE_string(
     "language model of Hugging Face.",
 )
 _FEATURES = flags.DEFINE_string(
-    "features", "", "Of the frontier: folder of a run whose encoder reads the rows for MAUVE."
+    "features",
+    "",
+    "Folder of a run whose encoder reads the rows: of the frontier for MAUVE, which is left out "
+    "without; of answers for BERTScore, by default the run's own.",
 )
 FLAGS = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer", "features")
+
+_DEFAULT = "exact_count; ancestral; confidence; threshold(0.9)"
 
 
 def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int) -> int:
@@ -51,9 +63,9 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
     with command_line.bad_input():
         grid = frontier.Grid(
             samples=_SAMPLES.value,
-            steps=_values("steps", int),
-            temperatures=_values("temperatures", float),
-            guidance=_values("guidance", float),
+            steps=values("steps", int),
+            temperatures=values("temperatures", float),
+            guidance=values("guidance", float),
         )
         if split == "train":
             raise ValueError(
@@ -64,11 +76,15 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
             raise ValueError(
                 f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"
             )
-        schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
-        strategies = {spec: decoding.strategy(spec, schedule) for spec in _specs()}
+        if prompts.asking(workdir.data_card(folder), trained.tokenizer) is not None:
+            raise ValueError(
+                f"{folder} was trained on pairs: it never wrote without a prompt, which "
+                "--frontier is of; measure its --answers"
+            )
+        strategies = strategies_of(trained, _DEFAULT)
         if grid.guidance:
             frontier.check_guidance(trained.encoder)
-        prepared = workdir.load_data(trained)
+        prepared = workdir.load_data(trained, folder)
         reference = frontier.reference_rows(prepared.splits[split], grid.samples)
         judges = _judges(trained, prepared, len(reference), split, batch_size)
     told = {
@@ -161,15 +177,30 @@ def _mauve(
     return lambda rows: mauve.score(of_real, featurise(rows[: len(real)])).score
 
 
-def _specs() -> list[str]:
-    specs = [spec.strip() for spec in _STRATEGIES.value.split(";")]
+def strategies_of(trained: workdir.Trained, default: str) -> dict[str, Strategy]:
+    """What --strategies names, by these names, as the schedule of a run has them.
+
+    Args:
+      trained: the run.
+      default: where the flag is not given.
+
+    Raises:
+      ValueError: there is none, or as `decoding.strategy`.
+    """
+    named = default if _STRATEGIES.value is None else _STRATEGIES.value
+    specs = [spec.strip() for spec in named.split(";")]
     if not any(specs):
         raise ValueError("--strategies is empty: give at least one, separated by semicolons")
-    return [spec for spec in specs if spec]
+    schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
+    return {spec: decoding.strategy(spec, schedule) for spec in specs if spec}
 
 
-def _values(name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The numbers of a flag, each once."""
+def values(name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The numbers of a flag, each once.
+
+    Raises:
+      ValueError: there is something else in it.
+    """
     text = flags.FLAGS[name].value
     try:
         return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))

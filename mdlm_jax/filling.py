@@ -107,6 +107,7 @@ def fill(
     first: int = 0,
     batch_size: int = 32,
     seed: int = 0,
+    write: Callable[..., tuple[Array, Trace]] | None = None,
 ) -> Iterator[list[Filled]]:
     """Samples of every row of a canvas, a batch at a time, in order; every process gets all.
 
@@ -124,11 +125,13 @@ def fill(
       first: number that is begun with.
       batch_size: rows at a time.
       seed: of all noise.
+      write: from `make_writer`, of the same method but for its steps and strengths; by default it
+        is made, and compiled, here.
     """
     total = len(canvas.tokens) * samples
     if first >= total:
         return
-    write = make_writer(encoder, mesh, method)
+    write = make_writer(encoder, mesh, method) if write is None else write
     shards = parallel.row_shards(mesh)
     size = -(-min(batch_size, total - first) // shards) * shards
     held = parallel.local_rows(mesh, size)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from etils import epath
 
@@ -217,14 +218,15 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
             mesh=mesh,
         )
 
+    canvas = _canvas(few, encoder.mask_id)
+
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def write(params, key):
-        canvas = jnp.full((1, experiment.data.length), encoder.mask_id)
         with parallel.use(mesh):
             return sample(
                 bert.denoiser(params, encoder),
                 key,
-                canvas,
+                jnp.asarray(canvas),
                 mask_id=encoder.mask_id,
                 steps=settings.sample_steps,
                 strategy=strategies.exact_count(),
@@ -241,6 +243,14 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         return {"text": data.decode(prepared.tokenizer, tokens)}
 
     return {"eval": evaluate} if exact else {"eval": evaluate, "sample": show}
+
+
+def _canvas(rows: data.Rows, mask_id: int) -> np.ndarray:
+    """i32[1, L]: nothing but masks; of pairs, which are never seen so, behind the first prompt."""
+    if rows.prompts is None:
+        return np.full((1, rows.tokens.shape[1]), mask_id, np.int32)
+    first = next(data.eval_batches(rows[:1], batch_size=1))
+    return np.where(first["maskable"], np.int32(mask_id), first["tokens"])
 
 
 def _first_words(job: Job, start: int) -> str:

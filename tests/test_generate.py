@@ -128,6 +128,11 @@ def test_the_guide_of_pairs_teaches_a_model_to_answer_and_when_to_stop(tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "answers" / "evaluation_test.json").read_text())
     assert told["nats_per_token"] < 0.3 < 1 < told["trigram"] < told["unigram"]
+    measured = json.loads((tmp_path / "answers" / "answers.json").read_text())
+    assert measured["another"]["exact_match"] < 0.1 and measured["another"]["bertscore_f1"] < 0.95
+    for point in measured["points"]:
+        assert point["exact_match"] > 0.6 and point["length_right"] > 0.8
+        assert point["bertscore_f1"] > measured["another"]["bertscore_f1"]
     text = (tmp_path / "answered.jsonl").read_text()
     answers = [(each["prompt"][::-1].upper(), each["text"]) for each in records(text)]
     assert len(answers) == 50

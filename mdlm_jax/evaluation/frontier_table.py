@@ -12,17 +12,22 @@ excluded. Fewer nats with less entropy is plainer text, not better text."""
 CLASS_FOOT = "class: rows that naive Bayes, made of the training split, gives the class asked for."
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
+    """Of a table of points: its head, its width, and what it tells of a point."""
+
     head: str
     width: int
     cell: Callable[[Mapping[str, Any]], str]
 
 
-def _number(name: str, layout: str) -> Callable[[Mapping[str, Any]], str]:
+def number(name: str, layout: str) -> Callable[[Mapping[str, Any]], str]:
+    """The cell of a number; empty where there is none."""
     return lambda row: "" if row.get(name) is None else layout.format(row[name])
 
 
-def _with_error(name: str, layout: str = "{:.3f}") -> Callable[[Mapping[str, Any]], str]:
+def with_error(name: str, layout: str = "{:.3f}") -> Callable[[Mapping[str, Any]], str]:
+    """The cell of a number and its `NAME_error`."""
+
     def cell(row):
         value, error = row[name], row[f"{name}_error"]
         return layout.format(value) + ("" if error is None else f" +- {layout.format(error)}")
@@ -31,24 +36,24 @@ def _with_error(name: str, layout: str = "{:.3f}") -> Callable[[Mapping[str, Any
 
 
 _SETTING = (
-    _Column("steps", 5, _number("steps", "{:d}")),
-    _Column("temp", 5, _number("temperature", "{:g}")),
+    Column("steps", 5, number("steps", "{:d}")),
+    Column("temp", 5, number("temperature", "{:g}")),
 )
-_GUIDANCE = (_Column("guidance", 8, _number("guidance", "{:g}")),)
+_GUIDANCE = (Column("guidance", 8, number("guidance", "{:g}")),)
 _METRICS = (
-    _Column("nats", 15, _with_error("nats")),
-    _Column("entropy", 14, _with_error("entropy")),
-    _Column("distinct-1", 10, _number("distinct_1", "{:.3f}")),
-    _Column("-2", 5, _number("distinct_2", "{:.3f}")),
-    _Column("-3", 5, _number("distinct_3", "{:.3f}")),
-    _Column("rep-4", 6, _number("repetition", "{:.1%}")),
-    _Column("overlap", 11, _with_error("memorised", "{:.1f}")),
+    Column("nats", 15, with_error("nats")),
+    Column("entropy", 14, with_error("entropy")),
+    Column("distinct-1", 10, number("distinct_1", "{:.3f}")),
+    Column("-2", 5, number("distinct_2", "{:.3f}")),
+    Column("-3", 5, number("distinct_3", "{:.3f}")),
+    Column("rep-4", 6, number("repetition", "{:.1%}")),
+    Column("overlap", 11, with_error("memorised", "{:.1f}")),
 )
-_MAUVE = (_Column("mauve", 6, _number("mauve", "{:.3f}")),)
-_CLASS = (_Column("class", 10, _with_error("class_accuracy", "{:.0%}")),)
+_MAUVE = (Column("mauve", 6, number("mauve", "{:.3f}")),)
+_CLASS = (Column("class", 10, with_error("class_accuracy", "{:.0%}")),)
 _COST = (
-    _Column("evals", 6, _number("evaluations", "{:.1f}")),
-    _Column("seconds", 7, _number("seconds", "{:.2f}")),
+    Column("evals", 6, number("evaluations", "{:.1f}")),
+    Column("seconds", 7, number("seconds", "{:.2f}")),
 )
 
 
@@ -61,7 +66,7 @@ class Table(NamedTuple):
     """
 
     name_width: int
-    columns: tuple[_Column, ...]
+    columns: tuple[Column, ...]
 
 
 def table(names: Sequence[str], *, guided: bool, classes: bool, mauve: bool) -> Table:

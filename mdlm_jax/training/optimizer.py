@@ -24,7 +24,8 @@ class OptimizerConfig:
       warmup_steps: steps of linear rise from 0.
       decay: the shape of the fall from the peak to the end of the run.
       final_fraction: the last learning rate as a fraction of the peak; unused if constant.
-      weight_decay: multiplied by the learning rate; on kernels and embeddings alone.
+      weight_decay: multiplied by the learning rate; on the leaves of `DECAYED_LEAVES` alone: of our
+        encoder its kernels, for none of its embedding tables has such a name.
       b1: decay of the mean of the gradients.
       b2: decay of the mean of their squares.
       eps: added to the root of the latter.
@@ -134,7 +135,7 @@ def without_gradient(
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: leaves named `kernel` or `embedding`.
+    """True where weight decay applies: leaves named `kernel`, or `embedding` as in Flax's Embed.
 
     The name decides, because layers are stacked: a bias has two axes there, as a kernel elsewhere.
     """

@@ -139,6 +139,26 @@ def test_other_tokens_are_warned_of_and_compared_by_characters(tmp_path):
     assert ">nats per masked token</text>" in rates
 
 
+def test_of_pairs_the_characters_are_those_that_the_likelihood_is_of(tmp_path):
+    """Which `evaluate` counts: the card's are of prompts, too."""
+    config = changed(CONFIG, "two", data={"prompt_field": "prompt"})
+    counted = {**TEST, "tokens": 100, "characters": 250}
+    page = compare(
+        tmp_path,
+        texts={"config": changed(CONFIG, "one"), "data": card(1000, 4000), "evaluation_test": TEST},
+        pairs={
+            "config": config,
+            "data": card(1500, 4500),
+            "records": TRAINED,  # of the validation split, whose characters nothing tells
+            "evaluation_test": counted,
+        },
+        older={"config": config, "data": card(1500, 4500), "evaluation_test": TEST},
+    )
+    bits = 5.912 / math.log(2)
+    assert rows(page)["bits/character"] == [f"{bits / 4:.3f}", f"{bits / 2.5:.3f}", "–"]
+    assert ">bits per character</text>" not in page.text
+
+
 def test_the_same_split_is_compared_where_all_have_it(tmp_path):
     config = changed(CONFIG)
     page = compare(

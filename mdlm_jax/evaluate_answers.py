@@ -1,0 +1,164 @@
+"""`evaluate --answers`: how the answers of a run on pairs compare with the responses."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+
+from mdlm_jax import (
+    command_line,
+    data,
+    decoding,
+    evaluate_frontier,
+    filling,
+    parallel,
+    prompts,
+    workdir,
+)
+from mdlm_jax.diffusion import Strategy
+from mdlm_jax.evaluation import answers, answers_table, bertscore, features, frontier
+from mdlm_jax.evaluation.frontier_table import heads, line
+
+FLAGS = ("strategies", "steps", "samples", "features")  # shared with the frontier
+
+_STRATEGIES = "exact_count; greedy"
+_SCORED = 256  # rows whose states are held at a time
+
+
+def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int) -> int:
+    """Measures the answers of a run as the flags ask, prints and writes; returns the exit code."""
+    with command_line.bad_input():
+        grid = frontier.Grid(
+            samples=flags.FLAGS.samples, steps=evaluate_frontier.values("steps", int)
+        )
+        mesh = parallel.make_mesh(devices=parallel.available_devices()[:1])
+        trained = workdir.load(folder, weights=weights, mesh=mesh)
+        _check(trained, folder)
+        strategies = evaluate_frontier.strategies_of(trained, _STRATEGIES)
+        similarity = _similarity(trained, batch_size)
+        rows = workdir.load_data(trained, folder).splits[split][: grid.samples]
+        separator = data.special_ids(trained.tokenizer).sep
+        wanted = answers.responses(rows.tokens, rows.prompts, separator)
+        another = answers.another(wanted, seed)
+    told: dict[str, Any] = {
+        "split": split,
+        "step": trained.step,
+        "weights": weights,
+        "features": flags.FLAGS.features or None,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": jax.devices()[0].device_kind,
+        "itself": answers.describe(wanted, wanted, separator, similarity),
+        "another": answers.describe(another, wanted, separator, similarity),
+        "points": [],
+    }
+    path = folder / "answers.json"
+    table = answers_table.table(list(strategies))
+    print(
+        f"{len(rows):,} rows of the {split} split, answered by the {weights} weights of step "
+        f"{trained.step}"
+    )
+    print(heads(table))
+    print(line(table, {"strategy": answers_table.ITSELF, **told["itself"]}))
+    print(line(table, {"strategy": answers_table.ANOTHER, **told["another"]}), flush=True)
+    for spec, strategy in strategies.items():
+        methods = [_method(strategy, steps, separator) for steps in grid.steps]
+        answer = _make_answer(trained, mesh, methods[0], rows, seed, batch_size)
+        for method in methods:
+            filled, evaluations = answer(method)
+            written = answers.responses(filled, rows.prompts, separator)
+            point = {
+                "strategy": spec,
+                "steps": method.steps,
+                **answers.describe(written, wanted, separator, similarity),
+                "evaluations": evaluations,
+            }
+            told["points"].append(point)
+            path.write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+            print(line(table, point), flush=True)
+    print(answers_table.FOOT.format(encoder=told["features"] or "the run itself"))
+    print(f"written: {path}")
+    return 0
+
+
+def _check(trained: workdir.Trained, folder: epath.Path) -> None:
+    if trained.config["objective"]["name"] == "autoregressive":
+        raise ValueError(
+            f"{folder} was trained autoregressively: it fills no masks, which --answers is of"
+        )
+    if prompts.asking(workdir.data_card(folder), trained.tokenizer) is None:
+        raise ValueError(
+            f"{folder} was not trained on pairs of a prompt and a response: --answers needs such a "
+            "run (data.prompt_field or data.messages_field)"
+        )
+
+
+def _method(strategy: Strategy, steps: int, separator: int) -> filling.Method:
+    """As `generate` answers a prompt."""
+    return filling.Method(
+        strategy=strategy,
+        shaping=decoding.Shaping(),
+        steps=steps,
+        end_id=separator,
+        pad_id=separator,
+    )
+
+
+def _make_answer(
+    trained: workdir.Trained,
+    mesh: Mesh,
+    method: filling.Method,
+    rows: data.Rows,
+    seed: int,
+    batch_size: int,
+) -> Callable[[filling.Method], tuple[np.ndarray, float]]:
+    """Writes the responses of rows anew: i32[N, L], and the mean of their evaluations.
+
+    It takes methods that differ from `method` in their steps alone: one program for all.
+    """
+    behind = np.arange(rows.tokens.shape[1]) >= rows.prompts[:, None]
+    tokens = np.where(behind, trained.encoder.mask_id, rows.tokens).astype(np.int32)
+    write = filling.make_writer(trained.encoder, mesh, method)
+
+    def answer(method: filling.Method) -> tuple[np.ndarray, float]:
+        batches = filling.fill(
+            trained.params,
+            trained.encoder,
+            mesh,
+            method,
+            prompts.Canvas(tokens=tokens, fill=behind, shown=behind),
+            labels=rows.labels if trained.encoder.classes else None,
+            batch_size=batch_size,
+            seed=seed,
+            write=write,
+        )
+        filled = [row for batch in batches for row in batch]
+        evaluations = float(np.mean([row.evaluations for row in filled]))
+        return np.stack([row.tokens for row in filled]), evaluations
+
+    return answer
+
+
+def _similarity(trained: workdir.Trained, batch_size: int) -> answers.Similarity:
+    """BERTScore by the encoder of --features, by default the run's own."""
+    other = flags.FLAGS.features
+    theirs = workdir.load(epath.Path(other)) if other else trained
+
+    def states(rows: data.Rows) -> tuple[data.Rows, np.ndarray]:
+        longest = theirs.encoder.max_length
+        read = features.reencode(rows, trained.tokenizer, theirs.tokenizer, longest)
+        return read, features.of_tokens(theirs.params, theirs.encoder, read, batch_size=batch_size)
+
+    def similarity(candidates: data.Rows, references: data.Rows) -> bertscore.BertScore:
+        parts = [slice(first, first + _SCORED) for first in range(0, len(references), _SCORED)]
+        scores = [
+            bertscore.score(*states(candidates[part]), *states(references[part])) for part in parts
+        ]
+        return bertscore.BertScore(*map(np.concatenate, zip(*scores, strict=True)))
+
+    return similarity

@@ -14,6 +14,8 @@ import pytest
 from command_runs import TINY, run, write_text
 from tokenizers import Tokenizer, models
 
+pytestmark = pytest.mark.slow  # more than a hundred commands, minutes in all
+
 ONLY_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 

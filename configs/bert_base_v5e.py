@@ -2,7 +2,7 @@
 
     python -m mdlm_jax.train --config=bert_base_v5e --workdir=runs/bert_base_v5e
 
-Compiled for the chips, without any: 10.6 of 15.75 GiB of a chip, at least 109 ms a step
+Compiled for the chips, without any: 11.9 of 15.75 GiB of a chip, at least 109 ms a step
 (matrix products at their peak), and no array copied whole:
 
     python -m mdlm_jax.compile_check --config=bert_base_v5e --topology=v5e:4x4

@@ -1,5 +1,6 @@
 """Attention by cuDNN's flash attention for NVIDIA GPUs: never `[L, L]` of a head in memory."""
 
+import functools
 import logging
 
 import jax
@@ -45,8 +46,7 @@ def refused(q: Array) -> str:
     return ""
 
 
-def say_once(reason: str, told: set[str] = set()) -> None:  # noqa: B006
+@functools.cache
+def say_once(reason: str) -> None:
     """Tells that 'xla' computes instead, once for each reason: nobody else would."""
-    if reason not in told:
-        told.add(reason)
-        _log.warning("attention backend 'cudnn' does not take %s: 'xla' computes it", reason)
+    _log.warning("attention backend 'cudnn' does not take %s: 'xla' computes it", reason)

@@ -74,7 +74,7 @@ def _forward(
 
     @jax.jit
     def encode(params: PyTree, canvas: Array, t: Array) -> PyTree:
-        return bert.denoiser(params, encoder).encode(canvas, t)
+        return bert.hidden_states(params, encoder, canvas, t)
 
     program, seconds = measure.compiled(encode, params, canvas, t)
     times = measure.repeated(partial(program, params, canvas, t), calls=_FORWARD_PASSES)
@@ -85,7 +85,7 @@ def _forward(
         tokens_per_second=canvas.size / times.median * 1e3,
         peak_bytes=measure.planned_bytes(program),
         compile_seconds=seconds,
-        flops=flops.training_step(encoder, shape.rows, shape.length, slots=0).model / 3,
+        flops=flops.forward(encoder, shape.rows, shape.length),
         ceiling=ceiling,
     )
     return times

@@ -2,8 +2,9 @@
 
 A multiplication and an addition are two. Matrix products alone are counted: a forward pass takes
 `2 * parameters * tokens`, and attention `4 * D * (keys a query sees)` a token and layer; the
-backward pass takes twice that (Kaplan et al. 2020, section 2.1). The vocabulary projection is
-counted for the positions that are read out, not for all.
+backward pass takes twice that (Kaplan et al. 2020, section 2.1). The vocabulary projection, and
+without time conditioning and dropout the last block's MLP, are counted for the positions that are
+read out, not for all.
 """
 
 from typing import NamedTuple
@@ -33,28 +34,43 @@ def training_step(encoder: bert.Config, rows: int, length: int, slots: int) -> S
       length: tokens of a row.
       slots: positions that are read out, of all rows.
     """
-    tokens = rows * length
-    products = encoder.layers * _layer(encoder, rows, length)
-    attended = _attention(encoder, tokens, length)
-    read_out = _readout(encoder, slots)
-    again = {"none": 0.0, "dots": attended, "full": products + attended}[encoder.remat]
-    return StepFlops(model=3 * (products + attended + read_out), recomputed=again)
+    late = encoder.dropout == 0 and not encoder.time_conditioning
+    encoded = _encoded(encoder, rows, length, late=late)
+    read_out = _readout(encoder, slots, late=late)
+    again = {
+        "none": 0.0,
+        "dots": _attention(encoder, rows * length, length),
+        "full": encoded,
+    }[encoder.remat]
+    return StepFlops(model=3 * (encoded + read_out), recomputed=again)
 
 
 def sampler(encoder: bert.Config, rows: int, length: int, steps: int) -> float:
     """Operations of `steps` network evaluations that write each position once."""
-    products = encoder.layers * _layer(encoder, rows, length)
-    once = products + _attention(encoder, rows * length, length)
-    return steps * once + _readout(encoder, rows * length)
+    late = not encoder.time_conditioning
+    once = _encoded(encoder, rows, length, late=late)
+    return steps * once + _readout(encoder, rows * length, late=late)
 
 
-def _layer(encoder: bert.Config, rows: int, length: int) -> float:
+def forward(encoder: bert.Config, rows: int, length: int) -> float:
+    """Operations of the encoder alone, from tokens to the hidden states of all positions."""
+    return _encoded(encoder, rows, length, late=False)
+
+
+def _encoded(encoder: bert.Config, rows: int, length: int, *, late: bool) -> float:
+    """The encoder, but for the last block's MLP where that is computed `late`, in the readout."""
     width = encoder.width
-    weights = 4 * width**2 + (3 if encoder.gated else 2) * width * encoder.mlp_width
-    of_row = 0
+    of_tokens = encoder.layers * (4 * width**2 + _mlp(encoder)) - late * _mlp(encoder)
+    of_rows = 0
     if encoder.time_conditioning:
-        of_row = 2 * (3 if encoder.norm_position == "pre" else 2) * width**2
-    return 2.0 * rows * (weights * length + of_row)
+        of_rows = encoder.layers * 2 * (3 if encoder.norm_position == "pre" else 2) * width**2
+    products = 2.0 * rows * (of_tokens * length + of_rows)
+    return products + _attention(encoder, rows * length, length)
+
+
+def _mlp(encoder: bert.Config) -> int:
+    """Its weights."""
+    return (3 if encoder.gated else 2) * encoder.width * encoder.mlp_width
 
 
 def _attention(encoder: bert.Config, tokens: int, length: int) -> float:
@@ -68,5 +84,6 @@ def _attention(encoder: bert.Config, tokens: int, length: int) -> float:
     return 4.0 * tokens * of_layers * encoder.width
 
 
-def _readout(encoder: bert.Config, positions: int) -> float:
-    return 2.0 * positions * (encoder.width**2 + encoder.width * encoder.padded_vocab)
+def _readout(encoder: bert.Config, positions: int, *, late: bool) -> float:
+    head = encoder.width**2 + encoder.width * encoder.padded_vocab
+    return 2.0 * positions * (head + late * _mlp(encoder))

@@ -173,8 +173,10 @@ def _weighted_forward(read: Callable, constants: list[Array], slots: Slots):
         of_constants, *of_slots = pull(slope)
         return jax.tree.map(jnp.add, total, of_constants), (out, of_slots)
 
-    nothing = jax.tree.map(jnp.zeros_like, constants)
-    of_constants, (out, of_slots) = jax.lax.scan(of_chunk, nothing, slots)
+    # In float32: each chunk's sum is rounded once, that of the chunks never.
+    nothing = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in constants]
+    total, (out, of_slots) = jax.lax.scan(of_chunk, nothing, slots)
+    of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
     return (jnp.sum(slots.weights * out.nats), out), (of_constants, *of_slots, out.nats)
 
 
@@ -191,8 +193,7 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
     """The slots of `logits [G, c, V]`, and the gradient of their weighted sum by the logits."""
     filled = slots.weights > 0
-    top = logits.max(axis=-1)
-    log_total = top + jnp.log(jnp.exp(logits - top[..., None]).sum(axis=-1))
+    top, log_total = _top_and_log_total(logits)
     target = jnp.take_along_axis(logits, slots.targets[..., None], axis=-1)[..., 0]
     out = SlotNats(
         nats=jnp.where(filled, log_total - target, 0.0),
@@ -201,6 +202,44 @@ def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
     )
     is_target = jnp.arange(logits.shape[-1]) == slots.targets[..., None]
     return out, slots.weights[..., None] * (jnp.exp(logits - log_total[..., None]) - is_target)
+
+
+@jax.custom_jvp
+def _top_and_log_total(logits: Array) -> tuple[Array, Array]:
+    """`max(l)` and `log(sum(exp(l)))` of the last axis."""
+    # GPUs wait for memory here: one pass over the logits instead of two.
+    return jax.lax.platform_dependent(logits, cuda=_in_one_pass, default=_in_two_passes)
+
+
+@_top_and_log_total.defjvp
+def _top_and_log_total_jvp(primals, tangents):
+    (logits,), (slope,) = primals, tangents
+    top, log_total = _top_and_log_total(logits)
+    first = jnp.argmax(logits, axis=-1, keepdims=True)
+    of_top = jnp.take_along_axis(slope, first, axis=-1)[..., 0]
+    of_total = jnp.sum(jnp.exp(logits - log_total[..., None]) * slope, axis=-1)
+    return (top, log_total), (of_top, of_total)
+
+
+def _in_two_passes(logits: Array) -> tuple[Array, Array]:
+    top = logits.max(axis=-1)
+    return top, top + jnp.log(jnp.exp(logits - top[..., None]).sum(axis=-1))
+
+
+def _in_one_pass(logits: Array) -> tuple[Array, Array]:
+    """By pairs `(m, s)` that stand for `s exp(m)` (Milakov and Gimelshein 2018, algorithm 3)."""
+
+    def joined(one, other):
+        ahead = one[0] - other[0]
+        less = jnp.exp(-jnp.abs(ahead))
+        total = jnp.where(ahead > 0, one[1] + less * other[1], less * one[1] + other[1])
+        return jnp.maximum(one[0], other[0]), total
+
+    lowest = jnp.finfo(logits.dtype).min  # not -inf, whose difference from itself is no number
+    start = (jnp.array(lowest, logits.dtype), jnp.zeros((), logits.dtype))
+    pairs = (logits, jnp.ones_like(logits))
+    top, total = jax.lax.reduce(pairs, start, joined, (logits.ndim - 1,))
+    return top, top + jnp.log(total)
 
 
 def _take(x: Array, index: Array) -> Array:

@@ -21,13 +21,14 @@ import numpy as np
 
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask
 from mdlm_jax.networks.config import Config
-from mdlm_jax.networks.encoder import Encoder
+from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
 
 __all__ = [
     "Config",
     "denoiser",
     "distance_to_head",
+    "hidden_states",
     "init",
     "logical_axes",
     "logits",
@@ -143,12 +144,25 @@ def logits(
     Raises:
       ValueError: an argument of the wrong shape or type, or one the config has no use for.
     """
-    _check_shapes(config, tokens, t, valid, segment_ids, token_types, label)
-    encode, project = _halves(params, config, dropout_key)
-    x = encode(
-        tokens, t, valid=valid, segment_ids=segment_ids, token_types=token_types, label=label
-    )
-    return project(x)[..., : config.vocab_size]
+    rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
+    _check_rows(config, tokens, t, **rows)
+    encode, project = _halves(params, config, dropout_key, whole=True)
+    return project(encode(tokens, t, **rows))[..., : config.vocab_size]
+
+
+def hidden_states(
+    params: PyTree,
+    config: Config,
+    tokens: Array,
+    t: Array | None = None,
+    *,
+    dropout_key: Array | None = None,
+    **rows: Array | None,
+) -> Array:
+    """The encoder's output `[B, L, D]` in the config's type; arguments, errors as for `logits`."""
+    _check_rows(config, tokens, t, **rows)
+    encode, _ = _halves(params, config, dropout_key, whole=True)
+    return encode(tokens, t, **rows)
 
 
 def denoiser(
@@ -164,15 +178,17 @@ def denoiser(
     """The network as a denoiser of rows `[B, L]`; arguments and errors as for `logits`.
 
     The logits have `padded_vocab` columns; those of the mask token and of the padding are `-inf`.
+    The last block's MLP is a part of the readout, where no time and no dropout keeps it from that:
+    each position needs its own state only.
     """
-    encode_tokens, project = _halves(params, config, dropout_key)
+    rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
+    drops = dropout_key is not None and config.dropout > 0
+    halves = _halves(params, config, dropout_key, whole=drops or config.time_conditioning)
+    encode_tokens, project = halves
 
     def encode(tokens: Array, t: Array) -> Hidden:
-        _check_shapes(config, tokens, t, valid, segment_ids, token_types, label)
-        x = encode_tokens(
-            tokens, t, valid=valid, segment_ids=segment_ids, token_types=token_types, label=label
-        )
-        return Hidden(at=x)
+        _check_rows(config, tokens, t, **rows)
+        return Hidden(at=encode_tokens(tokens, t, **rows))
 
     def readout(at: Array, row: PyTree) -> Array:
         del row
@@ -182,19 +198,55 @@ def denoiser(
     return Denoiser(encode, readout)
 
 
-def _halves(params: PyTree, config: Config, dropout_key: Array | None):
-    """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`."""
+def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole: bool):
+    """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`.
+
+    The encoder runs to its end in the first where that is `whole`, else in the second.
+    """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    encoder, head = _absorb_scales(params["encoder"], config), params["head"]
     # Cast here, the weights are cast once for all evaluations of a sampler's loop.
-    params = jax.tree.map_with_path(partial(_cast_kernel, dtype=config.compute_dtype), params)
-    table = params["encoder"]["embeddings"]["tokens"]
+    cast_kernel = partial(_cast_kernel, dtype=config.compute_dtype)
+    encoder, head = jax.tree.map_with_path(cast_kernel, (encoder, head))
+    table = encoder["embeddings"]["tokens"]
     cast = table.astype(config.compute_dtype)
-    encode = partial(Encoder(config).apply, {"params": params["encoder"]}, rngs=rngs)
+    if not whole:
+        stack = encoder["blocks"]
+        encoder = encoder | {
+            "blocks": jax.tree.map(lambda x: x[:-1], stack),
+            "last": jax.tree.map(lambda x: x[-1], stack),
+        }
+    encode = partial(Encoder(config, whole).apply, {"params": encoder}, rngs=rngs)
 
     def project(at: Array) -> Array:
-        return Head(config).apply({"params": params["head"]}, at, table, cast)
+        if not whole:
+            at = Finish(config).apply({"params": encoder}, at)
+        return Head(config).apply({"params": head}, at, table, cast)
 
     return encode, project
+
+
+def _absorb_scales(encoder: PyTree, config: Config) -> PyTree:
+    """The encoder's parameters, the scales of its blocks' norms moved into the kernels behind them.
+
+        (x / rms(x) * scale) @ kernel = x / rms(x) @ (scale[:, None] * kernel)
+
+    (FlashNorm, Graef et al. 2024.) The gradient of a scale is then a sum over a matrix of weights,
+    not over all tokens. Unchanged where anything comes between a norm and its kernel.
+    """
+    biased = config.norm == "layernorm" and config.use_bias
+    between = biased or config.time_conditioning or config.embedding_norm
+    if config.norm_position == "post" or between:
+        return encoder
+
+    def absorb(block: PyTree, norm: str, branch: str, layer: str) -> PyTree:
+        scale, kernel = block[norm]["scale"], block[branch][layer]["kernel"]
+        scaled = scale.reshape(*scale.shape, *(1,) * (kernel.ndim - scale.ndim)) * kernel
+        changed = block[branch] | {layer: block[branch][layer] | {"kernel": scaled}}
+        return block | {norm: {"scale": jnp.ones(scale.shape)}, branch: changed}
+
+    blocks = absorb(encoder["blocks"], "attention_norm", "attention", "qkv")
+    return encoder | {"blocks": absorb(blocks, "mlp_norm", "mlp", "up")}
 
 
 def _is_axes(leaf: Any) -> bool:
@@ -236,7 +288,9 @@ def _boxed_params(key: Array, config: Config) -> PyTree:
         }
 
 
-def _check_shapes(config, tokens, t, valid, segment_ids, token_types, label) -> None:
+def _check_rows(
+    config, tokens, t, valid=None, segment_ids=None, token_types=None, label=None
+) -> None:
     if tokens.ndim != 2 or tokens.dtype != jnp.int32:
         raise ValueError(f"tokens are {_describe(tokens)}: must be int32 [B, L]")
     rows, length = tokens.shape

@@ -37,17 +37,18 @@ class Block(nn.Module):
     """
 
     config: Config
+    branches: tuple[str, ...] = ("attention", "mlp")  # or one of them
 
     @nn.compact
     def __call__(
         self,
         x: Array,
-        condition: Array | None,
-        seen: tuple,
-        angles: tuple[Array, ...] | None,
+        condition: Array | None = None,
+        seen: tuple = (None, None),
+        angles: tuple[Array, ...] = (),
         number: Array | None = None,
     ):
-        """`x [B, L, D]` to `(x, None)`.
+        """`x [B, L, D]` to `(x, None)`; without attention the shape is any `[..., D]`.
 
         Args:
           x: the residual stream.
@@ -57,11 +58,6 @@ class Block(nn.Module):
           number: of the block, i32, where blocks differ.
         """
         config = self.config
-        everywhere = number % config.global_every == 0 if config.global_every else None
-        mask = Mask(config.attention, config.window, *seen)
-        turn = angles[0] if angles else None
-        if angles and config.global_every:
-            turn = jnp.where(everywhere, angles[1], angles[0])
         pre = config.norm_position == "pre"
 
         def add(x: Array, name: str, branch, shift=0.0, scale=0.0, gate=1.0) -> Array:
@@ -73,15 +69,23 @@ class Block(nn.Module):
                 return x + gate * dropout(self, branch(modulate(normal, shift, scale)))
             return modulate(normalise(x + dropout(self, branch(x))), shift, scale)
 
-        attention = SelfAttention(config, name="attention")
-        mlp = Mlp(config, name="mlp")
+        def attend(x: Array) -> Array:
+            everywhere = number % config.global_every == 0 if config.global_every else None
+            mask = Mask(config.attention, config.window, *seen)
+            turn = angles[0] if angles else None
+            if angles and config.global_every:
+                turn = jnp.where(everywhere, angles[1], angles[0])
+            return SelfAttention(config, name="attention")(x, mask, turn, everywhere)
+
         of_attention, of_mlp = (), ()
         if condition is not None:
             out = {"branches": 2, "modulation": 3 if pre else 2, "embed": config.width}
             parts = dense(config, "modulation", out, axes=("condition",), zero=True)(condition)
             of_attention, of_mlp = jnp.moveaxis(parts[:, None], (2, 3), (0, 1))  # [2|3, B, 1, D]
-        x = add(x, "attention", lambda h: attention(h, mask, turn, everywhere), *of_attention)
-        x = add(x, "mlp", mlp, *of_mlp)
+        if "attention" in self.branches:
+            x = add(x, "attention", attend, *of_attention)
+        if "mlp" in self.branches:
+            x = add(x, "mlp", Mlp(config, name="mlp"), *of_mlp)
         return parallel.spread_rows(x), None
 
 
@@ -90,29 +94,37 @@ def differ(config: Config) -> bool:
     return bool(config.global_every) or config.embedding_norm
 
 
-def blocks(config: Config, name: str) -> nn.Module:
-    """`config.layers` blocks, their parameters on a leading axis, as one module."""
-    block = Block
-    if config.remat != "none":
-        # In a scan, nothing can be merged with its recomputation; in line, it would be.
-        policy = _REMAT_POLICIES[config.remat]
-        block = nn.remat(block, policy=policy, prevent_cse=not config.scan)
+def blocks(config: Config, count: int, name: str) -> nn.Module:
+    """So many blocks, their parameters on a leading axis, as one module."""
     stack = nn.scan(
-        block,
+        # In a scan, nothing can be merged with its recomputation; in line, it would be.
+        _recomputing(config, prevent_cse=not config.scan),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * 3 + (0,) * differ(config),
-        length=config.layers,
-        unroll=1 if config.scan else config.layers,
+        length=count,
+        unroll=1 if config.scan else count,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return stack(config, name=name)
 
 
+def _recomputing(config: Config, *, prevent_cse: bool = True) -> type[nn.Module]:
+    """`Block`, of which the backward pass recomputes what `remat` says."""
+    if config.remat == "none":
+        return Block
+    return nn.remat(Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=prevent_cse)
+
+
 class Encoder(nn.Module):
-    """From tokens to hidden states; what its arguments mean, `bert.logits` says."""
+    """From tokens to hidden states; what its arguments mean, `bert.logits` says.
+
+    Unless it is `whole`, it ends behind the last block's attention, from where on no position looks
+    at another: `Finish` is the rest. The last block's parameters are then those of "last".
+    """
 
     config: Config
+    whole: bool = True
 
     @nn.compact
     def __call__(
@@ -144,9 +156,15 @@ class Encoder(nn.Module):
         if config.positions == "rope":
             thetas = (config.rope_theta, *[config.global_rope_theta] * bool(config.global_every))
             angles = tuple(rope_angles(length, config.head_dim, theta) for theta in thetas)
-        numbers = (jnp.arange(config.layers),) * differ(config)
-        x, _ = blocks(config, "blocks")(x, condition, (valid, segment_ids), angles, *numbers)
-
+        shared = (condition, (valid, segment_ids), angles)
+        number = jnp.arange(config.layers)
+        stacked = config.layers if self.whole else config.layers - 1
+        if stacked:
+            stack = blocks(config, stacked, "blocks")
+            x, _ = stack(x, *shared, *(number[:stacked],) * differ(config))
+        if not self.whole:
+            last = _recomputing(config)(config, ("attention",), name="last")
+            return last(x, *shared, number[-1])[0]
         if config.norm_position == "pre":
             x = norm(config, "final_norm")(x)
             if config.time_conditioning:
@@ -154,3 +172,18 @@ class Encoder(nn.Module):
                 parts = dense(config, "final_modulation", out, axes=("condition",), zero=True)
                 x = modulate(x, *jnp.moveaxis(parts(condition)[:, None], 2, 0))
         return x
+
+
+class Finish(nn.Module):
+    """The last block's MLP and the final norm, for any positions: what is not read out costs none.
+
+    Not for networks with time conditioning, whose norms ask for the row.
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """What an `Encoder` that is not `whole` left, `[..., D]`, to hidden states alike."""
+        x, _ = Block(self.config, ("mlp",), name="last")(x)
+        return norm(self.config, "final_norm")(x) if self.config.norm_position == "pre" else x

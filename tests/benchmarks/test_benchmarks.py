@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from networks.tiny import params_of
 
-from benchmarks import attention, building, checks, measure, memory, plain, sample, shapes
+from benchmarks import attention, building, checks, loop, measure, memory, plain, sample, shapes
 from benchmarks import train_step as command
 from mdlm_jax.diffusion.sampling import Trace
 from mdlm_jax.networks import bert
@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[2]
 # Of the shape `tiny`: 2 layers of width 32, MLPs of 64, 300 tokens, 4 rows of 16.
 LAYER = 2 * (4 * 32**2 + 2 * 32 * 64)  # a token
 ATTENDED = 4 * 16 * 32  # a token and layer
-READ = 2 * (32**2 + 32 * 300)  # a position
+FORWARD = 2 * 64 * (LAYER + ATTENDED)
+LATE = 2 * 2 * 32 * 64  # the last block's MLP, a position that is read out
+ENCODED = FORWARD - 64 * LATE
+READ = LATE + 2 * (32**2 + 32 * 300)
 
 
 def lines(capsys):
@@ -46,10 +49,9 @@ def test_train_step_tells_the_product_and_the_plain_step(capsys):
         check_line(line)
         assert line["tokens_per_second"] == pytest.approx(64e3 / line["ms"], rel=1e-2)
         assert abs(line["loss"] - math.log(299)) < 1
-    encoded = 2 * 64 * (LAYER + ATTENDED)
     # A pair of rows shares 17 slots.
-    assert product["flops"] == 3 * (encoded + 2 * 17 * READ)
-    assert written_out["flops"] == 3 * (encoded + 64 * READ)
+    assert product["flops"] == 3 * (ENCODED + 2 * 17 * READ)
+    assert written_out["flops"] == 3 * (ENCODED + 64 * READ)
 
 
 def test_the_plain_encoder_is_the_library_s():
@@ -120,11 +122,11 @@ def test_sample_tells_the_forward_pass_and_each_strategy(capsys):
     bare, *runs = lines(capsys)
     for line in (bare, *runs):
         check_line(line)
-    assert bare["flops"] == 2 * 64 * (LAYER + ATTENDED)
+    assert bare["flops"] == FORWARD
     for line, read_out in zip(runs, (64, 4 * (16 + 12 + 8 + 4)), strict=True):
         assert line["evaluations"] == 4
         assert line["ms_an_evaluation"] == pytest.approx(line["ms"] / 4, rel=1e-2)
-        assert line["flops"] == 4 * bare["flops"] + read_out * READ
+        assert line["flops"] == 4 * ENCODED + read_out * READ
 
 
 def test_steps_that_ask_for_nothing_are_not_counted():
@@ -143,8 +145,18 @@ def test_memory_tells_the_choice_and_counts_what_it_computes_again(capsys):
     (line,) = lines(capsys)
     assert (line["remat"], line["scan"], line["logits_at_a_time"]) == ("full", True, 2000)
     assert line["fits"] and 0 < line["ms_lowest"] <= line["ms"] and line["peak_bytes"] > 0
-    encoded = 2 * 64 * (LAYER + ATTENDED)
-    assert line["flops"] == 4 * encoded + 3 * 2 * 17 * READ
+    assert line["flops"] == 4 * ENCODED + 3 * 2 * 17 * READ
+
+
+@pytest.mark.slow
+def test_loop_tells_the_step_and_the_run_that_takes_it(capfd):
+    assert loop.main(["--shape=tiny", "--rows=2", "--steps=20"]) == 0
+    step, run = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    check_line(step)
+    assert (step["figure"], run["figure"]) == ("train_step", "loop")
+    assert step["rows"] == run["rows"] == 2 and run["flops"] == step["flops"]
+    assert run["times_step"] == pytest.approx(run["ms"] / step["ms"], rel=1e-2)
+    assert run["tokens_per_second"] == pytest.approx(32e3 / run["ms"], rel=1e-2)
 
 
 def test_repetitions_leave_the_first_out(monkeypatch):

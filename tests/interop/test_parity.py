@@ -27,7 +27,7 @@ def computed(pretrained, token_types=None):
     params, config, _ = pretrained
     tokens, valid = jnp.asarray(theirs.TOKENS), jnp.asarray(theirs.VALID)
     options = {"valid": valid, "token_types": token_types}
-    hidden = bert.denoiser(params, config, **options).encode(tokens, jnp.zeros(len(tokens))).at
+    hidden = bert.hidden_states(params, config, tokens, **options)
     return hidden, bert.logits(params, config, tokens, **options)
 
 

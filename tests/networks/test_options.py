@@ -218,7 +218,7 @@ def test_dropout_has_its_rate_and_is_drawn_anew_for_each_branch_and_layer(scan):
     params["attention"]["out"]["bias"] += 1
     params["mlp"]["down"]["bias"] += 10
     x = jnp.zeros((40, LENGTH, WIDTH))
-    stack = encoder.blocks(config, None)
+    stack = encoder.blocks(config, config.layers, None)
 
     @jax.jit
     def run(key):

@@ -1,4 +1,4 @@
-"""The training step of a shape, built from the product's own parts, and rows to feed it."""
+"""The training step of a shape, as `train` builds it, and rows to feed it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,19 +10,20 @@ import numpy as np
 import optax
 
 from benchmarks.shapes import Shape
-from mdlm_jax import flops
-from mdlm_jax.diffusion import corrupt, corrupted_loss
+from mdlm_jax import data, flops, parallel
 from mdlm_jax.diffusion import slots as slot_losses
-from mdlm_jax.networks import bert
+from mdlm_jax.experiment import Experiment, TrainingConfig
+from mdlm_jax.program import make_program
 from mdlm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mdlm_jax.training.state import TrainState, init_state
-from mdlm_jax.training.step import make_step
+from mdlm_jax.training.state import TrainState
 
 Array = jax.Array
 PyTree = Any
 
-EMA_DECAY = 0.9999
+STEPS = 10_000  # that the run would have
 DIFFERENT_BATCHES = 4
+OPTIMIZER = OptimizerConfig(warmup_steps=100)
+EMA_DECAY = 0.9999
 
 
 class Step(NamedTuple):
@@ -40,29 +41,20 @@ class Step(NamedTuple):
 
 
 def build_step(shape: Shape) -> Step:
-    """The whole step that `train` runs, on one device: corruption, loss, gradient, AdamW, EMA."""
-    encoder = shape.encoder
-    optimizer, schedule = optimizer_of_run()
-
-    def prepare(key: Array, step: Array, batch: PyTree) -> PyTree:
-        del step  # no curriculum
-        drawn = corrupt(key, **batch, mask_id=encoder.mask_id, paired=True)
-        return {"corrupted": drawn}
-
-    def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        del key  # no dropout
-        return corrupted_loss(bert.denoiser(params, encoder), batch["corrupted"])
-
-    step = make_step(
-        loss_fn, optimizer, seed=0, ema_decay=EMA_DECAY, prepare=prepare, schedule=schedule
+    """The step that `train` runs, on one device: corruption, loss, gradient, AdamW, EMA."""
+    experiment = Experiment(
+        data=data.Config(length=shape.length),
+        optimizer=OPTIMIZER,
+        training=TrainingConfig(batch_size=shape.rows, steps=STEPS, ema_decay=EMA_DECAY),
     )
-    state = init_state(bert.init(jax.random.key(0), encoder), optimizer)
-    return Step(state, step, counted(shape, slots(shape)))
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    program = make_program(experiment, shape.encoder, mesh)
+    return Step(program.init(), program.step, counted(shape, slots(shape)))
 
 
-def optimizer_of_run() -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizer_of_run() -> optax.GradientTransformation:
     """That of every training step that is timed."""
-    return make_optimizer(OptimizerConfig(warmup_steps=100), steps=10_000)
+    return make_optimizer(OPTIMIZER, steps=STEPS)[0]
 
 
 def slots(shape: Shape) -> int:
@@ -81,6 +73,7 @@ def batches(shape: Shape) -> list[dict[str, Array]]:
         {
             "tokens": jnp.asarray(random_tokens(seed, shape)),
             "maskable": jnp.ones((shape.rows, shape.length), bool),
+            "label": jnp.full(shape.rows, -1, jnp.int32),
         }
         for seed in range(DIFFERENT_BATCHES)
     ]

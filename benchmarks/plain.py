@@ -105,7 +105,7 @@ def params_of(params: PyTree, config: bert.Config) -> PyTree:
 def build_plain_step(shape: Shape) -> building.Step:
     """The baseline's step on one device, from the product's initial parameters."""
     config = shape.encoder
-    optimizer, _ = building.optimizer_of_run()
+    optimizer = building.optimizer_of_run()
     encoder = Encoder(config)
 
     def loss_fn(params: PyTree, canvas: Array, tokens: Array, weights: Array) -> Array:

@@ -211,14 +211,14 @@ class Experiment:
     """
 
     data: data.Config
-    start: StartConfig
-    model: Mapping[str, Any]
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
-    training: TrainingConfig
-    evaluation: EvaluationConfig
-    mesh: MeshConfig
-    profile_steps: str
+    start: StartConfig = dataclasses.field(default_factory=StartConfig)
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    profile_steps: str = ""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Experiment":

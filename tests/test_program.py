@@ -1,5 +1,8 @@
 """What the training step of a config draws, and which parameters it leaves alone."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from scipy import stats
 
 from mdlm_jax import data, parallel
+from mdlm_jax import program as program_module
 from mdlm_jax.experiment import Experiment, ObjectiveConfig, default_config
 from mdlm_jax.networks import bert
 from mdlm_jax.program import highest_rate, make_corruption, make_program
@@ -80,6 +84,13 @@ def test_what_is_not_asked_for_changes_no_mask():
 
 
 MESH = parallel.make_mesh(devices=jax.devices()[:1])
+
+
+def test_auto_is_decided_by_the_mesh_where_its_tpus_are_not_here():
+    tpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
+    encoder = dataclasses.replace(experiment().planned_encoder(), attention_backend="auto")
+    assert program_module._choose_attention(encoder, tpus).attention_backend == "splash"
+    assert program_module._choose_attention(encoder, MESH).attention_backend == "auto"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from mdlm_jax.diffusion import (
 )
 from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig
 from mdlm_jax.networks import bert
-from mdlm_jax.networks.attention import runs_on
+from mdlm_jax.networks.attention import fastest, runs_on
 from mdlm_jax.training.optimizer import make_optimizer, without_gradient
 from mdlm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import LossFn, make_step
@@ -117,6 +117,7 @@ def make_program(
     encoder = pad_vocabulary(encoder, mesh)
     training = experiment.training
     _check_fit(experiment, encoder, mesh)
+    encoder = _choose_attention(encoder, mesh)
     paired = pairs_rows(experiment, mesh)
     prepare = make_corruption(experiment, encoder, paired=paired, start_id=start_id)
     frozen = frozen_parameters(experiment, encoder)
@@ -296,6 +297,17 @@ def make_loss(encoder: bert.Config) -> LossFn:
         return corrupted_loss(denoiser, batch["corrupted"])
 
     return loss_fn
+
+
+def _choose_attention(encoder: bert.Config, mesh: Mesh) -> bert.Config:
+    """With 'auto' decided where the mesh is of TPUs, which may not be JAX's own devices here."""
+    platform = mesh.devices.flat[0].platform
+    if encoder.attention_backend != "auto" or platform != "tpu":
+        return encoder
+    heads = (1, encoder.max_length, encoder.heads, encoder.head_dim)
+    q = jax.ShapeDtypeStruct(heads, encoder.compute_dtype)
+    backend = fastest(platform, q, lifted=encoder.global_every > 0)
+    return dataclasses.replace(encoder, attention_backend=backend)
 
 
 def _check_fit(experiment: Experiment, encoder: bert.Config, mesh: Mesh) -> None:

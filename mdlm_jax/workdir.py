@@ -144,7 +144,7 @@ def load(
         _check_vocabulary(workdir, tokenizer, encoder)
         mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
         if not runs_on(encoder.attention_backend, mine[0].platform):
-            encoder = dataclasses.replace(encoder, attention_backend="xla")
+            encoder = dataclasses.replace(encoder, attention_backend="auto")
         if not checkpoints.list_steps(workdir / "checkpoints"):
             raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
         mesh = parallel.make_mesh(devices=mine[:1]) if mesh is None else mesh

@@ -11,12 +11,25 @@ from mdlm_jax.networks.splash import splash_attention
 Array = jax.Array
 
 # Each with the platform that it is for, where it is not for all.
-BACKENDS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
+BACKENDS = {"auto": None, "xla": None, "cudnn": "gpu", "splash": "tpu"}
 
 
 def runs_on(backend: str, platform: str) -> bool:
     """Whether a backend is for the devices of a platform: 'cpu', 'gpu' or 'tpu'."""
     return BACKENDS[backend] in (None, platform)
+
+
+def fastest(platform: str, q: Array, *, lifted: bool = False) -> str:
+    """What 'auto' is on the devices of a platform.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      q: queries `[B, L, H, d]`, or their shape and type.
+      lifted: whether some blocks lift their window.
+    """
+    if platform == "gpu" and cudnn.available() and not cudnn.refused(q):
+        return "cudnn"
+    return "splash" if platform == "tpu" and not lifted else "xla"
 
 
 class Mask(NamedTuple):
@@ -52,7 +65,7 @@ def attention(
         finite and means nothing; backends differ there.
       backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
         leaves a shape or type to 'xla' (`cudnn.refused`); 'splash' is one for TPUs (see
-        `splash_attention`).
+        `splash_attention`); 'auto' is the `fastest` on JAX's default devices.
       everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
 
     Returns:
@@ -63,6 +76,8 @@ def attention(
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
+    if backend == "auto":
+        backend = fastest(jax.default_backend(), q, lifted=everywhere is not None)
     if backend == "splash":
         if everywhere is not None:
             raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")

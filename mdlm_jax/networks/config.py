@@ -60,7 +60,8 @@ class Config:
         the weights) or 'full' (whole blocks).
       scan: compile one block and loop over it, or all blocks in line: slower to compile, often
         faster to run. The parameters are the same.
-      attention_backend: 'xla', 'cudnn' on NVIDIA GPUs, or 'splash' on TPUs.
+      attention_backend: 'xla', 'cudnn' on NVIDIA GPUs, 'splash' on TPUs, or 'auto': the fastest of
+        them where the step is compiled.
       token_types: rows of the token-type ("segment A/B") embedding: 2 as in BERT, or 0.
       use_bias: biases in dense layers, in layer norms and on the logits.
       output_bias: a bias on the logits where there are no others.
@@ -101,7 +102,7 @@ class Config:
     dropout: float = 0.1
     remat: str = "none"
     scan: bool = True
-    attention_backend: str = "xla"
+    attention_backend: str = "auto"
     token_types: int = 2
     use_bias: bool = True
     output_bias: bool = False

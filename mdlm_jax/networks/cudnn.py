@@ -28,6 +28,13 @@ def cudnn_attention(q: Array, k: Array, v: Array, *, causal: bool, dense: Array 
     )
 
 
+def available() -> bool:
+    """Whether JAX's first device is an NVIDIA GPU that has these kernels: Ampere or newer."""
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # of AMD's, 'gfx90a'
+    major = capability.partition(".")[0]
+    return major.isdecimal() and int(major) >= 8
+
+
 def refused(q: Array) -> str:
     """Why cuDNN does not compute attention of queries like `q [B, L, H, d]`; '' where it does.
 

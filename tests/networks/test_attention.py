@@ -1,9 +1,19 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.networks.attention import Mask, attention, attention_mask, rope_angles, rotate
+from mdlm_jax.networks import cudnn
+from mdlm_jax.networks.attention import (
+    Mask,
+    attention,
+    attention_mask,
+    fastest,
+    rope_angles,
+    rotate,
+)
 
 
 def softmax(x):
@@ -86,3 +96,26 @@ def test_rope_turns_each_pair_as_a_complex_number():
     expected = (x[..., :3] + 1j * x[..., 3:]) * phase
     out = np.asarray(turn(x))
     np.testing.assert_allclose(out[..., :3] + 1j * out[..., 3:], expected, atol=1e-6)
+
+
+def test_auto_is_the_fastest_backend_of_a_platform(monkeypatch):
+    def queries(length=8, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((1, length, 2, 64), dtype)
+
+    assert [fastest(name, queries()) for name in ("cpu", "tpu")] == ["xla", "splash"]
+    assert fastest("tpu", queries(), lifted=True) == "xla"
+    assert fastest("gpu", queries()) == ("cudnn" if cudnn.available() else "xla")
+    monkeypatch.setattr(cudnn, "available", lambda: True)
+    assert fastest("gpu", queries(), lifted=True) == "cudnn"
+    assert fastest("gpu", queries(length=7)) == fastest("gpu", queries(dtype=jnp.float32)) == "xla"
+    monkeypatch.setattr(cudnn, "available", lambda: False)
+    assert fastest("gpu", queries()) == "xla"  # another maker's GPU
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"), [("9.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)]
+)
+def test_cudnn_is_for_newer_nvidia_gpus(capability, has, monkeypatch):
+    device = SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert cudnn.available() == has

@@ -23,7 +23,10 @@ def test_padded_vocab(multiple, rows):
         ({"positions": "alibi"}, "positions='alibi'"),
         ({"activation": "relu"}, "activation='relu'"),
         ({"attention": "sparse"}, "attention='sparse'"),
-        ({"attention_backend": "flash"}, r"attention_backend='flash': must be one of \['xla', "),
+        (
+            {"attention_backend": "flash"},
+            r"attention_backend='flash': must be one of \['auto', 'xla', ",
+        ),
         ({"remat": "some"}, "remat='some'"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"token_types": 3}, "token_types=3"),

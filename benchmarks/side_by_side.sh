@@ -8,6 +8,7 @@
 #   check      the fast paths against plain ones; ends with 1 where they differ
 #   memory     remat, scanned layers, logits held at a time
 #   large      the training step of `340m` and `1b`
+#   loop       the training step of `owt` in the command `train`, which needs grain and ml_collections
 #   cpu        the quickstart's step, JAX and PyTorch, on this machine's CPU
 #
 # By default the first four. A line {"part": ..., "seconds": ...} follows each.
@@ -25,7 +26,7 @@ part() {
       bench train_step --shape=bert_base --plain
       ;;
     attention) bench attention ;;
-    sample) bench sample --shape=owt --batches 32 256 --strategies exact_count "confidence(margin)" ;;
+    sample) bench sample --shape=owt --batches 32 256 --strategies exact_count "confidence(grid=uniform)" ;;
     torch)
       bench torch_twin --shape=owt --attention=cudnn
       bench torch_twin --shape=owt --attention=flash
@@ -37,13 +38,14 @@ part() {
       bench train_step --shape=340m
       bench train_step --shape=1b
       ;;
+    loop) bench loop --shape=owt ;;
     cpu)
       JAX_PLATFORMS=cpu bench train_step --shape=quickstart --plain
       bench torch_twin --shape=quickstart --device=cpu --compile=default
       bench torch_twin --shape=quickstart --device=cpu --compile=none
       ;;
     *)
-      echo "part '$1' must be one of step, attention, sample, torch, check, memory, large, cpu" >&2
+      echo "part '$1' must be one of step, attention, sample, torch, check, memory, large, loop, cpu" >&2
       exit 2
       ;;
   esac

@@ -247,7 +247,7 @@ class Experiment:
         )
 
     def encoder(
-        self, prepared: data.Prepared, architecture: bert.Config | None = None
+        self, prepared: "data.Prepared", architecture: bert.Config | None = None
     ) -> bert.Config:
         """The encoder's config, completed by the data's vocabulary and length.
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, distributed, parallel
-from mdlm_jax.data.tokenizer_training import KINDS
+from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.experiment import Experiment, default_config, identity
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import runs_on
@@ -265,7 +265,7 @@ def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any
     Raises:
       ValueError, OSError: as `data.prepare`.
     """
-    if config.tokenizer in KINDS or epath.Path(config.tokenizer).exists():
+    if config.tokenizer in TOKENIZERS or epath.Path(config.tokenizer).exists():
         return data.prepare(config)
     if dataclasses.asdict(config) == saved["data"]:  # then there is nothing to make anew
         prepared = data.find_prepared(saved["data_fingerprint"])

@@ -1,61 +1,64 @@
 """Corpora, tokenizers and deterministic batches of rows; knows no network.
 
 `prepare(Config(...))` gives rows of tokens, made once and cached; `train_batches` and
-`eval_batches` read them.
+`eval_batches` read them. What a name needs is loaded when it is first asked for: a config needs
+neither tokenizers nor grain.
 """
 
-from mdlm_jax.data.batches import TrainBatches, eval_batches, train_batches
-from mdlm_jax.data.chat import ChatTemplate, check_messages
-from mdlm_jax.data.config import Config
-from mdlm_jax.data.corpora import SOURCES, Corpus, Document
-from mdlm_jax.data.packing import Rows, pack, pad, pair
-from mdlm_jax.data.preparation import (
-    Prepared,
-    default_cache_dir,
-    find_prepared,
-    load_prepared,
-    prepare,
-)
-from mdlm_jax.data.text_rows import read_rows
-from mdlm_jax.data.tokenization import (
-    SpecialIds,
-    decode,
-    encode_documents,
-    mask_token,
-    special_ids,
-    token_pieces,
-    vocabulary_size,
-)
-from mdlm_jax.data.tokenizer_loading import load_tokenizer
-from mdlm_jax.data.tokenizer_training import train_tokenizer
+import importlib
 
-__all__ = [
-    "SOURCES",
-    "ChatTemplate",
-    "Config",
-    "Corpus",
-    "Document",
-    "Prepared",
-    "Rows",
-    "SpecialIds",
-    "TrainBatches",
-    "check_messages",
-    "decode",
-    "default_cache_dir",
-    "encode_documents",
-    "eval_batches",
-    "find_prepared",
-    "load_prepared",
-    "load_tokenizer",
-    "mask_token",
-    "pack",
-    "pad",
-    "pair",
-    "prepare",
-    "read_rows",
-    "special_ids",
-    "token_pieces",
-    "train_batches",
-    "train_tokenizer",
-    "vocabulary_size",
-]
+_NAMES = {
+    "batches": (
+        "TrainBatches",
+        "eval_batches",
+        "train_batches",
+    ),
+    "chat": (
+        "ChatTemplate",
+        "check_messages",
+    ),
+    "config": ("Config",),
+    "corpora": (
+        "SOURCES",
+        "Corpus",
+        "Document",
+    ),
+    "packing": (
+        "Rows",
+        "pack",
+        "pad",
+        "pair",
+    ),
+    "preparation": (
+        "Prepared",
+        "default_cache_dir",
+        "find_prepared",
+        "load_prepared",
+        "prepare",
+    ),
+    "text_rows": ("read_rows",),
+    "tokenization": (
+        "SpecialIds",
+        "decode",
+        "encode_documents",
+        "mask_token",
+        "special_ids",
+        "token_pieces",
+        "vocabulary_size",
+    ),
+    "tokenizer_loading": ("load_tokenizer",),
+    "tokenizer_training": ("train_tokenizer",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mdlm_jax.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mdlm_jax.data' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -4,12 +4,13 @@ import dataclasses
 import re
 from pathlib import Path
 
-from mdlm_jax.data import tokenizer_training
 from mdlm_jax.data.corpora import SOURCES
 
 DOCUMENTS = ("file", "paragraph", "line")
 SPLIT_BY = ("documents", "position")
 ROWS = ("packed", "padded")
+TOKENIZERS = ("wordpiece", "bpe", "characters")  # that are trained here
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids 0..4
 
 # name[/config][/version], as TensorFlow Datasets spells it; the version after a colon too.
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.\-]+){0,2}(:[\d.]+)?")
@@ -152,14 +153,13 @@ class Config:
             self.refuse_idle(_OF_FIELDS, f"source {self.source!r}; it is for {kinds}")
 
     def _check_tokenizer(self) -> None:
-        kinds = tokenizer_training.KINDS
         may_be_given = "/" in self.tokenizer or Path(self.tokenizer).exists()
-        if self.tokenizer not in kinds and not may_be_given:
+        if self.tokenizer not in TOKENIZERS and not may_be_given:
             raise ValueError(
-                f"tokenizer must be one of {', '.join(kinds)}, the path of a tokenizer.json or its "
-                f"folder, or a name of the Hugging Face hub, got {self.tokenizer!r}"
+                f"tokenizer must be one of {', '.join(TOKENIZERS)}, the path of a tokenizer.json "
+                f"or its folder, or a name of the Hugging Face hub, got {self.tokenizer!r}"
             )
-        specials = len(tokenizer_training.SPECIAL_TOKENS)
+        specials = len(SPECIAL_TOKENS)
         if self.vocab_size <= specials:
             raise ValueError(
                 f"vocab_size must exceed the {specials} special tokens, got {self.vocab_size!r}"

@@ -25,13 +25,13 @@ from mdlm_jax.data import (
     tfds_datasets,
     tokenization,
 )
-from mdlm_jax.data.config import OF_HELD_OUT, Config
+from mdlm_jax.data.config import OF_HELD_OUT, TOKENIZERS, Config
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
 from mdlm_jax.data.encoding import Encoded
 from mdlm_jax.data.holding_out import hold_out
 from mdlm_jax.data.packing import Rows
 from mdlm_jax.data.tokenizer_loading import load_tokenizer
-from mdlm_jax.data.tokenizer_training import KINDS, train_tokenizer
+from mdlm_jax.data.tokenizer_training import train_tokenizer
 
 # Raise it whenever the code makes other rows of the same corpus and configuration.
 _FORMAT = 2
@@ -103,7 +103,7 @@ def prepare(config: Config, cache_dir: str | Path | None = None) -> Prepared:
       OSError: the disk is full; what was begun is removed.
     """
     corpus = _open_corpus(config)
-    given = None if config.tokenizer in KINDS else load_tokenizer(config.tokenizer)
+    given = None if config.tokenizer in TOKENIZERS else load_tokenizer(config.tokenizer)
     cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     name = config.source.replace("/", "_").replace(":", "_")
     path = cache_dir / f"{name}-{_key(config, corpus, given)}"

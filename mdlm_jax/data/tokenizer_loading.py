@@ -6,12 +6,13 @@ from pathlib import Path
 from etils import epath
 from tokenizers import Tokenizer, normalizers
 
+from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.data.tokenization import special_ids
-from mdlm_jax.data.tokenizer_training import KINDS, wordpiece
+from mdlm_jax.data.tokenizer_training import wordpiece
 
 _ACCEPTED = (
-    f"accepted are {', '.join(KINDS)}, the path of a tokenizer.json, a folder that holds one or "
-    "BERT's vocab.txt, or a name of the Hugging Face hub"
+    f"accepted are {', '.join(TOKENIZERS)}, the path of a tokenizer.json, a folder that holds one "
+    "or BERT's vocab.txt, or a name of the Hugging Face hub"
 )
 
 

@@ -15,8 +15,7 @@ from tokenizers import (
     trainers,
 )
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0..4
-KINDS = ("wordpiece", "bpe", "characters")
+from mdlm_jax.data.config import SPECIAL_TOKENS, TOKENIZERS
 
 # Spaces that BERT's splitting at punctuation puts into text and ordinary writing does not have:
 # after opening and before closing punctuation, around the hyphen of a compound and the apostrophe
@@ -53,7 +52,7 @@ def train_tokenizer(
         "characters": _train_characters,
     }
     if kind not in trainers_by_kind:
-        raise ValueError(f"tokenizer must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {kind!r}")
     tokenizer = trainers_by_kind[kind](texts, vocab_size, lowercase)
     least = tokenizer.get_vocab_size()
     if least > vocab_size:

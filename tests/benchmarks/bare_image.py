@@ -2,7 +2,10 @@
 
 import sys
 
-MISSING = ("grain", "tensorflow_datasets", "ml_collections", "torch")
+MISSING = (
+    *("grain", "tensorflow_datasets", "ml_collections", "torch", "tokenizers", "jinja2", "fsspec"),
+    *("matplotlib", "scipy", "array_record", "transformers"),
+)
 sys.modules.update(dict.fromkeys(MISSING))
 
 from benchmarks import attention, memory, sample, train_step  # noqa: E402

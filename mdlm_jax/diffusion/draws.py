@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion.reductions import top_and_log_total
+
 Array = jax.Array
 
 _BLOCK = 128
@@ -21,11 +23,13 @@ class Distribution(NamedTuple):
     Attributes:
       blocks: f32[N, M, 128], the logits, filled up with `-inf`.
       top: f32[N, M], the largest of each block.
+      log_totals: f32[N, M], the logarithm of the sum of each block's exponentials.
       log_total: f32[N], the logarithm of the sum of all exponentials.
     """
 
     blocks: Array
     top: Array
+    log_totals: Array
     log_total: Array
 
 
@@ -38,8 +42,8 @@ def distribution(logits: Array) -> Distribution:
     rows, size = logits.shape
     filled = jnp.pad(logits, ((0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf)
     blocks = filled.reshape(rows, -1, _BLOCK)
-    top = blocks.max(axis=-1)
-    return Distribution(blocks, top, jax.nn.logsumexp(_log_totals(blocks, top, 1.0), axis=-1))
+    top, log_totals = top_and_log_total(blocks)
+    return Distribution(blocks, top, log_totals, jax.nn.logsumexp(log_totals, axis=-1))
 
 
 def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
@@ -56,7 +60,8 @@ def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
       noise: s; 1 draws, 0 takes the first of the most likely tokens.
     """
     first, second = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    totals = _log_totals(of.blocks, of.top, noise)  # [N, M]
+    as_they_are = isinstance(noise, float) and noise == 1.0
+    totals = of.log_totals if as_they_are else _log_totals(of, noise)  # [N, M]
     block = jnp.argmax(totals + noise * _gumbel(first, totals.shape[1]), axis=-1)
     within = jnp.take_along_axis(of.blocks, block[:, None, None], axis=1)[:, 0]  # [N, 128]
     place = jnp.argmax(within + noise * _gumbel(second, _BLOCK), axis=-1)
@@ -88,14 +93,14 @@ def entropy(of: Distribution, tokens: Array) -> Array:
     return jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=(1, 2))
 
 
-def _log_totals(blocks: Array, top: Array, noise: Array | float) -> Array:
+def _log_totals(of: Distribution, noise: Array | float) -> Array:
     """`s log sum_i exp(x_i / s)` of each block, its largest logit where s is 0: f32[N, M]."""
-    possible = jnp.isfinite(top)
-    apart = blocks - jnp.where(possible, top, 0.0)[..., None]
+    possible = jnp.isfinite(of.top)
+    apart = of.blocks - jnp.where(possible, of.top, 0.0)[..., None]
     # Towards s = 0 each term becomes 1 at the maximum, 0 elsewhere.
     scale = jnp.maximum(noise, jnp.finfo(jnp.float32).tiny)
     terms = jnp.exp(apart / scale).sum(axis=-1)
-    return jnp.where(possible, top + noise * jnp.log(terms), -jnp.inf)  # 0 * -inf is no number
+    return jnp.where(possible, of.top + noise * jnp.log(terms), -jnp.inf)  # 0 * -inf is no number
 
 
 def _without_first_best(x: Array) -> Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion.denoisers import Hidden, PyTree, Readout, remove_mask, vocabulary_size
+from mdlm_jax.diffusion.reductions import top_and_log_total
 
 Array = jax.Array
 
@@ -193,7 +194,7 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
     """The slots of `logits [G, c, V]`, and the gradient of their weighted sum by the logits."""
     filled = slots.weights > 0
-    top, log_total = _top_and_log_total(logits)
+    top, log_total = top_and_log_total(logits)
     target = jnp.take_along_axis(logits, slots.targets[..., None], axis=-1)[..., 0]
     out = SlotNats(
         nats=jnp.where(filled, log_total - target, 0.0),
@@ -202,44 +203,6 @@ def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
     )
     is_target = jnp.arange(logits.shape[-1]) == slots.targets[..., None]
     return out, slots.weights[..., None] * (jnp.exp(logits - log_total[..., None]) - is_target)
-
-
-@jax.custom_jvp
-def _top_and_log_total(logits: Array) -> tuple[Array, Array]:
-    """`max(l)` and `log(sum(exp(l)))` of the last axis."""
-    # GPUs wait for memory here: one pass over the logits instead of two.
-    return jax.lax.platform_dependent(logits, cuda=_in_one_pass, default=_in_two_passes)
-
-
-@_top_and_log_total.defjvp
-def _top_and_log_total_jvp(primals, tangents):
-    (logits,), (slope,) = primals, tangents
-    top, log_total = _top_and_log_total(logits)
-    first = jnp.argmax(logits, axis=-1, keepdims=True)
-    of_top = jnp.take_along_axis(slope, first, axis=-1)[..., 0]
-    of_total = jnp.sum(jnp.exp(logits - log_total[..., None]) * slope, axis=-1)
-    return (top, log_total), (of_top, of_total)
-
-
-def _in_two_passes(logits: Array) -> tuple[Array, Array]:
-    top = logits.max(axis=-1)
-    return top, top + jnp.log(jnp.exp(logits - top[..., None]).sum(axis=-1))
-
-
-def _in_one_pass(logits: Array) -> tuple[Array, Array]:
-    """By pairs `(m, s)` that stand for `s exp(m)` (Milakov and Gimelshein 2018, algorithm 3)."""
-
-    def joined(one, other):
-        ahead = one[0] - other[0]
-        less = jnp.exp(-jnp.abs(ahead))
-        total = jnp.where(ahead > 0, one[1] + less * other[1], less * one[1] + other[1])
-        return jnp.maximum(one[0], other[0]), total
-
-    lowest = jnp.finfo(logits.dtype).min  # not -inf, whose difference from itself is no number
-    start = (jnp.array(lowest, logits.dtype), jnp.zeros((), logits.dtype))
-    pairs = (logits, jnp.ones_like(logits))
-    top, total = jax.lax.reduce(pairs, start, joined, (logits.ndim - 1,))
-    return top, top + jnp.log(total)
 
 
 def _take(x: Array, index: Array) -> Array:

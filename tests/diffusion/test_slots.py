@@ -90,24 +90,3 @@ def test_hessian_vector_products_forward_over_reverse(params, batch):
     got, expected = product(fused), product(plain)
     for name in params:
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, atol=1e-4)
-
-
-def test_one_pass_over_the_logits_gives_what_two_give():
-    logits = np.random.default_rng(3).normal(size=(5, 400)).astype(np.float32) * 30
-    logits[:, 7] = -np.inf
-    logits[0, 1:] = -np.inf
-    logits[1, -1] = 1e4
-    for one, two in zip(slots._in_one_pass(logits), slots._in_two_passes(logits), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-6)
-
-
-def test_the_log_of_the_total_has_softmax_as_its_derivative():
-    logits = jnp.asarray(np.random.default_rng(4).normal(size=(3, 9)))
-    tangent = jnp.cos(logits)
-    outputs, slopes = jax.jvp(slots._top_and_log_total, (logits,), (tangent,))
-    np.testing.assert_allclose(outputs[1], jax.nn.logsumexp(logits, axis=-1), rtol=1e-6)
-    np.testing.assert_allclose(
-        slopes[0], jnp.take_along_axis(tangent, logits.argmax(-1)[:, None], -1)[:, 0], rtol=1e-6
-    )
-    expected = jnp.sum(jax.nn.softmax(logits) * tangent, axis=-1)
-    np.testing.assert_allclose(slopes[1], expected, rtol=1e-5)

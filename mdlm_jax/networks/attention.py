@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.networks import cudnn
+from mdlm_jax.networks import cudnn, local
 from mdlm_jax.networks.splash import splash_attention
 
 Array = jax.Array
@@ -82,6 +82,14 @@ def attention(
         if everywhere is not None:
             raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
         return splash_attention(q, k, v, **mask._asdict())
+    left = cudnn.refused(q) if backend == "cudnn" else ""
+    if left:
+        cudnn.say_once(left)
+        backend = "xla"
+    near = mask.kind == "local" and everywhere is None
+    if backend == "xla" and near and local.pays(q.shape[1], mask.window):
+        _, *fields = mask
+        return local.local_attention(q, k, v, *fields)
     causal = backend == "cudnn" and mask.kind == "causal"
     dense = attention_mask(
         "full" if causal else mask.kind,
@@ -92,10 +100,7 @@ def attention(
         everywhere=everywhere,
     )
     if backend == "cudnn":
-        reason = cudnn.refused(q)
-        if not reason:
-            return cudnn.cudnn_attention(q, k, v, causal=causal, dense=dense)
-        cudnn.say_once(reason)
+        return cudnn.cudnn_attention(q, k, v, causal=causal, dense=dense)
     return jax.nn.dot_product_attention(q, k, v, mask=dense, is_causal=causal, implementation="xla")
 
 

@@ -1,0 +1,83 @@
+"""Local attention by blocks, against the whole matrix of scores under the mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdlm_jax.networks import local
+from mdlm_jax.networks.attention import Mask, attention, attention_mask
+
+ROWS, HEADS, WIDTH = 2, 3, 4
+
+
+def batch(length, seed=0):
+    draw = np.random.default_rng(seed)
+    shape = (4, ROWS, length, HEADS, WIDTH)
+    *qkv, weights = jnp.asarray(draw.normal(size=shape), jnp.float32)
+    valid = jnp.asarray(draw.random((ROWS, length)) < 0.7).at[:, 0].set(True)
+    segments = jnp.asarray(np.cumsum(draw.random((ROWS, length)) < 0.1, axis=1), jnp.int32)
+    return qkv, weights, valid, segments
+
+
+def dense(q, k, v, window, valid, segment_ids):
+    mask = attention_mask("local", q.shape[1], window=window, valid=valid, segment_ids=segment_ids)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+
+def compare(length, window, valid, segment_ids, qkv, weights):
+    real = jnp.ones((ROWS, length), bool) if valid is None else valid
+
+    def outputs(fn):
+        def loss(qkv):
+            out = fn(*qkv, window, valid, segment_ids)
+            # What comes out at a query that sees no key means nothing.
+            return jnp.sum(jnp.where(real[..., None, None], weights * out, 0.0)), out
+
+        (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(qkv)
+        return jnp.where(real[..., None, None], out, 0.0), gradient
+
+    for got, expected in zip(
+        jax.tree.leaves(outputs(local.local_attention)),
+        jax.tree.leaves(outputs(dense)),
+        strict=True,
+    ):
+        assert jnp.isfinite(got).all()
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    length=st.integers(1, 70),
+    window=st.integers(1, 12),
+    padded=st.booleans(),
+    packed=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_values_and_gradients_are_those_of_the_masked_matrix(length, window, padded, packed, seed):
+    qkv, weights, valid, segments = batch(length, seed)
+    compare(length, window, valid if padded else None, segments if packed else None, qkv, weights)
+
+
+def test_attention_takes_blocks_where_they_are_less_work(monkeypatch):
+    asked = []
+    monkeypatch.setattr(local, "local_attention", lambda q, *_: asked.append(q.shape[1]) or q)
+    for length, everywhere in ((47, None), (48, None), (96, None), (96, jnp.array(False))):
+        (q, k, v), *_ = batch(length)
+        attention(q, k, v, Mask("local", 4), backend="xla", everywhere=everywhere)
+        attention(q, k, v, Mask("full"), backend="xla")
+    assert asked == [48, 96]
+
+
+@pytest.mark.parametrize(("length", "memory"), [(512, 1), (2048, 4)])
+def test_memory_grows_with_the_length(length, memory):
+    """Of one pass; the whole matrix of scores would take sixteen times as much for four times L."""
+
+    def planned(length):
+        shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        fn = jax.jit(lambda q, k, v: attention(q, k, v, Mask("local", 4), backend="xla"))
+        return fn.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert planned(length) < 1.5 * memory * planned(512)

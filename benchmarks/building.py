@@ -62,9 +62,16 @@ def slots(shape: Shape) -> int:
     return shape.rows // 2 * (shape.length + 1)
 
 
-def counted(shape: Shape, read_out: int) -> float:
-    """Matrix operations of a step that reads out so many positions, recomputed ones among them."""
-    return sum(flops.training_step(shape.encoder, shape.rows, shape.length, read_out))
+def counted(shape: Shape, read_out: int, *, whole: bool = False) -> float:
+    """Matrix operations of a step that reads out so many positions, recomputed ones among them.
+
+    Args:
+      shape: of the batch.
+      read_out: positions.
+      whole: as of `flops.training_step`.
+    """
+    step = flops.training_step(shape.encoder, shape.rows, shape.length, read_out, whole=whole)
+    return sum(step)
 
 
 def batches(shape: Shape) -> list[dict[str, Array]]:

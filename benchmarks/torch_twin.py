@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         **memory,
         compile_seconds=seconds,
         loss=loss,
-        flops=building.counted(shape, read_out),
+        flops=building.counted(shape, read_out, whole=True),
         ceiling=ceiling,
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     )

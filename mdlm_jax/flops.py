@@ -25,7 +25,9 @@ class StepFlops(NamedTuple):
     recomputed: float
 
 
-def training_step(encoder: bert.Config, rows: int, length: int, slots: int) -> StepFlops:
+def training_step(
+    encoder: bert.Config, rows: int, length: int, slots: int, *, whole: bool = False
+) -> StepFlops:
     """Operations of a step.
 
     Args:
@@ -33,8 +35,9 @@ def training_step(encoder: bert.Config, rows: int, length: int, slots: int) -> S
       rows: of the global batch.
       length: tokens of a row.
       slots: positions that are read out, of all rows.
+      whole: whether all of the encoder is computed at every position, as elsewhere it is.
     """
-    late = encoder.dropout == 0 and not encoder.time_conditioning
+    late = not whole and encoder.dropout == 0 and not encoder.time_conditioning
     encoded = _encoded(encoder, rows, length, late=late)
     read_out = _readout(encoder, slots, late=late)
     again = {

@@ -62,6 +62,15 @@ def test_a_step_and_its_forward_pass(gated):
     assert counted.model == 3 * traced(config, differentiate=False)
 
 
+def test_a_step_that_computes_the_whole_encoder_everywhere():
+    late, whole = (
+        flops.training_step(CONFIG, ROWS, LENGTH, READ, whole=whole).model
+        for whole in (False, True)
+    )
+    mlp = 2 * CONFIG.width * CONFIG.mlp_width
+    assert whole - late == 3 * 2 * mlp * (ROWS * LENGTH - READ)
+
+
 def test_full_remat_runs_the_blocks_again():
     config = dataclasses.replace(CONFIG, remat="full", scan=True)
     counted = flops.training_step(config, ROWS, LENGTH, READ)

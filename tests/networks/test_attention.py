@@ -39,7 +39,9 @@ def test_a_query_without_keys_gets_finite_values():
 
 def test_unknown_backend():
     q = jnp.ones((1, 3, 1, 2))
-    with pytest.raises(ValueError, match=r"'flash': must be one of \['auto', 'xla', 'cudnn', 'splash'\]$"):
+    with pytest.raises(
+        ValueError, match=r"'flash': must be one of \['auto', 'xla', 'cudnn', 'splash'\]$"
+    ):
         attention(q, q, q, backend="flash")
 
 

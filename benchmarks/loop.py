@@ -44,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = flags.parse_args(arguments)
     if args.steps < 2 * RECORDS:
         flags.error(f"--steps={args.steps}: must be at least {2 * RECORDS}")
+    try:  # as `train_step` would, but this process must leave the device's memory alone
+        given = {name: getattr(args, name) for name in (*_OF_SHAPE, "scan")}
+        shapes.shape(args.shape, **given)
+    except ValueError as error:
+        flags.error(f"--{error}")
     step = timed_step(args)
     print(json.dumps(step), flush=True)
     named = {name: step[name] for name in (*_OF_SHAPE, "scan")}

@@ -183,8 +183,8 @@ def denoiser(
     """
     rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
     drops = dropout_key is not None and config.dropout > 0
-    halves = _halves(params, config, dropout_key, whole=drops or config.time_conditioning)
-    encode_tokens, project = halves
+    whole = drops or config.time_conditioning
+    encode_tokens, project = _halves(params, config, dropout_key, whole=whole)
 
     def encode(tokens: Array, t: Array) -> Hidden:
         _check_rows(config, tokens, t, **rows)

@@ -175,6 +175,8 @@ def test_repetitions_leave_the_first_out(monkeypatch):
         (command.main, ["--shape=tiny", "--steps=0"], "--steps=0: must be at least 1"),
         (memory.main, ["--shape=tiny", "--remat=full"], "take --remats"),
         (sample.main, ["--shape=tiny", "--strategies", "luck"], "strategy 'luck' must be one of"),
+        (loop.main, ["--steps=5"], "--steps=5: must be at least 20"),
+        (loop.main, ["--shape=tiny", "--rows=3"], "--rows=3: must be even and at least 2"),
         (attention.main, ["--tokens=64"], "--tokens=64: must hold a row of 4096"),
     ],
 )

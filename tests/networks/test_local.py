@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,13 +70,12 @@ def test_attention_takes_blocks_where_they_are_less_work(monkeypatch):
     assert asked == [48, 96]
 
 
-@pytest.mark.parametrize(("length", "memory"), [(512, 1), (2048, 4)])
-def test_memory_grows_with_the_length(length, memory):
-    """Of one pass; the whole matrix of scores would take sixteen times as much for four times L."""
+def test_memory_grows_with_the_length():
+    """The whole matrix of scores takes sixteen times as much for four times the length."""
 
     def planned(length):
         shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
         fn = jax.jit(lambda q, k, v: attention(q, k, v, Mask("local", 4), backend="xla"))
         return fn.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
-    assert planned(length) < 1.5 * memory * planned(512)
+    assert 0 < planned(2048) < 6 * planned(512)

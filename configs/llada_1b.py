@@ -3,7 +3,7 @@
     python -m mdlm_jax.train --config=llada_1b --workdir=runs/llada_1b
 
 On a pod the workdir is a bucket's: --workdir=gs://BUCKET/llada_1b. Compiled for the chips, without
-any: 13.3 of 15.75 GiB of a v5e chip, at least 0.38 s a step; docs/pods.md has the table.
+any: 13.4 of 15.75 GiB of a v5e chip, at least 0.37 s a step; docs/pods.md has the table.
 
     python -m mdlm_jax.compile_check --config=llada_1b --topology=v5e:16x16
     python -m mdlm_jax.compile_check --config=llada_1b --topology=v6e:16x16

@@ -3,7 +3,7 @@
     python -m mdlm_jax.train --config=llada_8b --workdir=runs/llada_8b
 
 On a pod the workdir is a bucket's: --workdir=gs://BUCKET/llada_8b. Compiled for the chips, without
-any: 12.2 of 15.75 GiB of a v5e chip, at least 2.7 s a step; docs/pods.md has the table.
+any: 12.6 of 15.75 GiB of a v5e chip, at least 2.7 s a step; docs/pods.md has the table.
 
     python -m mdlm_jax.compile_check --config=llada_8b --topology=v5e:16x16
     python -m mdlm_jax.compile_check --config=llada_8b --topology=v6e:16x16

@@ -17,33 +17,36 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 
 import importlib
 
-from mdlm_jax.diffusion import (
-    AtRate,
-    Corrupted,
-    Denoiser,
-    Hidden,
-    Likelihood,
-    LossAux,
-    Schedule,
-    Strategy,
-    Trace,
-    as_denoiser,
-    at_rate,
-    causal_likelihood,
-    corrupt,
-    corrupt_causal,
-    corrupt_mlm,
-    corrupted_loss,
-    diffusion_loss,
-    keep_around,
-    keep_prefix,
-    mlm_loss,
-    nelbo,
-    sample,
-    schedules,
-    strategies,
-    transforms,
-)
+from mdlm_jax.interrupts import held_back
+
+with held_back():
+    from mdlm_jax.diffusion import (
+        AtRate,
+        Corrupted,
+        Denoiser,
+        Hidden,
+        Likelihood,
+        LossAux,
+        Schedule,
+        Strategy,
+        Trace,
+        as_denoiser,
+        at_rate,
+        causal_likelihood,
+        corrupt,
+        corrupt_causal,
+        corrupt_mlm,
+        corrupted_loss,
+        diffusion_loss,
+        keep_around,
+        keep_prefix,
+        mlm_loss,
+        nelbo,
+        sample,
+        schedules,
+        strategies,
+        transforms,
+    )
 
 __version__ = "0.1.0"
 

@@ -170,7 +170,7 @@ def _told(error: BaseException) -> str:
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Of what ends a command, one line where a person can mend it, else the traceback."""
-    if issubclass(kind, KeyboardInterrupt):
+    if _was_interrupted(error):
         print("interrupted; what was saved is whole", file=sys.stderr)
         # End as Ctrl-C ends a program, at once: threads that still compile or write would crash in
         # an interpreter that takes itself apart.
@@ -182,6 +182,13 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         print(f"error: {_told(error)}; what was saved before is whole", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Also where a library made another error of it: TensorStore does, while it is imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _tell_of_thread(unraisable: Any) -> None:

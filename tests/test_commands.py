@@ -302,6 +302,17 @@ def test_a_signal_saves_exits_75_and_the_run_goes_on(run, folder, monkeypatch):
 
 
 @pytest.mark.slow
+def test_control_c_while_python_imports_ends_the_command_without_a_crash(folder):
+    """jaxlib's C++ would abort, NumPy and TensorStore make other errors of it."""
+    for tenths in range(1, 23):
+        process = start(folder, "--help")
+        time.sleep(tenths / 10)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGINT), told
+
+
+@pytest.mark.slow
 def test_control_c_at_any_point_loses_nothing(run, folder, monkeypatch):
     """Whenever it comes; and in the end the run is as one that was left alone."""
     monkeypatch.setenv("MDLM_JAX_CACHE", str(folder / "cache of the interrupted"))

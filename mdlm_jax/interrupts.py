@@ -1,0 +1,30 @@
+"""Ctrl-C where nobody can take it: kept until somebody can."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Around the import of jax: Ctrl-C waits, and is raised as KeyboardInterrupt behind it.
+
+    In the midst of it, its C++ would abort Python ("terminate called"), and NumPy would tell of a
+    broken installation. Whoever handles the signal otherwise keeps it, and threads other than the
+    main one never get it.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt("while jax was imported")

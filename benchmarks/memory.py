@@ -14,6 +14,7 @@ import sys
 import jax
 
 from benchmarks import building, measure, shapes, train_step
+from mdlm_jax import host_memory
 
 REMATS = ("none", "dots", "full")
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("remat", "scan"):
         if getattr(args, name) is not None:
             flags.error(f"--{name}: this command goes through all, take --{name}s")
+    host_memory.keep_freed()  # as `train` does
     for remat, scan, logits in itertools.product(args.remats, args.scans, args.logits):
         args.remat, args.scan = remat, scan == "yes"
         shape = shapes.chosen(flags, args)

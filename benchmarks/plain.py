@@ -15,7 +15,7 @@ import optax
 from benchmarks import building
 from benchmarks.shapes import Shape
 from mdlm_jax.networks import bert, cudnn
-from mdlm_jax.networks.attention import rope_angles, rotate
+from mdlm_jax.networks.attention import rope_turns, rotate
 from mdlm_jax.training.state import TrainState, init_state
 
 Array = jax.Array
@@ -28,7 +28,7 @@ class Block(nn.Module):
     config: bert.Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, angles: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None, turns: Array) -> Array:
         """`[B, L, D]` to `[B, L, D]`; `mask` broadcasts to `bool[B, H, L, L]`."""
         config = self.config
         dense = partial(nn.Dense, use_bias=config.use_bias, dtype=config.compute_dtype)
@@ -37,7 +37,7 @@ class Block(nn.Module):
         q, k, v = jnp.unstack(h.reshape(*x.shape[:2], 3, config.heads, -1), axis=2)
         if config.qk_norm:
             q, k = norm(name="query_norm")(q), norm(name="key_norm")(k)
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate(q, turns), rotate(k, turns)
         fused = config.attention_backend == "cudnn" and not cudnn.refused(q)
         kernel = "cudnn" if fused else "xla"
         h = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
@@ -57,12 +57,12 @@ class Encoder(nn.Module):
         config = self.config
         embed = nn.Embed(config.padded_vocab, config.width, name="embed")
         x = embed(tokens).astype(config.compute_dtype)
-        angles = rope_angles(tokens.shape[1], config.head_dim)
+        turns = rope_turns(tokens.shape[1], config.head_dim)
         places = jnp.arange(tokens.shape[1])
         near = jnp.abs(places - places[:, None]) <= config.window
         mask = near[None, None] if config.attention == "local" else None
         for i in range(config.layers):
-            x = Block(config, name=f"block_{i}")(x, mask, angles)
+            x = Block(config, name=f"block_{i}")(x, mask, turns)
         norm = partial(nn.RMSNorm, epsilon=config.norm_eps, dtype=config.compute_dtype)
         x = norm(name="final_norm")(x)
         dense = partial(nn.Dense, use_bias=config.use_bias, dtype=config.compute_dtype)

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from benchmarks import building, checks, measure, plain, shapes
+from mdlm_jax import host_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags.error(f"--steps={args.steps}: must be at least 1")
     if args.check and not checks.run_all(shape.encoder.attention_backend):
         return 1
+    host_memory.keep_freed()  # as `train` does
     ceiling = measure.matrix_ceiling()
     with building.logits_at_a_time(args.logits):
         _told(args, shape, "product", building.build_step(shape), ceiling)

@@ -43,6 +43,7 @@ from mdlm_jax import (
     evaluate_answers,
     evaluate_frontier,
     filling,
+    host_memory,
     models,
     workdir,
 )
@@ -124,6 +125,7 @@ def main() -> int:
             with distributed.failing_together():
                 mesh = filling.make_mesh(_MESH.value)
             job = _plan_text(mesh) if _TEXT.value else _plan_split(mesh)
+    host_memory.keep_freed()
     if not of_samples:
         return _measure(job)
     measure = evaluate_frontier.measure if _FRONTIER.value else evaluate_answers.measure

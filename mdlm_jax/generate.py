@@ -33,6 +33,7 @@ from mdlm_jax import (
     decoding,
     distributed,
     filling,
+    host_memory,
     prompts,
     sample_files,
     workdir,
@@ -155,6 +156,7 @@ def main() -> int:
             done = _begin_output(job)
         console = rich.console.Console(highlight=False, markup=False)
 
+    host_memory.keep_freed()
     writes = jax.process_index() == 0
     samples = []
     for batch in _fill(job, first=done):

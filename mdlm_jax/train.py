@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, data, distributed, parallel, starting, workdir
+from mdlm_jax import command_line, data, distributed, host_memory, parallel, starting, workdir
 from mdlm_jax.diffusion import sample, strategies
 from mdlm_jax.evaluation import likelihoods, ngrams
 from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
@@ -64,6 +64,7 @@ def main() -> int:
                     )
                     for change in changes:
                         _say(f"changed since the last start: {change}")
+        host_memory.keep_freed()
         return train(job, weights)
 
 

@@ -140,18 +140,20 @@ def attention_mask(
     return mask
 
 
-def rope_angles(length: int, head_dim: int, theta: float = 10_000.0) -> Array:
-    """Angles `m * theta^(-2i/d)` of position m and feature pair i, f32 `[L, d/2]`.
+def rope_turns(length: int, head_dim: int, theta: float = 10_000.0) -> Array:
+    """Cosine and sine of the angles `m * theta^(-2i/d)`, f32 `[2, L, d/2]`.
 
-    Su et al. 2021 (RoFormer), equation 15, where theta is 10,000.
+    Of position m and feature pair i: Su et al. 2021 (RoFormer), equation 15, where theta is 10,000.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
-    return jnp.arange(length)[:, None] * frequencies
+    angles = jnp.arange(length)[:, None] * frequencies
+    # The barrier keeps XLA from computing them anew for each row and head that they turn.
+    return jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
 
 
-def rotate(x: Array, angles: Array) -> Array:
-    """Turns the feature pairs `(i, i + d/2)` of `x [B, L, H, d]` by `angles [L, d/2]`."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [L, 1, d/2]
+def rotate(x: Array, turns: Array) -> Array:
+    """Turns the feature pairs `(i, i + d/2)` of `x [B, L, H, d]` by `turns [2, L, d/2]`."""
+    cos, sin = turns[:, :, None]  # [L, 1, d/2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax import parallel
-from mdlm_jax.networks.attention import Mask, rope_angles
+from mdlm_jax.networks.attention import Mask, rope_turns
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.layers import (
     Embeddings,
@@ -45,7 +45,7 @@ class Block(nn.Module):
         x: Array,
         condition: Array | None = None,
         seen: tuple = (None, None),
-        angles: tuple[Array, ...] = (),
+        turns: tuple[Array, ...] = (),
         number: Array | None = None,
     ):
         """`x [B, L, D]` to `(x, None)`; without attention the shape is any `[..., D]`.
@@ -54,7 +54,7 @@ class Block(nn.Module):
           x: the residual stream.
           condition: `[B, D]`.
           seen: `(valid, segment_ids)`.
-          angles: as for `rotate`; behind them those of the blocks that lift their window.
+          turns: as for `rotate`; behind them those of the blocks that lift their window.
           number: of the block, i32, where blocks differ.
         """
         config = self.config
@@ -72,9 +72,9 @@ class Block(nn.Module):
         def attend(x: Array) -> Array:
             everywhere = number % config.global_every == 0 if config.global_every else None
             mask = Mask(config.attention, config.window, *seen)
-            turn = angles[0] if angles else None
-            if angles and config.global_every:
-                turn = jnp.where(everywhere, angles[1], angles[0])
+            turn = turns[0] if turns else None
+            if turns and config.global_every:
+                turn = jnp.where(everywhere, turns[1], turns[0])
             return SelfAttention(config, name="attention")(x, mask, turn, everywhere)
 
         of_attention, of_mlp = (), ()
@@ -152,11 +152,11 @@ class Encoder(nn.Module):
             condition = jax.nn.silu(condition)
 
         x = Embeddings(config, name="embeddings")(tokens, token_types, extra)
-        angles: tuple[Array, ...] = ()
+        turns: tuple[Array, ...] = ()
         if config.positions == "rope":
             thetas = (config.rope_theta, *[config.global_rope_theta] * bool(config.global_every))
-            angles = tuple(rope_angles(length, config.head_dim, theta) for theta in thetas)
-        shared = (condition, (valid, segment_ids), angles)
+            turns = tuple(rope_turns(length, config.head_dim, theta) for theta in thetas)
+        shared = (condition, (valid, segment_ids), turns)
         number = jnp.arange(config.layers)
         stacked = config.layers if self.whole else config.layers - 1
         if stacked:

@@ -234,9 +234,9 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, angles: Array | None, everywhere: Array | None = None
+        self, x: Array, mask: Mask, turns: Array | None, everywhere: Array | None = None
     ) -> Array:
-        """`x [B, L, D]`; `mask`, `everywhere` as for `attention`, `angles` as for `rotate`."""
+        """`x [B, L, D]`; `mask`, `everywhere` as for `attention`, `turns` as for `rotate`."""
         config = self.config
         heads = {"heads": config.heads, "head_dim": config.head_dim}
         x = dense(config, "qkv", {"qkv": 3, **heads}, axes=("embed",))(x)
@@ -244,8 +244,8 @@ class SelfAttention(nn.Module):
         if config.qk_norm:
             q = norm(config, "query_norm", "head_dim")(q)
             k = norm(config, "key_norm", "head_dim")(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         x = attention(q, k, v, mask, backend=config.attention_backend, everywhere=everywhere)
         return dense(config, "out", {"embed": config.width}, axes=("heads", "head_dim"))(x)
 

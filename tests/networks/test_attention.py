@@ -11,7 +11,7 @@ from mdlm_jax.networks.attention import (
     attention,
     attention_mask,
     fastest,
-    rope_angles,
+    rope_turns,
     rotate,
 )
 
@@ -78,7 +78,7 @@ def test_mask_by_its_definition(kind, window, padded, segmented):
 
 @jax.jit
 def turn(x):
-    return rotate(x, rope_angles(x.shape[1], x.shape[-1]))
+    return rotate(x, rope_turns(x.shape[1], x.shape[-1]))
 
 
 def test_rope_scores_depend_on_relative_position_only():

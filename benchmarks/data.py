@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from mdlm_jax import command_line, data, parallel
+from mdlm_jax import command_line, data, host_memory, parallel
 from mdlm_jax.data import wikipedia
 from mdlm_jax.experiment import Experiment
 from mdlm_jax.program import make_program
@@ -35,6 +35,7 @@ CHARACTERS = 1_000_000  # a repetition
 
 def main() -> None:
     """Prints all figures."""
+    host_memory.keep_freed()  # as `train` does
     experiment = Experiment.of(_quickstart())
     prepared = data.prepare(experiment.data)
     texts = [article["extract"] for article in wikipedia.load_summaries()]

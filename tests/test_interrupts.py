@@ -1,6 +1,8 @@
 """Ctrl-C is kept while nobody can take it, and never lost."""
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -53,3 +55,18 @@ def test_another_thread_imports_undisturbed():
     thread.start()
     thread.join()
     assert done
+
+
+OF_A_LIBRARY = """
+import mdlm_jax.command_line
+try:
+    raise KeyboardInterrupt
+except KeyboardInterrupt as interrupt:
+    raise ImportError("initialization failed") from interrupt
+"""
+
+
+def test_what_a_library_makes_of_it_is_told_as_what_it_is():
+    run = subprocess.run([sys.executable, "-c", OF_A_LIBRARY], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGINT
+    assert run.stderr == "interrupted; what was saved is whole\n"

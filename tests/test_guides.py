@@ -20,6 +20,8 @@ import mdlm_jax
 from mdlm_jax import as_denoiser, sample
 from mdlm_jax.experiment import Experiment
 
+pytestmark = pytest.mark.slow  # two minutes of commands, one after the other
+
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(mdlm_jax.__file__).parent
 
@@ -195,7 +197,6 @@ def test_every_key_that_is_written_is_told(workdir):
         assert not missing, f"docs/metrics.md does not tell {sorted(missing)}"
 
 
-@pytest.mark.slow
 def test_your_own_text_runs_as_it_stands(tmp_path):
     shutil.copy(DOCS.parent / "README.md", tmp_path)
     environment = {

@@ -41,7 +41,7 @@ part() {
     loop) bench loop --shape=owt ;;
     cpu)
       # Both keep freed memory, which the first does by itself.
-      export MALLOC_MMAP_THRESHOLD_=$((2 ** 30)) MALLOC_TRIM_THRESHOLD_=$((2 ** 31 - 1))
+      local -x MALLOC_MMAP_THRESHOLD_=$((2 ** 30)) MALLOC_TRIM_THRESHOLD_=$((2 ** 31 - 1))
       JAX_PLATFORMS=cpu bench train_step --shape=quickstart --plain
       bench torch_twin --shape=quickstart --device=cpu --compile=default
       bench torch_twin --shape=quickstart --device=cpu --compile=none

@@ -17,7 +17,8 @@ def keep_freed() -> bool:
     XLA allocates what a call computes in anew each time. glibc takes large blocks from the system
     and returns them at once, so that every page of theirs is cleared and mapped at its first touch,
     again and again: 12,000 page faults a step of the quickstart, and two fifths of its time. With
-    this the process keeps what it once needed, up to 2 GiB. It holds for the whole process.
+    this the whole process keeps what it once needed, but for blocks above 1 GiB and what is free
+    above 2 GiB at the heap's end.
 
     Returns:
       Whether it does that here; elsewhere than under glibc and on JAX's CPU backend, nothing.

@@ -147,7 +147,7 @@ def rope_turns(length: int, head_dim: int, theta: float = 10_000.0) -> Array:
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
     angles = jnp.arange(length)[:, None] * frequencies
-    # Stacked behind a barrier, XLA does not compute them anew for each row and head that they turn.
+    # Stacked and behind a barrier, they are not computed anew for each row and head that they turn.
     return jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
 
 

@@ -1,18 +1,171 @@
-"""Noise as a function of (key, row): no mesh, process count or batch split can change it."""
+"""Noise: one seed, named purposes, one key a row.
+
+Every random number of a run is a function of (seed, purpose, step, row). No mesh, process count or
+batch split can change it, and no two purposes share any of it:
+
+    key = noise.seed_key(seed)                        # instead of `jax.random.key(seed)`
+    noise.derive(key, "init")                         # fresh weights
+    of_step = noise.derive(key, "training", step)     # of one step; from it:
+    noise.derive(of_step, "masks")                    # what the batch's corruption draws
+    noise.derive(of_step, "prompts")                  # what is kept of each row
+    noise.derive(of_step, "dropout", microbatch)      # of one microbatch
+    noise.derive(key, "evaluation")                   # a likelihood
+    noise.derive(key, "rates", rate_index)            # a likelihood's integrand
+    noise.derive(key, "samples")                      # what a command writes
+    noise.derive(key, "shown", step)                  # the sample shown while training
+
+The purpose comes first. `jax.random.split(key)[i]` and `jax.random.fold_in(key, i)` are one key, so
+a step, a row or a half of a key would share its noise with whatever has the same number. A purpose
+is folded in as a number that no step, row or index reaches.
+
+Functions that draw for a batch take `key=`, of the whole batch, with `rows=`, or `keys=`, one a
+row; `keys_of_rows` checks them.
+"""
+
+import operator
+import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+
+# What is drawn, each from noise of its own.
+PURPOSES = (
+    # Of a run.
+    "init",  # fresh weights
+    "training",  # all that a step draws
+    "masks",  # of a step: its corruption
+    "prompts",  # of a step: what is kept of each row
+    "dropout",  # of a step
+    "evaluation",  # a likelihood, an exact answer's drawn one too
+    "rates",  # a likelihood's integrand
+    "samples",  # what is written for somebody
+    "shown",  # a sample while training
+    # Of a function of this package.
+    "row",
+    "spread",  # mask counts, stratified over rows
+    "place",  # which tokens are masked
+    "fate",  # of BERT's selected tokens: mask, another token, or as it was
+    "other",  # which other token
+    "keep",
+    "begin",  # of a strategy
+    "propose",
+    "draw",
+    "commit",
+)
 
 # 2^32 over the golden ratio: the additive recurrence that spreads any run of consecutive indices
 # most evenly over the circle.
 _GOLDEN = 0x9E3779B9
 
 
+def _number(purpose: str) -> np.uint32:
+    """Of 2^31 and more, where no step, row or index is; stable whatever else is named."""
+    return np.uint32(zlib.crc32(purpose.encode()) | 1 << 31)
+
+
+_NUMBERS = {purpose: _number(purpose) for purpose in PURPOSES}
+assert len(set(_NUMBERS.values())) == len(PURPOSES)
+
+
+def seed_key(seed: int) -> Array:
+    """The key of a seed, all 64 bits of it: other seeds have other keys.
+
+    It is `jax.random.key(seed)` below 2^32. That reads the low 32 bits only (unless JAX has 64-bit
+    numbers switched on), so seeds 1 and 2^32 + 1, or -1 and 2^32 - 1, are one to it.
+
+    Args:
+      seed: from 0 to 2^64 - 1.
+
+    Raises:
+      ValueError: any other seed.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 2**64:
+        raise ValueError(f"seed is {seed!r}, it must be a whole number from 0 to 2^64 - 1")
+    words = np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
+    plain = jax.random.key(0)
+    size = jax.random.key_data(plain).size  # 2 of threefry; of rbg 4, which are the 2 twice
+    data = jnp.asarray(np.tile(words, size // 2))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(plain))
+
+
+def derive(key: Array, purpose: str, *numbers: Array | int) -> Array:
+    """The key of a purpose, and of a step, an index, ... of it.
+
+    Args:
+      key: one key, or keys `[B]`, of which each is derived from.
+      purpose: one of `PURPOSES`.
+      numbers: whole numbers from 0 to 2^31 - 1, folded in one after the other; may be traced.
+
+    Returns:
+      One key, or keys `[B]`.
+
+    Raises:
+      ValueError: a purpose that has no name here.
+    """
+    if purpose not in _NUMBERS:
+        raise ValueError(f"purpose is {purpose!r}, it must be one of {', '.join(PURPOSES)}")
+
+    def of_one(key: Array) -> Array:
+        for number in (_NUMBERS[purpose], *numbers):
+            key = jax.random.fold_in(key, number)
+        return key
+
+    return jax.vmap(of_one)(key) if _typed(key).ndim else of_one(key)
+
+
 def row_keys(key: Array, rows: Array) -> Array:
     """One key a row: `keys [B]` from one key and `rows i32[B]`."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(derive(key, "row"), rows)
+
+
+def keys_of_rows(key: Array | None, keys: Array | None, rows: Array | None, tokens: Array) -> Array:
+    """The rows' keys `[B]`, of a function that takes `key` and `rows`, or `keys`.
+
+    Args:
+      key: one key for the batch; None beside `keys`.
+      keys: `[B]`, one a row; None beside `key`.
+      rows: i32[B], the rows' numbers in the global batch, beside `key`; default 0..B-1.
+      tokens: `[B, ...]`, what the noise is for.
+
+    Raises:
+      ValueError: both of `key` and `keys`, or neither; `rows` beside `keys`; what is no key; a
+        wrong length; and, where it can be seen, one key without `rows` for tokens that are mapped
+        or sharded: each part would draw the same noise. It can be seen directly in `vmap`, and in
+        a `shard_map` that checks (`check_vma=True`); not through a `jit` within `vmap`.
+    """
+    batch = tokens.shape[0]
+    if (key is None) == (keys is None):
+        raise ValueError(
+            f"{'neither' if key is None else 'both'} of key and keys given: give key, one for the "
+            "batch, or keys, one a row, and None for the other"
+        )
+    if keys is not None:
+        if rows is not None:
+            raise ValueError("rows given beside keys: they number the rows of one key, omit them")
+        keys = _checked("keys", keys)
+        if keys.shape != (batch,):
+            raise ValueError(f"keys has shape {keys.shape}, it must be ({batch},): one a row")
+        return keys
+    key = _checked("key", key)
+    if key.shape:
+        raise ValueError(f"key has shape {key.shape}, it must be one key; keys= takes one a row")
+    if rows is None:
+        if _is_in_parts(tokens, key):
+            raise ValueError(
+                "the tokens are mapped and the key is not: each part would draw the same noise; "
+                "give rows, their numbers in the global batch, or keys, one a row"
+            )
+        rows = jnp.arange(batch)
+    elif jnp.shape(rows) != (batch,):
+        raise ValueError(f"rows has shape {jnp.shape(rows)}, it must be ({batch},)")
+    return row_keys(key, jnp.asarray(rows))
 
 
 def row_uniform(keys: Array, length: int) -> Array:
@@ -36,3 +189,37 @@ def stratified(key: Array, index: Array) -> Array:
     rotation = jax.random.bits(key, dtype=jnp.uint32)
     bits = rotation + index.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
     return (bits >> 8).astype(jnp.float32) * 2.0**-24  # 24 bits: nothing is rounded
+
+
+def _typed(key: Array) -> Array:
+    """Keys as such, which may come as the bare words of `jax.random.PRNGKey`."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def _checked(name: str, key: Array) -> Array:
+    if not isinstance(key, jax.Array | np.ndarray) or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        or (key.dtype == jnp.uint32 and key.ndim and key.shape[-1] in (2, 4))
+    ):
+        array = hasattr(key, "dtype") and hasattr(key, "shape")
+        what = f"{key.dtype}{list(key.shape)}" if array else f"of type {type(key).__name__}"
+        raise ValueError(f"{name} is {what}, it must be made by jax.random.key(seed) and the like")
+    return _typed(key)
+
+
+def _is_in_parts(tokens: Array, key: Array) -> bool:
+    """Whether `vmap` or `shard_map` is seen to cut the tokens up, and not the key."""
+    mapped = _is_mapped(tokens) and not _is_mapped(key)
+    return mapped or bool(_varying(tokens) - _varying(key))
+
+
+def _is_mapped(x: Array) -> bool:
+    return type(x).__name__ == "BatchTracer"  # which JAX does not export
+
+
+def _varying(x: Array) -> frozenset:
+    """The mesh axes over which `x` differs, within a `shard_map` that checks."""
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mdlm_jax import data
 
@@ -214,7 +214,7 @@ def canvas(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
             continue
         text = _with_masks(prompt, mask_token, length)
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int32)
+        ids = _with_space(encoding, text, mask_token, tokenizer)
         if len(ids) > length:
             raise _too_long(prompt, len(ids), length)
         if mask_id not in ids:
@@ -222,8 +222,9 @@ def canvas(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
                 f"prompt {_short(prompt)} has nothing to fill: mark gaps by [MASK] or {{mask:12}}"
             )
         if unknown is not None and unknown in ids:
-            where = [encoding.offsets[place] for place in np.flatnonzero(ids == unknown)]
-            strange = list(dict.fromkeys(text[first:last] for first, last in where))
+            read = zip(encoding.ids, encoding.offsets, strict=True)
+            where = [offsets for index, offsets in read if index == unknown]
+            strange = list(dict.fromkeys(repr(text[first:last]) for first, last in where))
             raise ValueError(
                 f"prompt {_short(prompt)} has text that the model's tokenizer does not know: "
                 + " ".join(strange[:5])
@@ -277,6 +278,22 @@ def _with_masks(prompt: str, mask_token: str, length: int) -> str:
         return mask_token * int(gap[1])
 
     return _GAPS.sub(masks, prompt.replace("[MASK]", mask_token))
+
+
+def _with_space(encoding: Encoding, text: str, mask_token: str, tokenizer: Tokenizer) -> np.ndarray:
+    """i32[n], the ids, and before each mask the white space that it took too much of.
+
+    A mask takes the one space before it, which what is filled in brings along. Tokenizers take all
+    that is white, so that a gap would lose its line and its indentation.
+    """
+    mask_id = tokenizer.token_to_id(mask_token)
+    ids: list[int] = []
+    for index, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+        if index == mask_id:
+            taken = text[first:last].partition(mask_token)[0].removesuffix(" ")
+            ids += tokenizer.encode(taken, add_special_tokens=False).ids if taken else []
+        ids.append(index)
+    return np.array(ids, np.int32)
 
 
 def _without_messages(prompt: Prompt) -> ValueError:

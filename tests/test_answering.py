@@ -11,7 +11,7 @@ import pytest
 from command_runs import TEXT
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mdlm_jax import answering, parallel
+from mdlm_jax import answering, data, parallel
 from mdlm_jax import models as loading
 from mdlm_jax.data import special_ids
 from mdlm_jax.diffusion import causal_likelihood
@@ -94,6 +94,19 @@ def test_an_answer_is_what_follows_its_context(answerer):
         assert len(ids) <= blanks and mask_id not in ids
     with pytest.raises(ValueError, match="an answer must have 1 to 15 tokens, not 16"):
         answerer.answers([""], tokens=16)
+
+
+def test_the_white_space_of_an_answer_is_text(tmp_path, answerer):
+    """Of a model that writes nothing but new lines, so that a stop at the very start is seen."""
+    tokenizer = data.train_tokenizer([" \n".join(WORDS)], kind="characters", vocab_size=121,
+                                     lowercase=True)  # fmt: skip
+    line = tokenizer.token_to_id("\n")
+    folder = exported.write(tmp_path / "run", use_bias=True)
+    model = loading.load(str(folder), answerer.mesh)._replace(tokenizer=tokenizer)
+    bias = model.params["head"]["bias"]
+    model.params["head"]["bias"] = jnp.where(jnp.arange(len(bias)) == line, 1e3, bias)
+    (answer,) = dataclasses.replace(answerer, model=model).answers(["old"], tokens=3)
+    assert answer == "\n\n\n" and answering.cut_at(answer, ["\n"]) == ""
 
 
 def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):

@@ -245,7 +245,7 @@ CASES = {
     "no gap": ("generate", [WRITE, "--prompt=no gap"], "nothing to fill"),
     "long prompt": ("generate", [WRITE, "--prompt={{mask:17}}"], "17 tokens, a row has 16"),
     "no masks": ("generate", [WRITE, "--prompt=a {{mask:0}}"], r"\{mask:0\} is no gap"),
-    "strange": ("generate", [WRITE, "--prompt=漢 [MASK]"], "does not know: 漢"),
+    "strange": ("generate", [WRITE, "--prompt=漢 [MASK]"], "does not know: '漢'"),
     "no steps": ("generate", [WRITE, "--steps=0"], r"steps=0: 0 is not .*\[1, 100000\]"),
     "few steps": ("generate", [WRITE, "--steps=3", "--blocks=4"], "steps is 3, blocks 4: each"),
     "strategy": ("generate", [WRITE, "--strategy=best"], "best.*exact_count"),

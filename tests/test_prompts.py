@@ -41,6 +41,24 @@ def test_rows_of_one_batch_have_lengths_of_their_own(tokenizer, special):
     assert not np.any(rows.fill & ~rows.shown)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_a_prompt_keeps_its_white_space(kind):
+    """A mask takes the one space before it and no more: its line and its indentation stay."""
+    texts = ["def f(x):\n    return x\t\n"] * 3
+    tokenizer = data.train_tokenizer(texts, kind=kind, vocab_size=300, lowercase=False)
+    prompt = "  def f(x):\n    [MASK] x\n\n[MASK]\t[MASK] "
+    rows = prompts.canvas([prompt], tokenizer, 40)
+    tokens = rows.tokens[0, rows.shown[0]]
+    assert rows.fill.sum() == 3
+    told = prompt.replace(" [MASK]", "[MASK]") if kind == "bpe" else prompt
+    assert data.decode(tokenizer, tokens) == told
+    # What a text would be split into, where it has no gap.
+    before, _ = prompt.split("[MASK] x")
+    whole = ids(tokenizer, before + "return")
+    mask = tokens.tolist().index(data.special_ids(tokenizer).mask)
+    assert tokens[:mask].tolist() == whole[:mask]
+
+
 def test_special_tokens_may_be_spelt_out(tokenizer, special):
     tokens = prompts.canvas(["[SEP] the [MASK]"], tokenizer, LENGTH).tokens
     assert tokens[0, 0] == special.sep
@@ -65,7 +83,7 @@ def test_gaps_are_written_alike_whatever_the_mask_is_called():
         ("the {mask:12}", "tokens, a row has 12"),
         ("a {mask:0}", r"\{mask:0\} is no gap"),
         ("a {mask:many}", r"\{mask:many\} is no gap"),
-        ("漢字 the [MASK] 漢", "does not know: 漢 字$"),
+        ("漢字 the [MASK] 漢", "does not know: '漢' '字'$"),
     ],
 )
 def test_a_prompt_that_is_none_is_refused_in_one_line(tokenizer, text, message):

@@ -112,3 +112,17 @@ def test_a_record_tells_the_text_up_to_its_end():
     bare = sample_files.record(settings, filled, **parts, with_tokens=False)
     assert bare == {name: value for name, value in made.items() if name != "tokens"}
     assert list(bare)[:2] == ["prompt", "text"]
+
+
+@pytest.mark.parametrize("text", ["    return x\n", "\n", " \ta\n\nb "])
+def test_a_record_keeps_the_white_space_of_its_text(text):
+    tokenizer = data.train_tokenizer([text], kind="characters", vocab_size=40, lowercase=False)
+    (ids,) = data.encode_documents(tokenizer, [text])  # a separator at the end
+    everything = np.ones(len(ids), bool)
+    filled = Filled(0, ids, np.arange(len(ids)), np.zeros(len(ids)), len(ids))
+    made = sample_files.record(
+        {"prompt": "def f(x):"}, filled, fill=everything, shown=everything, tokenizer=tokenizer,
+        with_tokens=True,
+    )  # fmt: skip
+    assert json.loads(sample_files.line(made))["text"] == text
+    assert "".join(piece for piece, _, _ in made["tokens"]) == text

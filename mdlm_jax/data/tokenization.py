@@ -116,9 +116,11 @@ def cut(text: str) -> Iterator[str]:
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of a row of ids: padding and start left out, a new line for the separator, masks shown.
+    """Text of a row of ids: padding and start left out, masks shown.
 
-    White space is stripped from both ends.
+    A separator between two texts is a new line; before the first and behind the last there is no
+    text to part, and they are nothing. White space of the tokens is text, at both ends too: what
+    is only looked at may be stripped by who shows it.
     """
     special = special_ids(tokenizer)
     documents: list[list[int]] = [[]]
@@ -127,7 +129,9 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
             documents.append([])
         elif index not in (special.pad, special.cls):
             documents[-1].append(index)
-    return "\n".join(_decode_document(tokenizer, document) for document in documents).strip()
+    filled = [place for place, document in enumerate(documents) if document]
+    within = documents[filled[0] : filled[-1] + 1] if filled else []
+    return "\n".join(_decode_document(tokenizer, document) for document in within)
 
 
 def _decode_document(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm_jax.diffusion import noise
-from mdlm_jax.diffusion.masks import Masks, bernoulli_masks, exact_masks, share_masks
+from mdlm_jax.diffusion.masks import Masks, bernoulli_masks, exact_masks, share_counts, share_masks
 from mdlm_jax.diffusion.schedules import Schedule, linear
 
 Array = jax.Array
@@ -66,9 +66,9 @@ def corrupt(
       weighting: "elbo" makes the loss the NELBO in nats per maskable token; "flat" the summed
         cross-entropy of the masked tokens per maskable token.
       max_rate: r in (0, 1], of exact counts: a row of L maskable tokens has k of them masked, k
-        uniform on {1..K} with `K = max(1, ceil(r L))`, and the loss is `L E[S_k / k]` over these k,
-        the NELBO's integrand averaged over the rates up to r. Only r = 1 gives the NELBO. It may
-        be traced: a curriculum is a function of the step.
+        uniform on {1..K} with `K = max(1, ceil(r L))` (15 for 0.15 and 100), and the loss is
+        `L E[S_k / k]` over these k, the NELBO's integrand averaged over the rates up to r. Only
+        r = 1 gives the NELBO. It may be traced: a curriculum is a function of the step.
       maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
       paired: whether rows 2i and 2i + 1 share slots, which saves half the projection. By default
@@ -160,7 +160,7 @@ def corrupt_mlm(
         tokens,
         jnp.where(changed, replaced, tokens),
         masks._replace(weight=masks.weight / jnp.maximum(masks.count.sum(), 1)),
-        slots=max(1, round(rate * width)),
+        slots=int(share_counts(rate, width)[-1]),
         paired=False,
     )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.masks import share_masks
+from mdlm_jax.diffusion.masks import share_counts, share_masks
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import Schedule, linear
 
@@ -74,7 +74,7 @@ def at_rate(
     masks = share_masks(noise.row_keys(key, rows), rate, maskable=maskable)
     masks = masks._replace(t=schedule.rate_to_time(masks.t))
     canvas = jnp.where(masks.selected, mask_id, tokens)
-    slots = min(int(rate * tokens.shape[1]) + 1, tokens.shape[1])  # however the product is rounded
+    slots = int(share_counts(rate, tokens.shape[1])[-1])
     corrupted = lay_out(tokens, canvas, masks, slots=slots, paired=False)
     filled = corrupted.weights > 0  # [B, C]
     read = slot_nats(denoiser, corrupted, mask_id=mask_id)

@@ -15,10 +15,12 @@ uniform, and the k-th lowest score has the law `Beta(k, L + 1 - k)` of the mask 
 independently of which set it is. Bernoulli masking at rate r masks the scores below r.
 """
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.schedules import Schedule
@@ -66,11 +68,10 @@ def exact_masks(
       side: i32[B], see `exact_counts`.
       maskable: bool[B, L].
       schedule: turns the mask rate into the time.
-      max_rate: r in (0, 1], which bounds the counts: `K = max(1, ceil(r L))`.
+      max_rate: r in (0, 1], which bounds the counts, see `bounded_counts`.
     """
     order, scores, length = _random_order(keys, maskable)
-    most = jnp.ceil(jnp.asarray(max_rate, jnp.float32) * length).astype(jnp.int32)
-    count = exact_counts(u, jnp.clip(most, jnp.minimum(1, length), length), side)
+    count = exact_counts(u, bounded_counts(max_rate, length), side)
     rate = jnp.take_along_axis(scores, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
     t = schedule.rate_to_time(jnp.minimum(rate, 1.0))  # 1 where there is nothing to mask
     return Masks(order, count, length, t, length / jnp.maximum(count, 1))
@@ -84,11 +85,37 @@ def bernoulli_masks(keys: Array, t: Array, *, maskable: Array, schedule: Schedul
 
 
 def share_masks(keys: Array, rate: float, *, maskable: Array) -> Masks:
-    """`max(1, round(rate L))` masks a row, each of weight 1: BERT's one mask rate."""
+    """`share_counts` masks a row, each of weight 1: BERT's one mask rate."""
     order, _, length = _random_order(keys, maskable)
-    count = jnp.maximum(1, jnp.round(rate * length)).astype(jnp.int32)
+    count = jnp.asarray(share_counts(rate, maskable.shape[1]))[length]
     ones = jnp.ones(length.shape, jnp.float32)
-    return Masks(order, jnp.where(length > 0, count, 0), length, rate * ones, ones)
+    return Masks(order, count, length, rate * ones, ones)
+
+
+def share_counts(rate: float, width: int) -> np.ndarray:
+    """`max(1, round(rate L))` of each L from 0 to `width`, 0 of 0: `i32[width + 1]`.
+
+    Whoever masks and whoever makes room for it read the same table, whose last entry is the
+    largest. It is exact: the rate is the decimal fraction that it is written as, halves go to the
+    even neighbour.
+    """
+    exact = Fraction(repr(float(rate)))
+    return np.array([0] + [max(1, round(exact * n)) for n in range(1, width + 1)], np.int32)
+
+
+def bounded_counts(max_rate: Array | float, length: Array) -> Array:
+    """`K = max(1, ceil(r L))`, 0 of 0, with r a float32 that may be traced: `i32[B]`.
+
+    Float32 rounds 0.15 up, and 0.15 * 100 would be more than 15. So r is taken for the least number
+    that its float32 may stand for, and multiplied in whole numbers: K is right wherever `r L` is
+    whole, or above a whole number by more than `L / 2^24`.
+    """
+    units = (jnp.asarray(max_rate, jnp.float32) * 2.0**30).astype(jnp.int32)  # of 2^-30
+    least = jnp.maximum(units - (units >> 24) - 1, 0)
+    most = jnp.zeros_like(length)
+    for shift in (0, 10, 20):  # long multiplication, rounded up; fits int32 up to L = 2^21
+        most = ((least >> shift & 1023) * length + most + 1023) >> 10
+    return jnp.clip(most, jnp.minimum(1, length), length)
 
 
 def exact_counts(u: Array, length: Array, side: Array) -> Array:

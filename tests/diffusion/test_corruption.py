@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mdlm_jax import corrupt, corrupt_mlm, schedules
-from mdlm_jax.diffusion.masks import exact_counts
+from mdlm_jax.diffusion.masks import bounded_counts, exact_counts, share_counts
 
 MASK = 9
 KEY = jax.random.key(0)
@@ -189,6 +191,45 @@ def test_mlm_selects_its_share_and_replaces_in_three_ways():
     law[MASK], law[2] = 0.8, 0.1 + 0.1 / 11
     assert stats.chisquare(np.bincount(canvas.ravel(), minlength=12), law * 12000).pvalue > ALARM
     assert (np.asarray(out.canvas) != 2).sum() == (canvas != 2).sum()
+
+
+# 28.5 and 10.5 tokens: float32 and float64 round their products to other sides.
+@pytest.mark.parametrize(("width", "rate"), [(190, 0.15), (30, 0.35)])
+def test_mlm_has_room_for_all_that_it_selects(width, rate):
+    out = jax.jit(
+        lambda key: corrupt_mlm(
+            key, tokens_of(2, width), mask_id=MASK, vocab_size=10, rate=rate, mask_share=1.0,
+            random_share=0.0,
+        )
+    )(KEY)  # fmt: skip
+    masked = np.asarray(out.canvas == MASK).sum(axis=1)
+    assert list(masked) == [round(Fraction(str(rate)) * width)] * 2
+    np.testing.assert_allclose(np.asarray(out.weights).sum(), 1.0, rtol=1e-6)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 1000), st.sampled_from([100, 1000, 64, 7]), st.integers(1, 400))
+def test_counts_of_a_rate_are_exact(part, of, width):
+    rate = Fraction(min(part, of), of)
+    lengths = np.arange(width + 1)
+    most = np.asarray(most_of(np.float32(float(rate)), np.arange(401)))[: width + 1]
+    assert most.tolist() == [0, *(max(1, -(-rate * n // 1)) for n in range(1, width + 1))]
+    counts = share_counts(float(rate), width)
+    expected = rate * lengths
+    assert np.all((abs(counts - expected) <= 0.5 + 1e-9) | (counts == 1))
+    assert counts[0] == 0 and counts[1:].min() == 1 and counts[-1] == counts.max()
+    if of != 7:  # no decimal fraction
+        assert counts[1:].tolist() == [max(1, round(rate * int(n))) for n in lengths[1:]]
+
+
+most_of = jax.jit(bounded_counts)
+
+
+def test_a_bound_on_the_rate_holds_in_long_rows_too():
+    lengths = np.array([1, 100, 8192, 131_072, 2**21 - 1])
+    most = np.asarray(most_of(np.float32(0.15), lengths))
+    assert most.tolist() == [1, 15, 1229, 19661, 314573]
+    assert np.array_equal(most_of(np.float32(1), lengths), lengths)
 
 
 def test_mlm_selects_at_least_one_and_none_from_an_empty_row():

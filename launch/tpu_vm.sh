@@ -4,7 +4,8 @@
 # Trains on all workers of a Cloud TPU, in the background, each started again when it crashes. Needs
 # gcloud, logged in, with a project and the TPU API (`gcloud auth login`, `gcloud config set project P`,
 # `ssh-add ~/.ssh/google_compute_engine`), a TPU VM, and a bucket that it may write. Run it from anywhere
-# in the repository: mdlm_jax, configs and launch are copied as they are.
+# in the repository: mdlm_jax, configs and launch are copied as they are. MDLM_JAX_CACHE=gs://BUCKET/...
+# in the environment of `start` is that of all workers.
 #
 #   create --type v5litepod-256 [-- FLAGS]   makes the TPU; FLAGS go to gcloud, such as --spot
 #   start -- --config=... --workdir=...      copies the code, installs it, starts the training
@@ -127,7 +128,9 @@ start() {
   run tar -czf "$folder/mdlm_jax.tar.gz" --exclude=__pycache__ \
     pyproject.toml README.md LICENSE mdlm_jax configs launch
   run "${tpus[@]}" scp "$folder/mdlm_jax.tar.gz" "$name:" "${zone[@]}" "${workers[@]}"
-  on_all "mkdir -p mdlm_jax && tar -xzf mdlm_jax.tar.gz -C mdlm_jax && bash mdlm_jax/launch/tpu_worker.sh start $(quoted "$@")"
+  local cache=''
+  case ${MDLM_JAX_CACHE:-} in gs://*) cache="MDLM_JAX_CACHE=$(quoted "$MDLM_JAX_CACHE") " ;; esac
+  on_all "mkdir -p mdlm_jax && tar -xzf mdlm_jax.tar.gz -C mdlm_jax && ${cache}bash mdlm_jax/launch/tpu_worker.sh start $(quoted "$@")"
 }
 
 case $command in

@@ -1,10 +1,12 @@
 """Makes the rows that a config trains on, and shows what came out.
 
     python -m mdlm_jax.prepare --config=quickstart
+    MDLM_JAX_CACHE=gs://my-bucket/prepared python -m mdlm_jax.prepare --config=lm1b
 
 Reads the text, trains or loads the tokenizer, tokenizes and packs, once: training finds the rows
-again by what made them. Shows the sizes of each split, how well the vocabulary covers the text, and
-a few rows as the model will see them.
+again by what made them, in `$MDLM_JAX_CACHE`: a folder, perhaps of many machines, or a bucket.
+Shows the sizes of each split, how well the vocabulary covers the text, and a few rows as the model
+will see them.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import rich.table
 from absl import flags
 
 from mdlm_jax import command_line, data, starting
+from mdlm_jax.data.cache import open_cache
 from mdlm_jax.experiment import Experiment
 
 _CONFIG = command_line.define_config()
@@ -44,10 +47,11 @@ def main() -> int:
 
 
 def _heading(prepared: data.Prepared) -> str:
-    card = prepared.card
+    card, bucket = prepared.card, open_cache(None).bucket
+    shared = f", a copy of {bucket.url}/{prepared.path.name}" if bucket else ""
     return (
         f"{card['source']}, version {card['version']}, in rows of {card['config']['length']} "
-        f"tokens; {prepared.vocab_size:,} entries in the vocabulary\n{prepared.path}"
+        f"tokens; {prepared.vocab_size:,} entries in the vocabulary\n{prepared.path}{shared}"
     )
 
 

@@ -7,15 +7,14 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from buckets import serve_bucket
 from command_runs import TINY, command, run, write_text
 from orbax.checkpoint import v1
 
@@ -198,33 +197,21 @@ def test_an_exported_model_writes_and_is_measured_as_the_run(places, tmp_path):
 
 @pytest.fixture
 def bucket(tmp_path):
-    """A server that answers as Google Cloud Storage does, in the environment of the commands."""
-    pytest.importorskip("gcsfs")
-    pytest.importorskip("gcp_storage_emulator")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    served = ["--host=localhost", f"--port={port}", "--in-memory", "--default-bucket=bucket"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "gcp_storage_emulator", "start", *served],
-        stdout=(tmp_path / "server.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
-    address = f"http://localhost:{port}"
-    while "All services started" not in (tmp_path / "server.log").read_text():
-        assert server.poll() is None
-        time.sleep(0.1)
-    yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
-    server.terminate()
-    server.wait()
+    with serve_bucket(tmp_path) as env:
+        yield env
 
 
-def test_a_workdir_may_be_in_a_bucket(places, bucket, tmp_path):
-    places = {**places, "env": {**places["env"], **bucket}}
+def test_a_workdir_and_the_data_may_be_in_a_bucket(places, bucket, tmp_path):
+    env = {"MDLM_JAX_CACHE": "gs://bucket/prepared", "XDG_CACHE_HOME": str(tmp_path / "copies")}
+    places = {**places, "env": {**env, **bucket}}
+    done = run("prepare", *TINY, **places)
+    name = re.search(r", a copy of gs://bucket/prepared/(\S+)", done.stdout)[1]
+    shutil.rmtree(tmp_path / "copies")
     workdir = "--workdir=gs://bucket/runs/one"
     run("train", *FLAGS, "--config.training.steps=6", workdir, **places)
     done = run("train", *FLAGS, "--config.training.steps=9", workdir, **places)
     assert "resuming at step 6" in done.stdout
+    assert [path.name for path in (tmp_path / "copies/mdlm_jax").glob("text_files-*")] == [name]
     done = run("generate", workdir, "--steps=2", "--save", **places)
     assert "written: gs://bucket/runs/one/report.html" in done.stdout
     done = run("export", workdir, f"--output={tmp_path}/model", **places)

@@ -13,6 +13,7 @@ _NAMES = {
         "eval_batches",
         "train_batches",
     ),
+    "cache": ("default_cache_dir",),
     "chat": (
         "ChatTemplate",
         "check_messages",
@@ -30,11 +31,12 @@ _NAMES = {
         "pair",
     ),
     "preparation": (
-        "Prepared",
-        "default_cache_dir",
         "find_prepared",
-        "load_prepared",
         "prepare",
+    ),
+    "prepared": (
+        "Prepared",
+        "load_prepared",
     ),
     "text_rows": ("read_rows",),
     "tokenization": (

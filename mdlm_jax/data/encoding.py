@@ -2,7 +2,7 @@
 
 import array
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,20 @@ class Encoded(NamedTuple):
         if not self.sizes.size:
             return np.zeros(0, self.dtype)
         return np.memmap(self.path, self.dtype, mode="r")
+
+
+# (folder, documents by split, tokenizer) -> the tokens of each split, in files of the folder.
+Encode = Callable[[Path, Mapping[str, Iterable[Document]], Tokenizer], dict[str, Encoded]]
+
+
+def encode_splits(
+    folder: Path, splits: Mapping[str, Iterable[Document]], tokenizer: Tokenizer
+) -> dict[str, Encoded]:
+    """Encodes one split after the other in this process, each to `{split}.raw` in the folder."""
+    return {
+        split: write_tokens(folder / f"{split}.raw", documents, tokenizer, name=split)
+        for split, documents in splits.items()
+    }
 
 
 def write_tokens(

@@ -1,17 +1,12 @@
 """From a corpus to rows on disk, made once and found again by what made them."""
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,11 +20,12 @@ from mdlm_jax.data import (
     tfds_datasets,
     tokenization,
 )
+from mdlm_jax.data.cache import open_cache
 from mdlm_jax.data.config import OF_HELD_OUT, TOKENIZERS, Config
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
-from mdlm_jax.data.encoding import Encoded
+from mdlm_jax.data.encoding import Encode, Encoded
 from mdlm_jax.data.holding_out import hold_out
-from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.prepared import CARD, Prepared, fingerprint, load_prepared
 from mdlm_jax.data.tokenizer_loading import load_tokenizer
 from mdlm_jax.data.tokenizer_training import train_tokenizer
 
@@ -44,94 +40,42 @@ _LATER = ("prompt_field", "messages_field", "chat_template")
 TRAINING_CHARACTERS = 2**28
 
 
-class Prepared(NamedTuple):
-    """Rows ready to train on, and what is needed to read them.
-
-    Attributes:
-      tokenizer: its `encode` reads a literal mask ("[MASK]") in a prompt as the mask.
-      splits: rows by split; the tokens are mapped from disk, read-only.
-      label_names: names of the rows' labels, () without labels.
-      vocab_size: the tokenizer's highest id, plus 1.
-      mask_id: id of the mask.
-      pad_id: id of the padding: the separator's, where the tokenizer has none.
-      sep_id: id of the separator.
-      fingerprint: hash of the tokenizer and of every row: equal exactly where the data are.
-      card: contents of `data.json`. `card["splits"][name]` has documents, tokens (separators and
-        what is cut or dropped included), unknown_tokens, characters and bytes (of the raw text),
-        rows, longest (tokens of the longest document, its separators included), cut_tokens (of
-        documents longer than a padded row, those that are in no row; 0 of packed rows), and of
-        pairs dropped_documents (whose prompts leave no room for a response).
-        `card["chat_template"]` is the text of the template that wrote out messages, '' where there
-        were none.
-      path: the folder that holds all of it.
-    """
-
-    tokenizer: Tokenizer
-    splits: dict[str, Rows]
-    label_names: tuple[str, ...]
-    vocab_size: int
-    mask_id: int
-    pad_id: int
-    sep_id: int
-    fingerprint: str
-    card: dict[str, Any]
-    path: Path
-
-
-def default_cache_dir() -> Path:
-    """$MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`."""
-    return Path(os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax").expanduser()
-
-
-def prepare(config: Config, cache_dir: str | Path | None = None) -> Prepared:
+def prepare(
+    config: Config, cache_dir: str | Path | None = None, *, encode: Encode = encoding.encode_splits
+) -> Prepared:
     """Reads, tokenizes and lays out the corpus in rows, or loads what an earlier call left.
 
     The corpus is streamed: memory does not grow with its text (but by 8 bytes a document). Disk
     space is needed for its tokens twice, 2 bytes each (4 where ids exceed 16 bits). A prepared
-    folder appears whole or not at all, and processes that share `cache_dir` wait for the one that
-    makes it. On a terminal, progress is shown on stderr.
+    folder appears whole or not at all. Of all processes and machines that share `cache_dir` one
+    makes it, and the others wait. On a terminal, progress is shown on stderr.
 
     Args:
       config: what to prepare.
-      cache_dir: where prepared data is kept; `default_cache_dir()` unless given.
+      cache_dir: where prepared data is kept, as `open_cache` takes it: a folder, perhaps one that
+        several machines mount, or a bucket's, from which each copies what it needs into
+        `default_cache_dir()`.
+      encode: from documents to tokens; `beam_preparation.encoder` makes one that uses many
+        machines, with the same bytes out.
 
     Raises:
-      ModuleNotFoundError: a package that reads the corpus is not installed.
+      ModuleNotFoundError: a package that reads the corpus or the bucket is not installed.
       FileNotFoundError: there is no such tokenizer.
-      ValueError: the corpus or the tokenizer is not there, cannot be read, or does not fit the rest
-        of the config; or a split is shorter than a row.
-      OSError: the disk is full; what was begun is removed.
+      ValueError: the corpus or the tokenizer is not there, cannot be read, does not fit the rest of
+        the config, or changes while it is read; or a split is shorter than a row.
+      OSError: the disk is full, or the bucket cannot be used; what was begun is removed.
     """
     corpus = _open_corpus(config)
     given = None if config.tokenizer in TOKENIZERS else load_tokenizer(config.tokenizer)
-    cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    name = config.source.replace("/", "_").replace(":", "_")
-    path = cache_dir / f"{name}-{_key(config, corpus, given)}"
-    if not path.is_dir():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(cache_dir / "lock"):
-            if not path.is_dir():  # Another process may have made it while this one waited.
-                _prepare_into(path, config, corpus, given)
-    return load_prepared(path)
+    source = config.source.replace("/", "_").replace(":", "_")
 
+    def make(folder: Path) -> None:
+        _write(folder, config, corpus, given, encode)
+        if _open_corpus(config).version != corpus.version:
+            raise ValueError(f"source {config.source!r} changed while it was read: prepare again")
 
-def load_prepared(path: str | Path) -> Prepared:
-    """Loads a folder that `prepare` made; rows stay on disk until they are read."""
-    path = Path(path)
-    card = _read_card(path)
-    tokenizer = load_tokenizer(path / "tokenizer.json")
-    special = tokenization.special_ids(tokenizer)
-    return Prepared(
-        tokenizer=tokenizer,
-        splits={name: _load_rows(path, name) for name in card["splits"]},
-        label_names=tuple(card["label_names"]),
-        vocab_size=tokenization.vocabulary_size(tokenizer),
-        mask_id=special.mask,
-        pad_id=special.pad,
-        sep_id=special.sep,
-        fingerprint=card["fingerprint"],
-        card=card,
-        path=path,
+    return load_prepared(
+        open_cache(cache_dir).obtain(f"{source}-{_key(config, corpus, given)}", make)
     )
 
 
@@ -140,16 +84,17 @@ def find_prepared(fingerprint: str, cache_dir: str | Path | None = None) -> Prep
 
     Args:
       fingerprint: as `Prepared` has it.
-      cache_dir: where prepared data is kept; `default_cache_dir()` unless given.
+      cache_dir: where prepared data is kept, as `prepare` takes it.
     """
-    cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    for file in sorted(cache_dir.glob("*/data.json")):
-        if file.parent.suffix == ".incomplete":
-            continue
-        card = _read_card(file.parent)
+    cache = open_cache(cache_dir)
+    for name, card in cache.names():
         if (card["format"], card["fingerprint"]) == (_FORMAT, fingerprint):
-            return load_prepared(file.parent)
+            return load_prepared(cache.obtain(name, make=_unmade))
     return None
+
+
+def _unmade(folder: Path) -> None:
+    raise FileNotFoundError(f"the prepared data at {folder.parent} vanished while they were read")
 
 
 def _open_corpus(config: Config) -> Corpus:
@@ -187,39 +132,9 @@ def _key(config: Config, corpus: Corpus, given: Tokenizer | None) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"waiting for another process that prepares data in {path.parent}", file=sys.stderr
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # The system lets go of the lock when the process ends.
-
-
-def _prepare_into(path: Path, config: Config, corpus: Corpus, given: Tokenizer | None) -> None:
-    # Only the holder of the lock prepares: what is incomplete now is of processes that were killed.
-    for left in path.parent.glob("*.incomplete"):
-        shutil.rmtree(left)
-    incomplete = path.with_name(path.name + ".incomplete")
-    try:
-        incomplete.mkdir()
-        _write(incomplete, config, corpus, given)
-        incomplete.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno, f"no room for the prepared data, {error.strerror}", str(path.parent)
-        ) from None
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
-
-
-def _write(folder: Path, config: Config, corpus: Corpus, given: Tokenizer | None) -> None:
+def _write(
+    folder: Path, config: Config, corpus: Corpus, given: Tokenizer | None, encode: Encode
+) -> None:
     """Writes the tokenizer, the rows of every split, and the card."""
     given_splits = corpus.read(folder.parent)
     if {"validation", "test"} <= given_splits.keys():
@@ -234,10 +149,7 @@ def _write(folder: Path, config: Config, corpus: Corpus, given: Tokenizer | None
     text = tokenizer.to_str(pretty=True)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
-    encoded = {
-        split: encoding.write_tokens(folder / f"{split}.raw", documents, tokenizer, name=split)
-        for split, documents in splits.items()
-    }
+    encoded = encode(folder, splits, tokenizer)
     label_names = corpus.label_names
     if label_names is None:
         label_names, encoded = encoding.sort_labels(encoded)
@@ -342,20 +254,6 @@ def _write_npy(
             file.write(np.ascontiguousarray(chunk, dtype).data)
 
 
-def _load_rows(folder: Path, split: str) -> Rows:
-    sizes, prompts = (folder / f"{split}-{name}.npy" for name in ("sizes", "prompts"))
-    return Rows(
-        tokens=np.load(folder / f"{split}-tokens.npy", mmap_mode="r"),
-        labels=np.load(folder / f"{split}-labels.npy"),
-        sizes=np.load(sizes) if sizes.exists() else None,
-        prompts=np.load(prompts) if prompts.exists() else None,
-    )
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "data.json").read_text(encoding="utf-8"))
-
-
 def _write_card(
     folder: Path,
     config: Config,
@@ -367,7 +265,7 @@ def _write_card(
         "source": config.source,
         "version": corpus.version,
         "license": corpus.license,
-        "fingerprint": _fingerprint(folder),
+        "fingerprint": fingerprint(folder),
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
         "chat_template": corpus.chat_template,
@@ -375,14 +273,4 @@ def _write_card(
         "splits": sizes,
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    (folder / "data.json").write_text(text, encoding="utf-8")
-
-
-def _fingerprint(folder: Path) -> str:
-    contents = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        contents.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                contents.update(block)
-    return contents.hexdigest()
+    (folder / CARD).write_text(text, encoding="utf-8")

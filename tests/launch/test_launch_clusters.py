@@ -202,17 +202,19 @@ def worker(fakes):
         subprocess.run(["pkill", "-KILL", "-s", pid.read_text().strip()], check=False)
 
 
-def test_tpu_start_status_stop(fakes, tpu, worker):
+def test_tpu_start_status_stop(fakes, tpu, worker, monkeypatch):
     for name in ("uv", "python"):
         fakes.make(name)
     fakes.act("gcloud", *[WORKER.format(folder=fakes.folder)] * 30)
     fakes.act("uv", UV)
     fakes.act("python", TRAINING)
 
+    monkeypatch.setenv("MDLM_JAX_CACHE", "gs://bucket/a cache")
     tpu("start", "--", *TRAIN)
     fakes.wait_for((worker / "mdlm_jax/ready").exists)
     (call,) = fakes.calls("python")
     assert call.args == ["-m", "mdlm_jax.train", *TRAIN]
+    assert call.env["MDLM_JAX_CACHE"] == "gs://bucket/a cache"
     make, install = fakes.calls("uv")
     assert make.args[:2] == ["venv", "--quiet"] and ".[tpu,gcs,quickstart]" in install.args
     with tarfile.open(worker / "mdlm_jax.tar.gz") as archive:
@@ -240,12 +242,14 @@ def test_tpu_slices_are_all_reached(fakes, tpu):
     assert {"--worker=0", "--node=0"} <= {*logs.args} and "--force" in delete.args
 
 
-def test_tpu_dry_run_prints_the_commands(fakes, tpu):
+def test_tpu_dry_run_prints_the_commands(fakes, tpu, monkeypatch):
+    monkeypatch.setenv("MDLM_JAX_CACHE", "/a/folder/of/this/machine")
     done = tpu("start", "--dry-run", "--", *TRAIN)
     tar, copy, start = done.stdout.splitlines()
     assert tar.startswith("tar -czf ") and tar.endswith(" mdlm_jax configs launch")
     assert re.fullmatch(r"gcloud compute tpus tpu-vm scp \S+ pod: --zone=z --worker=all", copy)
     assert start.startswith("gcloud compute tpus tpu-vm ssh pod --zone=z --worker=all '--command=")
+    assert "MDLM_JAX_CACHE" not in start
     create = tpu("create", "--type", "v6e-16", "--dry-run").stdout
     assert create.startswith("gcloud compute tpus tpu-vm create pod ")
     assert not fakes.calls("gcloud")

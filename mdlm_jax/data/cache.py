@@ -1,0 +1,201 @@
+"""Where prepared data is kept: a folder of this machine, one that several mount, or a bucket.
+
+A folder appears whole or not at all, whoever dies at whatever moment. Processes of one machine wait
+for each other at a lock, which the system lets go of when they end; machines wait for each other at
+a claim (`claims`), for a lock may not reach beyond one.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mdlm_jax.data import claims
+from mdlm_jax.data.prepared import CARD, fingerprint, read_card
+from mdlm_jax.data.stores import Store, is_url, open_store
+
+_INCOMPLETE = ".incomplete"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Cache(NamedTuple):
+    """Prepared data by name.
+
+    Attributes:
+      folder: where it is read; of this machine, or shared by several.
+      bucket: where it is kept for all machines, each of which copies what it needs into `folder`;
+        None where the folder is all there is.
+    """
+
+    folder: Path
+    bucket: Store | None
+
+    def obtain(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The folder `name`; where it is nowhere, one process of all makes it.
+
+        Args:
+          name: follows from all that the contents depend on.
+          make: fills an empty folder that lies beside it.
+
+        Raises:
+          ValueError: what the bucket holds is damaged.
+          OSError: the disk is full, or the bucket cannot be used; what was begun is removed.
+        """
+        path = self.folder / name
+        if self._is_here(name):
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _one_process(self.folder) as holder:
+            if not self._is_shared(name):
+                store = self.bucket or open_store(self.folder)
+                claim = claims.one_at_a_time(
+                    store, f"{name}.claim", holder=holder, done=lambda: self._is_shared(name)
+                )
+                with claim as is_ours:
+                    if is_ours:
+                        self._prepare(name, make, holder)
+            if not self._is_here(name):
+                self._fetch(name, holder)
+        return path
+
+    def names(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and cards of all that is prepared: of the folder first, then of the bucket."""
+        for file in sorted(self.folder.glob(f"*/{CARD}")):
+            if file.parent.suffix != _INCOMPLETE:
+                yield file.parent.name, read_card(file.parent)
+        if self.bucket:
+            for file in self.bucket.find(f"*/{CARD}"):
+                yield file.split("/")[0], json.loads(self.bucket.read(file) or b"{}")
+
+    def _shared_card(self, name: str) -> dict[str, Any] | None:
+        contents = self.bucket.read(f"{name}/{CARD}")
+        return None if contents is None else json.loads(contents)
+
+    def _is_shared(self, name: str) -> bool:
+        if self.bucket:
+            return self._shared_card(name) is not None
+        return (self.folder / name).is_dir()
+
+    def _is_here(self, name: str) -> bool:
+        path = self.folder / name
+        if not path.is_dir() or not self.bucket:
+            return path.is_dir()
+        card = self._shared_card(name)
+        return card is not None and card["fingerprint"] == read_card(path)["fingerprint"]
+
+    def _prepare(self, name: str, make: Callable[[Path], None], holder: str) -> None:
+        path = self.folder / name
+        if not path.is_dir():
+            with _appearing(path, holder) as incomplete:
+                make(incomplete)
+        if self.bucket:
+            self.bucket.upload(path, name, last=CARD)
+
+    def _fetch(self, name: str, holder: str) -> None:
+        """Copies a folder from the bucket; replaces one that is another's of the same name."""
+        card = self._shared_card(name)
+        path = self.folder / name
+        with _appearing(path, holder) as incomplete:
+            self.bucket.download(name, incomplete)
+            found = fingerprint(incomplete)
+            if card is None or found != card["fingerprint"]:
+                raise ValueError(
+                    f"{self.bucket.url}/{name} is damaged: its files have fingerprint "
+                    f"{found[:12]}, not the one that its {CARD} tells; remove it, and prepare it "
+                    "again"
+                )
+            if path.is_dir():  # Whoever has it open goes on reading it.
+                path.rename(incomplete.with_name(f"replaced.{incomplete.name}"))
+        for replaced in self.folder.glob(f"replaced.*.{holder}{_INCOMPLETE}"):
+            shutil.rmtree(replaced)
+
+
+def default_cache_dir() -> Path:
+    """The folder of this machine: $MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`.
+
+    Where $MDLM_JAX_CACHE is a bucket, copies of what lies there are kept in
+    `$XDG_CACHE_HOME/mdlm_jax`, else `~/.cache/mdlm_jax`.
+    """
+    return open_cache(None).folder
+
+
+def open_cache(place: str | Path | None) -> Cache:
+    """The cache at a folder or a bucket's ('gs://bucket/prepared').
+
+    Args:
+      place: where it is; $MDLM_JAX_CACHE unless given, and `~/.cache/mdlm_jax` without that.
+
+    Raises:
+      ModuleNotFoundError, ValueError: as `open_store`.
+    """
+    place = place or os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax"
+    if not is_url(place):
+        return Cache(Path(str(place).removeprefix("file://")).expanduser(), None)
+    copies = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Cache(copies / "mdlm_jax", open_store(place))
+
+
+@contextlib.contextmanager
+def _one_process(folder: Path) -> Iterator[str]:
+    """Lets one process of a machine in; yields the name that it has among all machines'.
+
+    Of two processes with one name the earlier is dead.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            _flock(file, folder)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            yield f"{claims.host()}-{uuid.uuid4().hex[:8]}"  # The claim alone must do.
+            return
+        file.seek(0)
+        own = file.read()
+        if not own:  # Machines may have one name, as containers do, and other folders.
+            own = uuid.uuid4().hex[:8]
+            file.write(own)
+            file.flush()
+        yield f"{claims.host()}-{own}"  # The system lets go of the lock when the process ends.
+
+
+def _flock(file: Any, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process that prepares data in {folder}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def _appearing(path: Path, holder: str) -> Iterator[Path]:
+    """An empty folder that becomes `path` when the block ends well, and vanishes when not.
+
+    Removes what was left by processes that were killed: those of this machine, for it has one at
+    a time, and those at the same work, for its claim is held.
+    """
+    incomplete = path.with_name(f"{path.name}.{holder}{_INCOMPLETE}")
+    for pattern in (f"*.{holder}{_INCOMPLETE}", f"{path.name}*{_INCOMPLETE}"):
+        for left in path.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        incomplete.mkdir()
+        yield incomplete
+        incomplete.rename(path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(
+                error.errno, f"no room for the prepared data, {error.strerror}", str(path.parent)
+            ) from None
+        # This machine was thought dead, and another has done its work meanwhile.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not path.is_dir():
+            raise
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)

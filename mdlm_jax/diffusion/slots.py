@@ -86,8 +86,9 @@ def cross_entropy(
 
         d loss / d logits = weight (softmax(logits) - onehot(target)),
 
-    and the backward pass scales what it left. (So it can be differentiated backward, and that
-    forward again, but not forward at once. The slots have no gradient.)
+    and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
+    and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
+    a backward rule of its own in no other way. `slot_nats` has none. The slots have no gradient.
 
     Args:
       readout: of the denoiser.
@@ -169,26 +170,50 @@ def _weighted(read: Callable, constants: list[Array], slots: Slots) -> tuple[Arr
 
 def _weighted_forward(read: Callable, constants: list[Array], slots: Slots):
     def of_chunk(total, slots):
-        logits, pull = jax.vjp(read, constants, slots.at, slots.row)
+        floats, joined = _floats((slots.at, slots.row))
+        logits, pull = jax.vjp(lambda c, floats: read(c, *joined(floats)), constants, floats)
         out, slope = _of_logits(logits, slots)
-        of_constants, *of_slots = pull(slope)
-        return jax.tree.map(jnp.add, total, of_constants), (out, of_slots)
+        of_constants, of_floats = pull(slope)
+        return jax.tree.map(jnp.add, total, of_constants), (out, of_floats)
 
     # In float32: each chunk's sum is rounded once, that of the chunks never.
     nothing = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in constants]
-    total, (out, of_slots) = jax.lax.scan(of_chunk, nothing, slots)
+    total, (out, of_floats) = jax.lax.scan(of_chunk, nothing, slots)
     of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
-    return (jnp.sum(slots.weights * out.nats), out), (of_constants, *of_slots, out.nats)
+    _, joined = _floats((slots.at, slots.row))
+    left = (of_constants, joined(of_floats), out.nats)
+    return (jnp.sum(slots.weights * out.nats), out), left
 
 
 def _weighted_backward(read: Callable, left, cotangents):
     del read
     slope, _ = cotangents  # the slots are told, not differentiated
-    of_constants, at, row, nats = jax.tree.map(lambda x: (slope * x).astype(x.dtype), left)
+
+    def scaled(x: Array) -> Array | None:
+        return (slope * x).astype(x.dtype) if _has_gradient(x) else None
+
+    of_constants, (at, row), nats = jax.tree.map(scaled, left)
     return of_constants, Slots(at, row, None, nats)
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _has_gradient(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _floats(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The leaves that have a gradient, and how to put others like them in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def joined(floats: list[Array]) -> PyTree:
+        given = iter(floats)
+        return jax.tree.unflatten(
+            structure, [next(given) if _has_gradient(x) else x for x in leaves]
+        )
+
+    return [x for x in leaves if _has_gradient(x)], joined
 
 
 def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:

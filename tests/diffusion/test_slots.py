@@ -90,3 +90,33 @@ def test_hessian_vector_products_forward_over_reverse(params, batch):
     got, expected = product(fused), product(plain)
     for name in params:
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_no_float_goes_through_without_a_gradient(params, batch):
+    """What a row has said already (booleans), where its positions are (integers)."""
+    said = jnp.arange(B * V).reshape(B, V) % 3 == 0
+
+    def loss(params, of):
+        def readout(at, row):
+            x, place = at
+            row, said = row
+            logits = jnp.tanh(x + row) @ params["table"] + place[:, None] * 0.1
+            return jnp.where(said, 1.3 * logits, logits)
+
+        place = jnp.broadcast_to(jnp.arange(L), (B, L))
+        hidden = Hidden((params["at"], place), (params["row"], said))
+        value = of(readout, hidden, **batch, mask_id=0)
+        return value[0] if of is slots.cross_entropy else jnp.sum(batch["weights"] * value.nats)
+
+    got = jax.grad(loss)(params, slots.cross_entropy)
+    expected = jax.grad(loss)(params, slots.slot_nats)
+    for name in params:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_forward_is_refused_and_open_to_the_slots_alone(params, batch):
+    along = (params,), (jax.tree.map(jnp.cos, params),)
+    with pytest.raises(TypeError, match="forward-mode autodiff"):
+        jax.jvp(lambda p: fused(p, batch)[0], *along)
+    got = jax.jvp(lambda p: of_slots(p, batch)[0], *along)
+    np.testing.assert_allclose(got, jax.jvp(lambda p: plain(p, batch)[0], *along), rtol=1e-4)

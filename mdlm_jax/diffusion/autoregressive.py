@@ -12,6 +12,7 @@ nothing is seen of what follows is up to the encoder; here the text is only shif
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.corruption import Corrupted
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.likelihood import Likelihood
@@ -32,13 +33,12 @@ def corrupt_causal(tokens: Array, *, start_id: int, maskable: Array | None = Non
       maskable: bool[B, L], the tokens that count; all by default.
 
     Raises:
-      ValueError: on shapes that do not fit.
+      ValueError, TypeError: on arrays that do not fit.
     """
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers [B, L], not {tokens.dtype}{list(tokens.shape)}")
+    checks.check_text("tokens", tokens)
+    checks.check_whole("start_id", start_id)
     maskable = jnp.ones(tokens.shape, bool) if maskable is None else maskable
-    if maskable.shape != tokens.shape:
-        raise ValueError(f"maskable has shape {maskable.shape}, the tokens have {tokens.shape}")
+    checks.check_maskable("maskable", maskable, tokens.shape)
     batch, width = tokens.shape
     return Corrupted(
         canvas=jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start_id),
@@ -62,8 +62,9 @@ def causal_likelihood(
       maskable: bool[B, L], the tokens that count, given all before them; all by default.
 
     Raises:
-      ValueError: as `corrupt_causal`.
+      ValueError, TypeError: as `corrupt_causal`; on a function for a denoiser.
     """
+    checks.check_denoiser(denoiser)
     corrupted = corrupt_causal(tokens, start_id=start_id, maskable=maskable)
     nats = slot_nats(denoiser, corrupted, mask_id=None).nats.sum(axis=1)  # [B]
     counted = jnp.sum(corrupted.weights > 0, axis=1, dtype=jnp.int32)

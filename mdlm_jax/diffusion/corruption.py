@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.masks import Masks, bernoulli_masks, exact_masks, share_counts, share_masks
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array
 
@@ -79,7 +79,9 @@ def corrupt(
       ValueError: on shapes or names that do not fit; on "flat" with exact counts and a schedule
         that is not linear (a flat loss depends on the law of the rate, and exact counts have one);
         on a number `max_rate` that is out of its range, or that Bernoulli masking has no use for.
+      TypeError: on a list for an array or a schedule that was not called.
     """
+    check_schedule(schedule)
     maskable, rows, neighbours = _check_rows(tokens, mask_id, maskable, rows)
     if corruption not in ("exact", "bernoulli"):
         raise ValueError(f"corruption is {corruption!r}, it must be 'exact' or 'bernoulli'")
@@ -137,6 +139,7 @@ def corrupt_mlm(
 
     Raises:
       ValueError: on shapes or shares that do not fit.
+      TypeError: as `corrupt`.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"mlm: rate is {rate}, it must be in (0, 1]")
@@ -209,16 +212,14 @@ def _check_max_rate(max_rate: Array | float, exact: bool) -> None:
 
 def _check_rows(tokens, mask_id, maskable, rows) -> tuple[Array, Array, bool]:
     """`maskable` and `rows` with their defaults, and whether rows 2i and 2i + 1 are neighbours."""
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers [B, L], not {tokens.dtype}{list(tokens.shape)}")
+    checks.check_text("tokens", tokens)
+    checks.check_whole("mask_id", mask_id)
     maskable = tokens != mask_id if maskable is None else maskable
-    if maskable.shape != tokens.shape:
-        raise ValueError(f"maskable has shape {maskable.shape}, the tokens have {tokens.shape}")
+    checks.check_maskable("maskable", maskable, tokens.shape)
     batch = tokens.shape[0]
     if rows is None:
         return maskable, jnp.arange(batch), batch % 2 == 0
-    if rows.shape != (batch,):
-        raise ValueError(f"rows has shape {rows.shape}, it must be ({batch},)")
+    checks.check_rows(rows, batch)
     if batch % 2 or isinstance(rows, jax.core.Tracer):
         return maskable, rows, False
     pairs = np.asarray(rows).reshape(-1, 2)

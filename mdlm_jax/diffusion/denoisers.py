@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import checks
+
 Array = jax.Array
 PyTree = Any
 Readout = Callable[[PyTree, PyTree], Array]  # (at [N, ...], row [N, ...]) -> logits f32[N, V]
@@ -51,13 +53,24 @@ def as_denoiser(fn: Callable[[Array, Array], Array], mask_id: int | None = None)
     Args:
       fn: returns logits over the vocabulary at every position.
       mask_id: where given, the mask's logit is removed here, once for all consumers.
+
+    Raises:
+      TypeError: if `fn` is no function, or is a denoiser already; when it is called, if it returns
+        no array.
+      ValueError: when it is called, if it returns something else than float `[B, L, V]`.
     """
+    checks.check_function(fn)
+
+    def encode(tokens: Array, t: Array) -> Hidden:
+        logits = fn(tokens, t)
+        checks.check_logits(logits, tokens)
+        return Hidden(at=logits)
 
     def readout(at: Array, row: PyTree) -> Array:
         del row
         return remove_mask(at.astype(jnp.float32), mask_id)
 
-    return Denoiser(encode=lambda tokens, t: Hidden(at=fn(tokens, t)), readout=readout)
+    return Denoiser(encode=encode, readout=readout)
 
 
 def remove_mask(logits: Array, mask_id: int | None) -> Array:

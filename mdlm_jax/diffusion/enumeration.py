@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.masks import Masks
@@ -39,8 +40,15 @@ def enumerated_nelbo(
 
     Returns:
       f32[B], nats; 0 where nothing is maskable.
+
+    Raises:
+      ValueError, TypeError: on arrays that do not fit, or a bare function for a denoiser.
     """
+    checks.check_denoiser(denoiser)
+    checks.check_text("tokens", tokens)
+    checks.check_whole("mask_id", mask_id)
     maskable = tokens != mask_id if maskable is None else maskable
+    checks.check_maskable("maskable", maskable, tokens.shape)
     length = maskable.sum(axis=1, dtype=jnp.int32)
     place = jnp.cumsum(maskable, axis=1) - 1  # among the row's maskable tokens
     ones = jnp.ones(len(tokens))

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.masks import share_counts, share_masks
 from mdlm_jax.diffusion.objectives import slot_nats
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array
 
@@ -65,12 +65,19 @@ def at_rate(
       schedule: turns the mask rate into the time that the denoiser is told.
 
     Raises:
-      ValueError: the rate is out of its range.
+      ValueError: the rate is out of its range, and as `corrupt`.
+      TypeError: as `diffusion_loss`.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"at_rate: rate is {rate}, it must be in (0, 1]")
+    checks.check_denoiser(denoiser)
+    check_schedule(schedule)
+    checks.check_text("tokens", tokens)
+    checks.check_whole("mask_id", mask_id)
     maskable = tokens != mask_id if maskable is None else maskable
+    checks.check_maskable("maskable", maskable, tokens.shape)
     rows = jnp.arange(tokens.shape[0]) if rows is None else rows
+    checks.check_rows(rows, tokens.shape[0])
     masks = share_masks(noise.row_keys(key, rows), rate, maskable=maskable)
     masks = masks._replace(t=schedule.rate_to_time(masks.t))
     canvas = jnp.where(masks.selected, mask_id, tokens)

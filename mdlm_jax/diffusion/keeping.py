@@ -7,7 +7,7 @@ a row with tokens that are never masked anyway, such as the question of a pair, 
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 
 Array = jax.Array
 
@@ -53,9 +53,9 @@ def keep_around(key: Array, maskable: Array, rows: Array | None = None) -> Array
 
 def _of_rows(key: Array, maskable: Array, rows: Array | None) -> tuple[Array, Array, Array]:
     """Two uniforms a row `f32[B, 2]`, each token's number among the maskable, their count."""
-    if maskable.ndim != 2 or maskable.dtype != jnp.bool_:
-        raise ValueError(f"maskable must be bool [B, L], not {maskable.dtype}{[*maskable.shape]}")
+    checks.check_maskable("maskable", maskable)
     rows = jnp.arange(maskable.shape[0]) if rows is None else rows
+    checks.check_rows(rows, maskable.shape[0])
     u = noise.row_uniform(noise.row_keys(key, rows), 2)
     rank = jnp.cumsum(maskable, axis=1, dtype=jnp.int32) - 1
     return u, rank, maskable.sum(axis=1, dtype=jnp.int32)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.masks import exact_masks
 from mdlm_jax.diffusion.objectives import slot_nats
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array
 
@@ -83,11 +83,18 @@ def nelbo(
 
     Raises:
       ValueError: with fewer than 2 draws, and as `corrupt`.
+      TypeError: as `diffusion_loss`.
     """
     if draws < 2:
         raise ValueError(f"nelbo: draws is {draws}, at least 2 are needed to tell the error")
+    checks.check_denoiser(denoiser)
+    check_schedule(schedule)
+    checks.check_text("tokens", tokens)
+    checks.check_whole("mask_id", mask_id)
     maskable = tokens != mask_id if maskable is None else maskable
+    checks.check_maskable("maskable", maskable, tokens.shape)
     rows = jnp.arange(tokens.shape[0]) if rows is None else rows
+    checks.check_rows(rows, tokens.shape[0])
     replicates = _replicates(draws)
     strata = draws // replicates
     rotation_key, placing_key = jax.random.split(key)

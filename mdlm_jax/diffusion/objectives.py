@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import slots
+from mdlm_jax.diffusion import checks, slots
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
 from mdlm_jax.diffusion.denoisers import Denoiser, vocabulary_size
 from mdlm_jax.diffusion.schedules import Schedule, linear
@@ -73,7 +73,9 @@ def diffusion_loss(
 
     Raises:
       ValueError: as `corrupt`.
+      TypeError: as `corrupt`, and on a bare function for a denoiser.
     """
+    checks.check_denoiser(denoiser)
     corrupted = corrupt(
         key,
         tokens,
@@ -125,7 +127,10 @@ def mlm_loss(
 
     Raises:
       ValueError: as `corrupt_mlm`.
+      TypeError: as `corrupt_mlm`, and on a bare function for a denoiser.
     """
+    checks.check_denoiser(denoiser)
+    checks.check_text("tokens", tokens)
     if vocab_size is None:
         hidden = jax.eval_shape(denoiser.encode, tokens, jnp.full(tokens.shape[:1], rate))
         vocab_size = vocabulary_size(denoiser.readout, hidden)
@@ -155,7 +160,12 @@ def corrupted_loss(
       denoiser: `(canvas, t) -> logits` in its two halves.
       corrupted: from `corrupt` or `corrupt_mlm`, or some of its leading rows.
       mask_id: removed from the logits, where the denoiser has not done so.
+
+    Raises:
+      TypeError: on a bare function for a denoiser, or tokens that were not corrupted.
     """
+    checks.check_denoiser(denoiser)
+    checks.check_kind("corrupted", corrupted, Corrupted, "corrupt(key, tokens, mask_id=mask_id)")
     loss, read = slots.cross_entropy(*_read_out(denoiser, corrupted), mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View
@@ -78,14 +77,26 @@ def sample(
         strategy's.
 
     Returns:
-      The filled canvas i32[B, L], or `(canvas, Trace)`.
+      The filled canvas i32[B, L], or `(canvas, Trace)`. One without masks is itself.
 
     Raises:
       ValueError: on a canvas that is not integers [B, L], a `maskable` or `fill` of another shape,
-        `blocks` < 1, `pad_id` without `end_id`; and, where they can be seen, on a canvas without
-        masks or fewer steps than blocks.
+        `blocks` < 1, `pad_id` without `end_id`; and, where it can be seen, on fewer steps than
+        blocks.
+      TypeError: on a bare function for a denoiser, a strategy that was not called, a list for an
+        array.
     """
-    _check(canvas, {"maskable": maskable, "fill": fill}, steps, blocks, mask_id, end_id, pad_id)
+    checks.check_denoiser(denoiser)
+    checks.check_text("canvas", canvas)
+    for name, value in (("mask_id", mask_id), ("steps", steps), ("blocks", blocks)):
+        checks.check_whole(name, value)
+    for name, value in (("maskable", maskable), ("fill", fill)):
+        if value is not None:
+            checks.check_maskable(name, value, canvas.shape)
+    checks.check_kind("strategy", strategy, Strategy, "strategies.exact_count()")
+    if rows is not None:
+        checks.check_rows(rows, canvas.shape[0])
+    _check(steps, blocks, mask_id, end_id, pad_id)
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
     fill = maskable if fill is None else fill & maskable
     canvas = jnp.asarray(canvas, jnp.int32)
@@ -185,12 +196,7 @@ def _no_candidates(canvas: Array) -> Candidates:
     return Candidates(jnp.zeros(canvas.shape, jnp.int32), nothing, nothing)
 
 
-def _check(canvas, positions, steps, blocks, mask_id, end_id, pad_id):
-    if canvas.ndim != 2 or not jnp.issubdtype(canvas.dtype, jnp.integer):
-        raise ValueError(f"canvas must be integers [B, L], not {canvas.dtype}{list(canvas.shape)}")
-    for name, value in positions.items():
-        if value is not None and value.shape != canvas.shape:
-            raise ValueError(f"{name} has shape {value.shape}, the canvas {canvas.shape}")
+def _check(steps, blocks, mask_id, end_id, pad_id):
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, at least 1 is needed")
     if not isinstance(steps, jax.core.Tracer) and steps < blocks:
@@ -200,5 +206,3 @@ def _check(canvas, positions, steps, blocks, mask_id, end_id, pad_id):
         raise ValueError("pad_id is for what follows end_id, which is not given")
     if end_id == mask_id or pad_id == mask_id:
         raise ValueError(f"end_id and pad_id must be other tokens than the mask, {mask_id}")
-    if not isinstance(canvas, jax.core.Tracer) and not np.any(np.asarray(canvas) == mask_id):
-        raise ValueError(f"the canvas holds no mask (mask_id {mask_id}): there is nothing to fill")

@@ -7,10 +7,12 @@ masks it otherwise (Austin et al. 2021, D3PM, absorbing state; Shi et al. 2024, 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from mdlm_jax.diffusion import checks
 
 Array = jax.Array
 
@@ -68,3 +70,8 @@ def cosine() -> Schedule:
         rate_to_time=lambda r: jnp.arcsin(r) / half_pi,
         weight=lambda t: half_pi * jnp.sin(half_pi * (1.0 - t)) / jnp.sin(half_pi * t),
     )
+
+
+def check_schedule(value: Any) -> None:
+    """Raises: TypeError: the value is not a `Schedule`; of `cosine` it says to call it."""
+    checks.check_kind("schedule", value, Schedule, "schedules.linear()")

@@ -47,7 +47,8 @@ _PROMPTS = flags.DEFINE_multi_string(
 _FILE = flags.DEFINE_string(
     "prompts",
     None,
-    'File of prompts: a line each, or .jsonl with "prompt" or "messages" and perhaps a "label".',
+    'File of prompts: a line each, or .jsonl (.ndjson) with "prompt" or "messages", and perhaps a '
+    '"label".',
 )
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Samples of each prompt.", 1)
 _STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations at the most.", 1, 100_000)

@@ -1,6 +1,5 @@
 """Prompts: text with gaps or to be answered, from flags and files, and their canvases."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from mdlm_jax import data
+from mdlm_jax.data import json_text, reading
 
 _GAPS = re.compile(r"\{mask:([^}]*)\}")
 
@@ -98,48 +98,54 @@ def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:
 def read(path: str | Path) -> list[Prompt]:
     """The prompts of a file, a line each.
 
-    Of `.jsonl` a line is an object with the text "prompt", which may be empty, or with "messages",
-    a list of objects with the texts "role" and "content"; and perhaps with the text "label". Other
-    fields are left alone. Else the line is the prompt. Lines of nothing but white space are none.
+    Of `.jsonl` (`.ndjson`, `.json`) a line is an object with the text "prompt", which may be empty,
+    or with "messages", a list of objects with the texts "role" and "content"; and perhaps with
+    "label", a text or an integer. Other fields are left alone. Else the line is the prompt. Lines
+    of nothing but white space are none.
 
     Raises:
       ValueError: a line holds no prompt, or there is none; the line is named.
       OSError: the file cannot be read.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path} holds no prompt")
-    if path.suffix != ".jsonl":
-        return [Prompt(line) for _, line in numbered]
-    return [_prompt_of(line, f"{path}, line {number}") for number, line in numbered]
+    file = reading.locate(path)
+    if reading.kind(file.path) == "jsonl":
+        asked = [_prompt_of(record, place) for place, record in json_text.records(file)]
+    else:
+        asked = [_prompt_in(line, place) for place, line in reading.numbered(file)]
+    if not asked:
+        raise ValueError(f"{file.name} holds no prompt")
+    return asked
 
 
-def _prompt_of(line: str, where: str) -> Prompt:
+def _prompt_in(line: str, place: str) -> Prompt:
+    if line.lstrip().startswith("{") and _is_record(line):
+        raise ValueError(f"{place} is JSON: a file of such lines must end in .jsonl")
+    return Prompt(line)
+
+
+def _is_record(line: str) -> bool:
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):
-        record = {}
-    if record.keys().isdisjoint(("prompt", "messages")):
+        return not {"prompt", "messages"}.isdisjoint(json_text.parse(line, ""))
+    except ValueError:
+        return False
+
+
+def _prompt_of(record: dict[str, Any], place: str) -> Prompt:
+    label = record.get("label")
+    if label is not None:
+        label = json_text.label(label, f'{place}: "label"')
+    if "messages" in record:
+        if "prompt" in record:
+            raise ValueError(f'{place}: "prompt" and "messages" exclude each other')
+        messages = data.check_messages(record["messages"], f'{place}: "messages"')
+        return Prompt(messages[-1]["content"], label, messages)
+    if not isinstance(record.get("prompt"), str):
+        got = f'"prompt" {json_text.shown(record["prompt"])}' if "prompt" in record else "neither"
         raise ValueError(
-            f'{where} has no text "prompt" and no "messages": a line is '
+            f'{place} has no text "prompt" and no "messages" but {got}: a line is '
             '{"prompt": "a [MASK] gap"} or {"messages": [{"role": "user", "content": "a text"}]}'
         )
-    label = record.get("label")
-    if not isinstance(label, str | None):
-        raise ValueError(f'{where}: "label" is {label!r}, it must be the text of a label')
-    if "messages" not in record:
-        return Prompt(record["prompt"], label)
-    if "prompt" in record:
-        raise ValueError(f'{where}: "prompt" and "messages" exclude each other')
-    messages = data.check_messages(record["messages"], f'{where}: "messages"')
-    return Prompt(messages[-1]["content"], label, messages)
+    return Prompt(json_text.check_characters(record["prompt"], f'{place}: "prompt"'), label)
 
 
 def lay_out(
@@ -160,6 +166,8 @@ def lay_out(
       ValueError: as `canvas` and `Asking.text`; or a prompt leaves no room for an answer, or has
         messages where the run was trained without.
     """
+    for prompt in prompts:  # of the command line, too
+        json_text.check_characters(prompt.text, f"prompt {_short(prompt.text)}")
     if asking is None:
         if strange := [prompt for prompt in prompts if prompt.messages is not None]:
             raise _without_messages(strange[0])

@@ -11,6 +11,7 @@ from etils import epath
 from tokenizers import Tokenizer
 
 from mdlm_jax import data
+from mdlm_jax.data import json_text
 from mdlm_jax.filling import Filled
 from mdlm_jax.prompts import Prompt
 
@@ -127,7 +128,7 @@ def write_into(workdir: epath.Path, samples: Sequence[Record]) -> list[Path]:
 
 def _check(line: bytes, expected: Record, where: str) -> None:
     try:
-        record = json.loads(line)
+        record = json_text.parse(line.decode("utf-8"), where)
     except ValueError:
         record = None
     if not isinstance(record, dict) or not record.keys() >= {*_REQUIRED}:

@@ -6,6 +6,7 @@ import jax
 from etils import epath
 
 from mdlm_jax import data, distributed, interop, workdir
+from mdlm_jax.data import reading
 from mdlm_jax.interop import Pretrained, Resized
 from mdlm_jax.networks import bert
 from mdlm_jax.start_config import StartConfig
@@ -55,7 +56,7 @@ def load(start: StartConfig, prepared: data.Prepared) -> Resized:
 
 def _run(checkpoint: str) -> epath.Path | None:
     """The folder of a run, or of what `export` wrote; None where it is Hugging Face's."""
-    folder = epath.Path(checkpoint).expanduser()
+    folder = reading.path(checkpoint)
     return folder if (folder / "checkpoints").is_dir() else None
 
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, distributed, parallel
+from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.experiment import Experiment, default_config, identity
 from mdlm_jax.networks import bert
@@ -199,7 +200,7 @@ def label_names(workdir: epath.Path) -> list[str]:
 
 def data_card(workdir: epath.Path) -> dict[str, Any]:
     """What `data.Prepared.card` was of the data that the run was trained on."""
-    return json.loads((workdir / "data.json").read_text(encoding="utf-8"))
+    return json_text.load(workdir / "data.json")
 
 
 def export(
@@ -265,7 +266,7 @@ def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any
     Raises:
       ValueError, OSError: as `data.prepare`.
     """
-    if config.tokenizer in TOKENIZERS or epath.Path(config.tokenizer).exists():
+    if config.tokenizer in TOKENIZERS or reading.path(config.tokenizer).exists():
         return data.prepare(config)
     if dataclasses.asdict(config) == saved["data"]:  # then there is nothing to make anew
         prepared = data.find_prepared(saved["data_fingerprint"])
@@ -289,11 +290,10 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        number = config["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    config = json_text.load(path)
+    number = config.get("format")
+    if not isinstance(number, int):
+        raise ValueError(f"{path} is damaged: its format must be a number, got {number!r}")
     if number > FORMAT:
         raise ValueError(
             f"{path} has format {number}, this version of mdlm_jax reads up to {FORMAT}: update it"

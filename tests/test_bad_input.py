@@ -222,7 +222,7 @@ CASES = {
     "nowhere": ("generate", ["--workdir=nowhere"], "nowhere is not the folder of a run"),
     "not a run": ("report", ["{folder}/other"], "other is not the folder of a run"),
     "newer": ("evaluate", ["--workdir={folder}/newer"], "format 99, .* reads up to 1"),
-    "torn config": ("generate", ["--workdir={folder}/torn"], "config.json is damaged"),
+    "torn config": ("generate", ["--workdir={folder}/torn"], "config.json, line 1 is not JSON"),
     "unsaved": ("generate", ["--workdir={folder}/unsaved"], "no checkpoint yet"),
     "swapped": ("generate", ["--workdir={folder}/swapped"], "7 entries with the mask at 4"),
     "damaged": (

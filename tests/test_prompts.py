@@ -115,11 +115,17 @@ def test_a_jsonl_file_has_prompts_with_labels(tmp_path):
     ("name", "contents", "message"),
     [
         ("a.txt", b" \n\n", "a.txt holds no prompt"),
-        ("a.txt", b"\xff\xfe", "a.txt is not UTF-8 text: byte 0"),
+        ("a.txt", b"a\xff", r"a.txt, line 1 is not UTF-8: byte 1 \(0xff\)$"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}', 'line 1 has no text "prompt"'),
-        ("a.jsonl", b'["a"]', 'line 1 has no text "prompt"'),
-        ("a.jsonl", b'{"prompt": "a", "label": 3}', 'line 1: "label" is 3, it must be the text'),
+        ("a.jsonl", b'["a"]', r'line 1 must be an object with fields, got \["a"\]'),
+        (
+            "a.jsonl",
+            b'{"prompt": 5}',
+            'line 1 has no text "prompt" and no "messages" but "prompt" 5:',
+        ),
+        ("a.jsonl", b'{"prompt": "", "label": true}', 'line 1: "label" must be a string or an int'),
+        ("a.txt", b'a [MASK]\n{"prompt": "a"}', "line 2 is JSON: .* must end in .jsonl"),
         ("a.jsonl", b'{"messages": "a"}', 'line 1: "messages" must be a list of messages .*"a"'),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', 'line 1: "messages": message 1 must have'),
         (

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from etils import epath
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mdlm_jax.data import json_text, reading
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -71,29 +72,29 @@ class ChatTemplate:
 
     def _render(self, messages: Messages, place: str, *, add_generation_prompt: bool) -> str:
         try:
-            return _compiled(self.text).render(
+            text = _compiled(self.text).render(
                 messages=messages, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # A template is a program: whatever it raises is its answer.
             told = " ".join(str(error).split())
             raise ValueError(f"{place}: {self.name}: {type(error).__name__}: {told}") from None
+        return json_text.check_characters(text, f"{place}: {self.name}")
 
 
 def load_template(path: str) -> ChatTemplate:
     """The template of a file, of '' the built-in one.
 
     Raises:
-      ValueError: there is no such file, it is not UTF-8, or no template.
+      ValueError: there is no such file, it is not text, or no template.
     """
     if not path:
         return ChatTemplate()
-    file = epath.Path(path).expanduser()
-    if not file.is_file():
+    if not reading.path(path).is_file():
         raise ValueError(f"chat_template must be the path of a Jinja file, there is none at {path}")
     try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"chat_template {path} is not UTF-8: byte {error.start}") from None
+        text = reading.text(path)
+    except ValueError as error:
+        raise ValueError(f"chat_template {error}") from None
     return ChatTemplate(text, f"chat_template {path}")
 
 
@@ -106,15 +107,17 @@ def check_messages(value: Any, place: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise ValueError(
             f'{place} must be a list of messages {{"role": "user", "content": "a text"}}, '
-            f"got {_short(value)}"
+            f"got {json_text.shown(value)}"
         )
     for number, message in enumerate(value, 1):
         fields = message if isinstance(message, dict) else {}
         if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
             raise ValueError(
                 f'{place}: message {number} must have the texts "role" and "content", '
-                f"got {_short(message)}"
+                f"got {json_text.shown(message)}"
             )
+        for name in ("role", "content"):
+            json_text.check_characters(fields[name], f"{place}: message {number}")
     return value
 
 
@@ -131,11 +134,6 @@ def check_answered(messages: Messages, place: str) -> Messages:
             f"{', '.join(roles[-5:])}"
         )
     return messages
-
-
-def _short(value: Any) -> str:
-    told = json.dumps(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
 
 
 @functools.lru_cache(maxsize=8)

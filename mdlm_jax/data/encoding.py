@@ -2,6 +2,7 @@
 
 import array
 import collections
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +125,7 @@ def write_tokens(
 def sort_labels(splits: Mapping[str, Encoded]) -> tuple[tuple[str, ...], dict[str, Encoded]]:
     """All names of labels, sorted (as numbers, if they are), and the splits renumbered by them."""
     names = sorted({name for encoded in splits.values() for name in encoded.label_names})
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(re.fullmatch(r"-?[0-9]{1,4000}", name) for name in names):
         names.sort(key=int)
     renumbered = {}
     for split, encoded in splits.items():

@@ -1,38 +1,38 @@
 """Files of text as a corpus: .txt and .jsonl, plain or gzipped, wherever fsspec reads."""
 
-import gzip
+import glob
 import hashlib
 import itertools
 import json
-import logging
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import fsspec
-
+from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.chat import ChatTemplate, check_answered, check_messages
 from mdlm_jax.data.corpora import Corpus, Document
 
-# It tells pages of what it raises anyway.
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+# Of what makes documents of bytes: raise it whenever that makes others of the same files.
+_READER = "2"
 
 # How file systems say which state of a file this is (local; S3; Google Cloud Storage; memory).
 _STAMPS = ("mtime", "etag", "ETag", "generation", "LastModified", "created")
 
 
 class _File(NamedTuple):
-    """One file: where it lies, what messages call it, and what tells its state."""
+    """One file: where it lies, and what tells its state."""
 
-    system: Any
-    path: str
-    name: str
+    at: reading.File
     state: str
 
     @property
+    def name(self) -> str:
+        return self.at.name
+
+    @property
     def is_jsonl(self) -> bool:
-        return self.path.removesuffix(".gz").endswith(".jsonl")
+        return reading.kind(self.at.path) == "jsonl"
 
 
 def open_text_files(
@@ -61,13 +61,13 @@ def open_text_files(
     Returns:
       The corpus. Its version follows the name, size and state (time of change, ETag or generation)
       of every file, and the template. Documents of nothing but white space are skipped, and pairs
-      whose response is that.
+      whose response is that. As a shell does, a glob passes over hidden files.
 
     Raises:
       ModuleNotFoundError: the package that reads this file system is not installed.
       ValueError: a glob matches nothing, or something that cannot be read; it is named. Also while
-        the documents are read: a file is empty, broken or not UTF-8, or a line of a .jsonl is not
-        as it should be.
+        the documents are read: a file is empty, broken or no text (see `reading`), or a line
+        of a .jsonl is not as it should be.
     """
     splits = {"files": "train", "validation_files": "validation", "test_files": "test"}
     found = {splits[field]: _find(field, value) for field, value in globs.items() if value.strip()}
@@ -86,7 +86,7 @@ def open_text_files(
     if text_field != "text" and not any(file.is_jsonl for file in files):
         raise ValueError(f"text_field is for .jsonl, and there is none, got {text_field!r}")
     written = template.text if template else ""
-    state = "\n".join([*(file.state for file in files), *filter(None, [written])])
+    state = "\n".join([_READER, *(file.state for file in files), *filter(None, [written])])
     fields = documents, text_field, label_field, prompt_field, messages_field, template
     return Corpus(
         version=hashlib.sha256(state.encode()).hexdigest()[:16],
@@ -117,7 +117,7 @@ class _Documents:
             yield from (document for document in found if document.text.strip())
 
     def _of_txt(self, file: _File) -> Iterator[Document]:
-        lines = _lines(file)
+        lines = reading.lines(file.at)
         if self.documents == "line":
             texts = (line.removesuffix("\n") for line in lines)
         elif self.documents == "file":
@@ -128,116 +128,65 @@ class _Documents:
         return (Document(text, 0) for text in texts)
 
     def _of_jsonl(self, file: _File) -> Iterator[Document]:
-        for number, line in enumerate(_lines(file), 1):
-            if line.strip():
-                yield self._parse(line, f"{file.name}, line {number}")
-
-    def _parse(self, line: str, place: str) -> Document:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{place} must be an object with fields, got {line.strip()[:40]!r}")
-        prompt, text = self._texts(record, place)
-        label = 0
-        if self.label_field:
-            accepted = (str, int), "a string or an integer"
-            label = str(_field(record, "label_field", self.label_field, *accepted, place))
-        return Document(text, label, prompt)
+        for place, record in json_text.records(file.at):
+            prompt, text = self._texts(record, place)
+            label: int | str = 0
+            if self.label_field:
+                value = _field(record, "label_field", self.label_field, place)
+                label = json_text.label(value, f"{place}: label_field {self.label_field!r}")
+            yield Document(text, label, prompt)
 
     def _texts(self, record: dict[str, Any], place: str) -> tuple[str | None, str]:
         """The prompt, if the line is a pair, and the text."""
         if self.template:
-            name = "messages_field", self.messages_field
-            messages = _field(record, *name, (list,), "a list of messages", place)
+            value = _field(record, "messages_field", self.messages_field, place)
             place = f"{place}: messages_field {self.messages_field!r}"
-            check_answered(check_messages(messages, place), place)
-            for message in messages:
-                _check_characters(message["content"], place)
+            messages = check_answered(check_messages(value, place), place)
             return self.template.pair(messages, place)
         prompt = self._text(record, "prompt_field", place) if self.prompt_field else None
         return prompt, self._text(record, "text_field", place)
 
     def _text(self, record: dict[str, Any], key: str, place: str) -> str:
         name = getattr(self, key)
-        text = _field(record, key, name, (str,), "a string", place)
-        _check_characters(text, f"{place}: {key} {name!r}")
-        return text
+        text, place = _field(record, key, name, place), f"{place}: {key} {name!r}"
+        if not isinstance(text, str):
+            raise ValueError(f"{place} must be a string, got {json_text.shown(text)}")
+        return json_text.check_characters(text, place)
 
 
-def _check_characters(text: str, place: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell what is no character.
-        half = ascii(text[error.start])
-        raise ValueError(f"{place} holds {half}, half of a surrogate pair") from None
-
-
-def _field(
-    record: dict[str, Any], key: str, name: str, types: tuple[type, ...], accepted: str, place: str
-) -> Any:
+def _field(record: dict[str, Any], key: str, name: str, place: str) -> Any:
     if name not in record:
         raise ValueError(
             f"{place} has no {key} {name!r}: its fields are {', '.join(record) or 'none'}"
         )
-    value = record[name]
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise ValueError(f"{place}: {key} {name!r} must be {accepted}, got {json.dumps(value)}")
-    return value
-
-
-def _lines(file: _File) -> Iterator[str]:
-    """Lines of a file with their '\\n', as Python's text mode reads them; no byte order mark."""
-    offset = 0
-    for line in _byte_lines(file):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file.name} is not UTF-8: byte {offset + error.start} (0x{line[error.start]:02x})"
-            ) from None
-        if offset == 0:
-            text = text.removeprefix("\ufeff")
-        offset += len(line)
-        yield text[:-2] + "\n" if text.endswith("\r\n") else text
-    if not offset:
-        raise ValueError(f"{file.name} is empty")
-
-
-def _byte_lines(file: _File) -> Iterator[bytes]:
-    with file.system.open(file.path, "rb") as raw:
-        if not file.path.endswith(".gz"):
-            yield from raw
-            return
-        try:
-            with gzip.open(raw) as unpacked:
-                yield from unpacked
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{file.name} is broken gzip: {str(error).rstrip('.')}") from None
+    return record[name]
 
 
 def _find(field: str, globs: str) -> list[_File]:
     """The files of comma-separated globs, in their order, each glob's sorted, none twice."""
     found: dict[str, _File] = {}
     for pattern in filter(None, (part.strip() for part in globs.split(","))):
-        system, root = _system(field, pattern)
+        root = _root(field, pattern)
         # What exists is taken literally: names may hold brackets.
         try:
-            paths = [root] if system.exists(root) else sorted(system.glob(root))
+            if root.system.exists(root.path):
+                paths = [root.path]
+            else:
+                every = sorted(root.system.glob(root.path))
+                paths = [path for path in every if not _is_hidden(path, root.path)]
         except OSError as error:  # of a bucket, the network's words only
             raise ValueError(f"{field}: cannot read {pattern!r}: {error}") from None
         if not paths:
             raise ValueError(f"{field}: {pattern!r} matches no file")
         for path in paths:
-            file = _stat(field, system, path)
+            file = _stat(field, root.system, path)
             found.setdefault(file.name, file)
     return list(found.values())
 
 
-def _system(field: str, pattern: str) -> tuple[Any, str]:
+def _root(field: str, pattern: str) -> reading.File:
     try:
-        return fsspec.core.url_to_fs(pattern)
+        return reading.locate(pattern)
     except ImportError as error:
         wanted = "pip install 'mdlm_jax[gcs]'" if pattern.startswith("gs://") else str(error)
         raise ModuleNotFoundError(f"{field}: to read {pattern!r}: {wanted}") from None
@@ -245,16 +194,26 @@ def _system(field: str, pattern: str) -> tuple[Any, str]:
         raise ValueError(f"{field}: cannot read {pattern!r}: {error}") from None
 
 
+def _is_hidden(path: str, pattern: str) -> bool:
+    """Whether a part of the path that the glob found begins with a dot, and none of the glob's."""
+    asked = PurePosixPath(pattern).parts
+    given = sum(1 for _ in itertools.takewhile(lambda part: not glob.has_magic(part), asked))
+    if any(part.startswith(".") for part in asked[given:]):
+        return False
+    return any(part.startswith(".") for part in PurePosixPath(path).parts[given:])
+
+
 def _stat(field: str, system: Any, path: str) -> _File:
     info = system.info(path)
-    local = "file" in system.protocol
-    name = path if local else system.unstrip_protocol(path)
+    at = reading.File(system, path, "")
+    name = path if at.is_local else system.unstrip_protocol(path)
     if info["type"] == "directory":
         raise ValueError(f"{field}: {name} is a folder: name its files, {name.rstrip('/')}/*.txt")
-    if not path.removesuffix(".gz").endswith((".txt", ".jsonl")):
-        raise ValueError(f"{field}: {name} must end in .txt, .jsonl, .txt.gz or .jsonl.gz")
+    if not reading.kind(path):
+        accepted = ", ".join((*reading.TEXT, *reading.JSONL))
+        raise ValueError(f"{field}: {name} must end in one of {accepted}, perhaps with .gz")
     stamp = next((str(info[key]) for key in _STAMPS if key in info), "")
-    return _File(system, path, name, json.dumps([name, info["size"], stamp]))
+    return _File(at._replace(name=name), json.dumps([name, info["size"], stamp]))
 
 
 def _refuse_shared(found: Mapping[str, Iterable[_File]]) -> None:

@@ -1,14 +1,20 @@
 """Tokenizers that were made elsewhere: a tokenizer.json, BERT's vocab.txt, or one of the hub."""
 
-import json
 from pathlib import Path
 
-from etils import epath
 from tokenizers import Tokenizer, normalizers
 
+from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.data.tokenization import special_ids
 from mdlm_jax.data.tokenizer_training import wordpiece
+
+# Of a tokenizer_config.json: what they are to the normalizer, and without the key.
+_FOLDING = {
+    "do_lower_case": ("lowercase", True),
+    "strip_accents": ("strip_accents", None),
+    "tokenize_chinese_chars": ("handle_chinese_chars", True),
+}
 
 _ACCEPTED = (
     f"accepted are {', '.join(TOKENIZERS)}, the path of a tokenizer.json, a folder that holds one "
@@ -31,11 +37,11 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
       FileNotFoundError: there is no such file, and the name is none of the hub.
       ValueError: the file is no tokenizer, the hub does not give it, or it lacks a special token.
     """
-    path = epath.Path(name).expanduser()
+    path = reading.path(name)
     if path.is_dir():
         tokenizer = _from_folder(path)
     elif path.is_file():
-        tokenizer = _from_file(path)
+        tokenizer = read_file(path)
     elif _may_be_of_hub(str(name)):
         tokenizer = _from_hub(str(name))
     else:
@@ -51,36 +57,47 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
-        return _from_file(folder / "tokenizer.json")
+        return read_file(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
         return _from_vocabulary(folder)
     raise FileNotFoundError(f"no tokenizer in {folder}: it has no tokenizer.json and no vocab.txt")
 
 
-def _from_file(path: Path) -> Tokenizer:
+def read_file(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, as it is.
+
+    Raises:
+      ValueError: the file is none.
+    """
+    text = reading.text(path)
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(text)
     except Exception as error:  # The type that `tokenizers` raises.
         raise ValueError(f"{path} is no tokenizer.json: {error}") from None
 
 
 def _from_vocabulary(folder: Path) -> Tokenizer:
     path = folder / "vocab.txt"
-    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    tokens = reading.text(path).removesuffix("\n").split("\n")
     vocab = {token: i for i, token in enumerate(tokens)}
     missing = [token for token in ("[UNK]", "[SEP]", "[MASK]") if token not in vocab]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not BERT's")
-    beside = folder / "tokenizer_config.json"
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    return wordpiece(
-        vocab,
-        normalizers.BertNormalizer(
-            lowercase=config.get("do_lower_case", True),
-            strip_accents=config.get("strip_accents"),
-            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        ),
-    )
+    return wordpiece(vocab, normalizers.BertNormalizer(**_folding(folder)))
+
+
+def _folding(folder: Path) -> dict[str, bool | None]:
+    """What the tokenizer_config.json says of case, accents and Chinese characters."""
+    path = folder / "tokenizer_config.json"
+    config = json_text.load(path) if path.is_file() else {}
+    folding = {}
+    for key, (argument, default) in _FOLDING.items():
+        value = config.get(key, default)
+        if not isinstance(value, bool) and value is not default:
+            accepted = "true or false" if default else "true, false or null"
+            raise ValueError(f"{path}: {key} must be {accepted}, got {json_text.shown(value)}")
+        folding[argument] = value
+    return folding
 
 
 def _may_be_of_hub(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Several models on one picture: the cross-entropy of a masked token against the mask rate."""
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mdlm_jax.data import json_text
 from mdlm_jax.evaluation.plots import INK, RUN_COLORS, STYLE
 from mdlm_jax.evaluation.rate_curves import BERT_RATE
 
@@ -32,11 +32,8 @@ def read_evaluations(paths: Sequence[str | epath.Path]) -> dict[str, Evaluation]
         raise ValueError(f"{twice[0]} is given twice")
     evaluations = []
     for file in files:
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is no JSON: {error}") from None
-        if not isinstance(told, Mapping) or not {"nats_per_token", "tokens"} <= told.keys():
+        told = json_text.load(file, finite=False)
+        if not {"nats_per_token", "tokens"} <= told.keys():
             raise ValueError(
                 f"{file} holds no likelihood: give what evaluate writes, evaluation_*.json"
             )

@@ -1,11 +1,11 @@
 """What a run left in its folder, and what follows from it: the material of every page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from mdlm_jax.data import json_text
 from mdlm_jax.training import metrics
 
 Record = Mapping[str, Any]
@@ -131,4 +131,4 @@ def flat(config: Record, prefix: str = "") -> dict[str, Any]:
 
 
 def _json(path: epath.Path, missing: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else missing
+    return json_text.load(path, type(missing), finite=False) if path.exists() else missing

@@ -1,9 +1,9 @@
 """config.json, read into a `bert.Config` and written from one."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdlm_jax.data import json_text
 from mdlm_jax.interop import modernbert
 from mdlm_jax.interop.families import (
     ACTIVATIONS,
@@ -18,6 +18,9 @@ from mdlm_jax.interop.modernbert import MODERNBERT
 from mdlm_jax.networks import bert
 
 FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, DISTILBERT, MODERNBERT)}
+
+# What sizes and rates are below: a table of more rows has no positions that are numbered.
+_LARGEST = 2**31
 
 # No family has these.
 _NEVER = {"qk_norm": False, "time_conditioning": False, "classes": 0}
@@ -56,11 +59,8 @@ def read(folder: Path) -> Description:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: it is no Hugging Face checkpoint")
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        model_type = told.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    told = json_text.load(path)
+    model_type = told.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"{path}: model_type={model_type!r}: must be one of {list(FAMILIES)}")
     family = FAMILIES[model_type]
@@ -155,8 +155,9 @@ def _value(told: dict[str, Any], field: str, key: str, default: Any) -> Any:
     if isinstance(default, str):
         return value  # looked up by who reads it
     wanted = (int, float) if isinstance(default, float) else (int,)
-    if type(value) not in wanted:
-        refuse(key, value, "a number" if float in wanted else "a whole number")
+    if type(value) not in wanted or not abs(value) < _LARGEST:
+        accepted = "a number" if float in wanted else "a whole number"
+        refuse(key, value, f"{accepted} below 2^31")
     return float(value) if isinstance(default, float) else value
 
 

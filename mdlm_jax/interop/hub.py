@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from mdlm_jax.data import reading
+
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TEXTS = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"]
 # PyTorch's only where there is no other.
@@ -24,7 +26,7 @@ def folder(path_or_name: str | Path, *, weights: bool = True) -> Path:
       FileNotFoundError: nothing lies there, and it is no name of the hub.
       ValueError: it is a file, or the hub does not give it.
     """
-    path = Path(path_or_name).expanduser()
+    path = Path(reading.plain(path_or_name))
     if path.is_dir():
         return path
     if path.exists():

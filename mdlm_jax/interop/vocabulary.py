@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer, processors
 
 from mdlm_jax import data
+from mdlm_jax.data.tokenizer_loading import read_file
 from mdlm_jax.networks import bert
 
 _FILES = ("tokenizer.json", "vocab.txt")
@@ -102,7 +103,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     except ValueError as error:
         if "has no mask" not in str(error):
             raise
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = read_file(folder / "tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([AddedToken(_MASK, special=True, lstrip=True)])

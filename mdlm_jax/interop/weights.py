@@ -1,11 +1,12 @@
 """The weights of a Hugging Face folder as named arrays: safetensors, sharded, or PyTorch's zip."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp  # it teaches NumPy bfloat16, by which safetensors reads it too
 import numpy as np
+
+from mdlm_jax.data import json_text
 
 _SAFE, _TORCH = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
@@ -61,12 +62,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        inside = all(Path(name).name == name for name in names)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged ({type(error).__name__}: {error})") from None
-    if not names or not inside:
+    names = json_text.load(index).get("weight_map")
+    names = sorted({*map(str, names.values())}) if isinstance(names, dict) else []
+    if not names or not all(Path(name).name == name for name in names):
         raise ValueError(f"{index} is damaged: it must name files of its own folder")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:

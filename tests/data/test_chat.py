@@ -79,7 +79,7 @@ def test_what_a_template_refuses_is_told_in_one_line(text, message):
     ("name", "contents", "message"),
     [
         ("t.jinja", b"{{ messages }}\n{% for %}", r"^chat_template .*t\.jinja, line 2: "),
-        ("t.jinja", b"\xff", r"^chat_template .*t\.jinja is not UTF-8: byte 0$"),
+        ("t.jinja", b"\xff", r"^chat_template .*t\.jinja, line 1 is not UTF-8: byte 0 \(0xff\)$"),
         ("other", b"", r"^chat_template must be the path of a Jinja file, there is none at .*t\.j"),
     ],
 )

@@ -120,11 +120,11 @@ def test_version_follows_the_state_of_the_files(write, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "settings", "message"),
     [
-        ("a.txt", b"good\nbad \xff!", {}, r"a\.txt is not UTF-8: byte 9 \(0xff\)$"),
+        ("a.txt", b"good\nbad \xff!", {}, r"a\.txt, line 2 is not UTF-8: byte 9 \(0xff\)$"),
         ("a.txt", b"", {}, r"a\.txt is empty$"),
         ("a.txt.gz", b"", {}, r"a\.txt\.gz is empty$"),
         ("a.jsonl", '{"text": "x"}\n\n{"text": ', {}, r"a\.jsonl, line 3 is not JSON: .* column"),
-        ("a.jsonl", "[1]", {}, r"a\.jsonl, line 1 must be an object with fields, got '\[1\]'$"),
+        ("a.jsonl", "[1]", {}, r"a\.jsonl, line 1 must be an object with fields, got \[1\]$"),
         ("a.jsonl", '{"x": 1}', {}, r"line 1 has no text_field 'text': its fields are x$"),
         ("a.jsonl", '{"text": 1}', {}, r"line 1: text_field 'text' must be a string, got 1$"),
         (
@@ -138,7 +138,7 @@ def test_version_follows_the_state_of_the_files(write, tmp_path):
         ("a.txt", "x", {"label_field": "k"}, r"label_field 'k' needs \.jsonl files, and .*a\.txt"),
         ("a.txt", "x", {"text_field": "k"}, r"text_field is for \.jsonl, and there is none"),
         ("a.jsonl", "{}", {"documents": "line"}, r"documents is for \.txt: .* got 'line'$"),
-        ("a.pdf", "x", {}, r"^files: .*a\.pdf must end in \.txt, \.jsonl, \.txt\.gz or \.jsonl\."),
+        ("a.pdf", "x", {}, r"^files: .*a\.pdf must end in one of \.txt, .*, \.jsonl, .*\.gz$"),
     ],
 )
 def test_what_cannot_be_read_is_named(write, name, content, settings, message):

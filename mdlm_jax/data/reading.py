@@ -1,0 +1,216 @@
+"""Text that people wrote, from a file to strings: the one way of every reader.
+
+A file is named by a path, `~` and `file://` included, or by the URL of what fsspec reads. A byte
+order mark tells its encoding (UTF-8, UTF-16, UTF-32); without one it is UTF-8. Every line ending is
+a new line. What cannot be read is one line that names the file, the line and the byte.
+"""
+
+import codecs
+import gzip
+import io
+import itertools
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import fsspec
+from etils import epath
+
+# It tells pages of what it raises anyway.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+TEXT = (".txt", ".text", ".md")
+JSONL = (".jsonl", ".ndjson", ".jsonlines", ".json")  # an object a line
+_PACKED = (".gz", ".gzip")
+
+_BLOCK = 2**20  # bytes that are decoded at a time
+
+# The longer first: that of UTF-32 begins with one of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+Name = str | os.PathLike[str]
+
+
+class File(NamedTuple):
+    """A file: the file system where it lies, its path there, and what messages call it."""
+
+    system: Any
+    path: str
+    name: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in a folder of this machine."""
+        return "file" in self.system.protocol
+
+
+class _Paths:
+    """The buckets that epath knows, which need not be through fsspec."""
+
+    protocol = ()
+
+    def open(self, path: str, mode: str) -> Any:
+        return epath.Path(path).open(mode)
+
+
+def plain(name: Name) -> str:
+    """The name with `~` and `file://` written out; other URLs stay as they are."""
+    told = str(name)
+    if told[:7].lower() == "file://":
+        told = told[7:].removeprefix("localhost")
+        # File managers write a space as %20; a name that holds just these signs comes first.
+        told = told if Path(told).exists() else unquote(told)
+    if not told.startswith("~"):
+        return told
+    try:
+        return str(Path(told).expanduser())
+    except RuntimeError:  # nobody is called so: it is a name like any other
+        return told
+
+
+def path(name: Name) -> epath.Path:
+    """The same as a path."""
+    return epath.Path(plain(name))
+
+
+def locate(name: Name) -> File:
+    """The file of a name; it need not be there.
+
+    Raises:
+      ImportError: the package that reads this file system is not installed.
+      ValueError: no file system is called so.
+    """
+    told = plain(name)
+    if "://" not in told:  # fsspec takes '::' and more in a name for its own
+        system = fsspec.filesystem("file")
+        return File(system, str(Path(told).absolute()), told)
+    if isinstance(name, epath.Path):
+        return File(_Paths(), told, told)
+    system, within = fsspec.core.url_to_fs(told)
+    return File(system, within, told)
+
+
+def kind(name: Name) -> str:
+    """'text' or 'jsonl' by the suffix, in any case and perhaps packed; '' of any other."""
+    told = str(name).lower()
+    for packed in _PACKED:
+        told = told.removesuffix(packed)
+    return next((k for k, ends in (("text", TEXT), ("jsonl", JSONL)) if told.endswith(ends)), "")
+
+
+def text(name: Name | File) -> str:
+    """All of a file's text.
+
+    Raises:
+      ValueError: it is empty or no text; the file, and of what is no text line and byte are named.
+      OSError: it cannot be read.
+    """
+    return "".join(_texts(_file(name)))
+
+
+def lines(name: Name | File) -> Iterator[str]:
+    """The lines of a file with their new line, read as they are asked for.
+
+    Raises:
+      ValueError, OSError: as `text`.
+    """
+    begun: list[str] = []
+    for each in _texts(_file(name)):
+        first, *others = each.split("\n")
+        begun.append(first)
+        for other in others:
+            yield "".join(begun) + "\n"
+            begun = [other]
+    if last := "".join(begun):
+        yield last
+
+
+def numbered(name: Name | File) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, without their new line, each with what messages call it."""
+    file = _file(name)
+    for number, line in enumerate(lines(file), 1):
+        if line.strip():
+            yield f"{file.name}, line {number}", line.removesuffix("\n")
+
+
+def _file(name: Name | File) -> File:
+    return name if isinstance(name, File) else locate(name)
+
+
+def _texts(file: File) -> Iterator[str]:
+    """The text in pieces: decoded, its line endings new lines, no byte order mark."""
+    blocks = _blocks(file)
+    first = next(blocks, b"")
+    mark, encoding = next(
+        ((mark, name) for mark, name in _MARKS.items() if first.startswith(mark)), (b"", "utf-8")
+    )
+    if not mark and _is_wide(first):
+        raise ValueError(
+            f"{file.name}, line 1 is not UTF-8: byte {first.index(0)} is 0, as in UTF-16 and "
+            "UTF-32, which must begin with a byte order mark"
+        )
+    decoder = codecs.getincrementaldecoder(encoding)()
+    endings = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, line, is_empty = len(mark), 1, True
+    for block in itertools.chain([first[offset:]], blocks, [b""]):
+        try:
+            piece = endings.decode(decoder.decode(block, not block), not block)
+        except UnicodeDecodeError as error:
+            good = endings.decode(error.object[: error.start].decode(encoding), True)
+            place = f"{file.name}, line {line + good.count(chr(10))}"
+            byte = offset + len(block) - len(error.object) + error.start
+            raise ValueError(
+                f"{place} is not {encoding[:6].upper()}: byte {byte} "
+                f"(0x{error.object[error.start]:02x})"
+            ) from None
+        offset += len(block)
+        line += piece.count("\n")
+        is_empty = is_empty and not piece
+        yield piece
+    if is_empty:
+        raise ValueError(f"{file.name} is empty")
+
+
+def _is_wide(first: bytes) -> bool:
+    """Whether the first characters are ASCII, in two or four bytes each."""
+    zeros = [byte == 0 for byte in first[:4]]
+    return zeros in ([False, True] * 2, [True, False] * 2, [False, True, True, True]) or (
+        zeros == [True, True, True, False]
+    )
+
+
+def _blocks(file: File) -> Iterator[bytes]:
+    """The bytes of a file, unpacked; the first block holds the byte order mark, if there is one."""
+    with _opened(file) as raw:
+        if not file.path.lower().endswith(_PACKED):
+            yield from _read(raw)
+            return
+        try:
+            with gzip.open(raw) as unpacked:
+                yield from _read(unpacked)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{file.name} is broken gzip: {str(error).rstrip('.')}") from None
+
+
+def _read(raw: Any) -> Iterator[bytes]:
+    first = b""
+    while len(first) < 4 and (block := raw.read(_BLOCK)):  # a pipe gives what it has
+        first += block
+    yield first
+    while block := raw.read(_BLOCK):
+        yield block
+
+
+def _opened(file: File) -> Any:
+    # A pipe is a file too, but none that fsspec opens.
+    return Path(file.path).open("rb") if file.is_local else file.system.open(file.path, "rb")

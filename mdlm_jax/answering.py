@@ -75,8 +75,8 @@ class Answerer:
         """What the model writes behind each context, to the first separator.
 
         The canvas is the context, the masks that are to be filled, and further masks up to a row of
-        the model's length, which stand for text that nobody knows. A context that leaves no room
-        for the answer loses its start.
+        the model's length, which stand for text that nobody knows; of a run of padded rows, a
+        separator and padding. A context that leaves no room for the answer loses its start.
 
         Args:
           contexts: N texts.
@@ -93,6 +93,8 @@ class Answerer:
         literal = _literal(tokenizer)
         kept = [_encode(literal, context)[-(length - tokens) :] for context in contexts]
         canvas = _canvas(kept, tokens, length, self.model.encoder.mask_id)
+        if self.model.padded:
+            canvas = prompts.as_whole_rows(canvas, tokenizer)
         separator = data.special_ids(tokenizer).sep
         answers = []
         for batch in filling.fill(

@@ -1,23 +1,21 @@
 """The programs of an experiment, compiled ahead of time for TPUs: what they need and send."""
 
 import contextlib
-import functools
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax import flops, hlo_report, parallel
-from mdlm_jax.diffusion import sample, strategies
-from mdlm_jax.networks import bert
+from mdlm_jax import decoding, flops, hlo_report, parallel
+from mdlm_jax.experiment import SCHEDULES
 from mdlm_jax.program import Program
+from mdlm_jax.sampler import Method, make_writer
 from mdlm_jax.topologies import Topology
 
 _REMATERIALIZATION = "Involuntary full rematerialization"
@@ -49,35 +47,36 @@ def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
     settings, length = program.experiment.evaluation, program.experiment.data.length
     shards = parallel.row_shards(program.mesh)
     rows = -(-settings.batch_size // shards) * shards
-    canvas = jax.ShapeDtypeStruct(
-        (rows, length), jnp.int32, sharding=parallel.batch_sharding(program.mesh)
+    method = Method(
+        decoding.strategy("exact_count", SCHEDULES[program.experiment.objective.schedule]()),
+        decoding.Shaping(),
+        steps=settings.sample_steps,
     )
+    write = make_writer(program.encoder, program.mesh, method)
     params = program.abstract_state().params
     memory = {"parameters": _bytes_a_chip(params)}
     steps = settings.sample_steps
     work = flops.sampler(program.encoder, rows, length, steps) / steps
-    checked = _compile(program, topology, make_sampler(program), params, canvas)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    canvas, strengths = _canvas(program, rows), method.strengths()
+    checked = _compile(program, topology, write, params, key, canvas, steps, strengths)
     told = _tell(checked, topology, memory, work, memory["parameters"])
     return told | {"rows": rows, "evaluations": steps}
 
 
-def make_sampler(program: Program) -> Callable[[Any, jax.Array], jax.Array]:
-    """`(params, canvas i32[B, L]) -> canvas`, jitted: all masks filled in `sample_steps` steps."""
-    encoder, settings = program.encoder, program.experiment.evaluation
-
-    @functools.partial(jax.jit, out_shardings=parallel.batch_sharding(program.mesh))
-    def write(params, canvas):
-        with parallel.use(program.mesh):
-            return sample(
-                bert.denoiser(params, encoder),
-                jax.random.key(program.experiment.training.seed),
-                canvas,
-                mask_id=encoder.mask_id,
-                steps=settings.sample_steps,
-                strategy=strategies.exact_count(),
-            )
-
-    return write
+def _canvas(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the sampler as shapes, as training shows it."""
+    sharding = parallel.batch_sharding(program.mesh)
+    tokens = (rows, program.experiment.data.length)
+    shapes = {"tokens": (tokens, "int32"), "fill": (tokens, "bool"), "number": ((rows,), "int32")}
+    if program.experiment.data.has_padding:
+        shapes["valid"] = (tokens, "bool")
+    if program.encoder.classes:
+        shapes["label"] = ((rows,), "int32")
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def _compile(program: Program, topology: Topology, function, *arguments) -> dict:

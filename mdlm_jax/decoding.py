@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -19,10 +20,12 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
+@functools.lru_cache(maxsize=256)
 def strategy(spec: str, schedule: Schedule) -> Strategy:
     """The strategy that `spec` names: `exact_count`, `threshold(0.9)`, `remask(cap, eta=0.02)`.
 
-    Words are text without quotes; everything else is a Python number.
+    Words are text without quotes; everything else is a Python number. The same arguments give the
+    same strategy, so that what was compiled with it serves again.
 
     Args:
       spec: a name from `STRATEGIES`, with arguments where it takes any.

@@ -66,10 +66,9 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
     print(heads(table))
     print(line(table, {"strategy": answers_table.ITSELF, **told["itself"]}))
     print(line(table, {"strategy": answers_table.ANOTHER, **told["another"]}), flush=True)
+    answer = _make_answer(trained, mesh, rows, seed, batch_size)
     for spec, strategy in strategies.items():
-        methods = [_method(strategy, steps, separator) for steps in grid.steps]
-        answer = _make_answer(trained, mesh, methods[0], rows, seed, batch_size)
-        for method in methods:
+        for method in (_method(strategy, steps, separator) for steps in grid.steps):
             filled, evaluations = answer(method)
             written = answers.responses(filled, rows.prompts, separator)
             point = {
@@ -112,18 +111,13 @@ def _method(strategy: Strategy, steps: int, separator: int) -> filling.Method:
 def _make_answer(
     trained: workdir.Trained,
     mesh: Mesh,
-    method: filling.Method,
     rows: data.Rows,
     seed: int,
     batch_size: int,
 ) -> Callable[[filling.Method], tuple[np.ndarray, float]]:
-    """Writes the responses of rows anew: i32[N, L], and the mean of their evaluations.
-
-    It takes methods that differ from `method` in their steps alone: one program for all.
-    """
+    """Writes the responses of rows anew: i32[N, L], and the mean of their evaluations."""
     behind = np.arange(rows.tokens.shape[1]) >= rows.prompts[:, None]
     tokens = np.where(behind, trained.encoder.mask_id, rows.tokens).astype(np.int32)
-    write = filling.make_writer(trained.encoder, mesh, method)
 
     def answer(method: filling.Method) -> tuple[np.ndarray, float]:
         batches = filling.fill(
@@ -131,11 +125,10 @@ def _make_answer(
             trained.encoder,
             mesh,
             method,
-            prompts.Canvas(tokens=tokens, fill=behind, shown=behind),
+            prompts.Canvas(tokens=tokens, fill=behind, shown=behind, maskable=behind),
             labels=rows.labels if trained.encoder.classes else None,
             batch_size=batch_size,
             seed=seed,
-            write=write,
         )
         filled = [row for batch in batches for row in batch]
         evaluations = float(np.mean([row.evaluations for row in filled]))

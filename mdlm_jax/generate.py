@@ -213,6 +213,8 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     _check_guidance(trained, labels)
     asking = prompts.asking(workdir.data_card(folder), trained.tokenizer)
     canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
+    if asking is None and trained.config["data"].get("rows") == "padded":
+        canvas = prompts.as_whole_rows(canvas, trained.tokenizer)
     shaping = _shaping(trained)
     schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
     special = data.special_ids(trained.tokenizer)

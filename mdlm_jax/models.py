@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax import workdir
+from mdlm_jax import data, workdir
 from mdlm_jax.experiment import ObjectiveConfig
 from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
@@ -28,6 +28,7 @@ class Model(NamedTuple):
       length: of the rows that it was trained on, or the longest that it takes.
       weights: 'ema' or 'params'; None of a checkpoint of Hugging Face.
       step: of the training; None where nothing tells.
+      padded: whether it was trained on rows of one text each, filled up with padding.
     """
 
     params: PyTree
@@ -37,6 +38,7 @@ class Model(NamedTuple):
     length: int
     weights: str | None
     step: int | None
+    padded: bool = False
 
     @property
     def exact(self) -> bool:
@@ -47,6 +49,7 @@ class Model(NamedTuple):
 def of_run(trained: workdir.Trained, weights: str) -> Model:
     """What `workdir.load` read."""
     config, encoder = trained.config, trained.encoder
+    told = data.Config(**config["data"]) if "rows" in config.get("data", {}) else None
     return Model(
         params=trained.params,
         encoder=encoder,
@@ -55,6 +58,7 @@ def of_run(trained: workdir.Trained, weights: str) -> Model:
         length=config.get("data", {}).get("length", encoder.max_length),
         weights=weights,
         step=trained.step,
+        padded=told is not None and told.has_padding,
     )
 
 

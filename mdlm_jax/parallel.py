@@ -273,3 +273,14 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> dict[str
         return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, of_device)
 
     return {name: put(name, rows) for name, rows in batch.items()}
+
+
+def put_rows(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Array]:
+    """`put_batch` of a batch that every process has whole.
+
+    Raises:
+      ValueError: if the rows do not split over the mesh.
+    """
+    size = len(next(iter(batch.values())))
+    held = local_rows(mesh, size)
+    return put_batch({name: rows[held] for name, rows in batch.items()}, mesh, size)

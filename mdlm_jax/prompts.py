@@ -37,11 +37,15 @@ class Canvas(NamedTuple):
         of an answer.
       shown: bool[B, L], what is text in the end: the prompt, or all of an empty prompt, or the
         answer.
+      valid: bool[B, L], False at padding, which the model does not see; None where there is none.
+      maskable: bool[B, L], what training masks of such rows; None where it is all that is valid.
     """
 
     tokens: np.ndarray
     fill: np.ndarray
     shown: np.ndarray
+    valid: np.ndarray | None = None
+    maskable: np.ndarray | None = None
 
 
 class Asking(NamedTuple):
@@ -177,9 +181,27 @@ def lay_out(
     for is_answered, (make, text_of) in kinds.items():
         which = [i for i, prompt in enumerate(prompts) if asking.answers(prompt) == is_answered]
         made = make([text_of(prompts[i]) for i in which], tokenizer, length)
-        for whole, part in zip(rows, made, strict=True):
-            whole[which] = part
+        for name, part in made._asdict().items():
+            if part is not None:
+                getattr(rows, name)[which] = part
     return rows
+
+
+def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
+    """The canvas of a run of padded rows: a text is a whole row of its own.
+
+    What is shown ends there, with its separator where the row has room for one, as the rows of the
+    training do; behind it is padding, which the model does not see.
+
+    Args:
+      canvas: of texts with gaps, as `canvas` lays them out.
+      tokenizer: of the run.
+    """
+    special = data.special_ids(tokenizer)
+    place, size = np.arange(canvas.tokens.shape[1]), canvas.shown.sum(axis=1)[:, None]
+    valid = place <= size
+    tokens = np.where(place == size, special.sep, np.where(valid, canvas.tokens, special.pad))
+    return canvas._replace(tokens=tokens.astype(np.int32), valid=valid)
 
 
 def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
@@ -193,6 +215,7 @@ def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
             )
         rows.tokens[row, : len(ids)] = ids
         rows.fill[row, len(ids) :] = rows.shown[row, len(ids) :] = True
+    rows.maskable[:] = rows.fill
     return rows
 
 
@@ -202,6 +225,7 @@ def _blank(count: int, length: int, tokenizer: Tokenizer) -> Canvas:
         tokens=np.full((count, length), data.special_ids(tokenizer).mask, np.int32),
         fill=np.zeros((count, length), bool),
         shown=np.zeros((count, length), bool),
+        maskable=np.ones((count, length), bool),
     )
 
 

@@ -16,13 +16,22 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, data, distributed, host_memory, parallel, starting, workdir
-from mdlm_jax.diffusion import sample, strategies
+from mdlm_jax import (
+    command_line,
+    data,
+    decoding,
+    distributed,
+    filling,
+    host_memory,
+    parallel,
+    prompts,
+    starting,
+    workdir,
+)
 from mdlm_jax.evaluation import likelihoods, ngrams
 from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
 from mdlm_jax.networks import bert
@@ -196,7 +205,7 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
     No sample of an autoregressive model: the sampler fills masks, and it knows none.
     """
     experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
-    settings = experiment.evaluation
+    settings, schedule = experiment.evaluation, SCHEDULES[experiment.objective.schedule]()
     few = prepared.splits["validation"][: settings.rows]
     counted = prepared.splits["train"], few, prepared.vocab_size
     baselines = {
@@ -215,23 +224,14 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
             mask_id=encoder.mask_id,
             seed=experiment.training.seed,
             draws=settings.draws,
-            schedule=SCHEDULES[experiment.objective.schedule](),
+            schedule=schedule,
             mesh=mesh,
         )
 
     canvas = _canvas(few, encoder.mask_id)
-
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def write(params, key):
-        with parallel.use(mesh):
-            return sample(
-                bert.denoiser(params, encoder),
-                key,
-                jnp.asarray(canvas),
-                mask_id=encoder.mask_id,
-                steps=settings.sample_steps,
-                strategy=strategies.exact_count(),
-            )
+    method = filling.Method(
+        decoding.strategy("exact_count", schedule), decoding.Shaping(), steps=settings.sample_steps
+    )
 
     def evaluate(state, step):
         told = likelihoods.summary(of_rows(state.ema, few, settings.batch_size))
@@ -239,19 +239,26 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         return {"likelihood": "exact" if exact else "bound", **shown, **baselines}
 
     def show(state, step):
-        key = jax.random.fold_in(jax.random.key(experiment.training.seed), step)
-        tokens = jax.device_get(write(state.ema, key))[0]
-        return {"text": data.decode(prepared.tokenizer, tokens)}
+        # One row: sample number `step` of so many, whose noise is its own.
+        numbered = {"samples": step + 1, "first": step, "seed": experiment.training.seed}
+        ((row,),) = filling.fill(state.ema, encoder, mesh, method, canvas, **numbered)
+        text = row.tokens[canvas.shown[0]]
+        return {"text": data.decode(prepared.tokenizer, text)}
 
     return {"eval": evaluate} if exact else {"eval": evaluate, "sample": show}
 
 
-def _canvas(rows: data.Rows, mask_id: int) -> np.ndarray:
-    """i32[1, L]: nothing but masks; of pairs, which are never seen so, behind the first prompt."""
-    if rows.prompts is None:
-        return np.full((1, rows.tokens.shape[1]), mask_id, np.int32)
+def _canvas(rows: data.Rows, mask_id: int) -> prompts.Canvas:
+    """One row of nothing but masks, as long as the first; of pairs, behind its prompt."""
     first = next(data.eval_batches(rows[:1], batch_size=1))
-    return np.where(first["maskable"], np.int32(mask_id), first["tokens"])
+    maskable = first["maskable"]
+    return prompts.Canvas(
+        tokens=np.where(maskable, np.int32(mask_id), first["tokens"]),
+        fill=maskable,
+        shown=first.get("valid", np.ones_like(maskable)),
+        valid=first.get("valid"),
+        maskable=maskable,
+    )
 
 
 def _first_words(job: Job, start: int) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import compilations
 import exported
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from command_runs import TEXT
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mdlm_jax import answering, data, parallel
+from mdlm_jax import answering, data, filling, parallel
 from mdlm_jax import models as loading
 from mdlm_jax.data import special_ids
 from mdlm_jax.diffusion import causal_likelihood
@@ -76,7 +77,7 @@ def score(answerer, pairs):
     return continuations.log_likelihoods(
         likelihoods.denoiser_of(model.encoder), model.params, pairs, mask_id=model.encoder.mask_id,
         max_length=model.length, time_conditioning=False, draws=answerer.draws, seed=answerer.seed,
-        batch_size=8,
+        batch_size=answerer.batch_size, mesh=answerer.mesh,
     )  # fmt: skip
 
 
@@ -107,6 +108,41 @@ def test_the_white_space_of_an_answer_is_text(tmp_path, answerer):
     model.params["head"]["bias"] = jnp.where(jnp.arange(len(bias)) == line, 1e3, bias)
     (answer,) = dataclasses.replace(answerer, model=model).answers(["old"], tokens=3)
     assert answer == "\n\n\n" and answering.cut_at(answer, ["\n"]) == ""
+
+
+def test_a_second_call_compiles_nothing(answerer):
+    """Of a new answerer of the same model, as the harness makes one."""
+    pairs = [(WORDS[0], " ".join(WORDS[i : i + 2])) for i in (3, 6, 9)]
+
+    def ask(answerer, count):
+        answerer.continuations(pairs[:count], greedy=True)
+        answerer.texts(TEXTS[:count])
+        return answerer.answers(TEXTS[:count], tokens=4)
+
+    first = ask(answerer, 3)
+    again = dataclasses.replace(answerer, seed=1)
+    with compilations.counted() as compiled:
+        ask(again, 3)
+        assert ask(dataclasses.replace(answerer), 3) == first
+    assert not compiled
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_behind_an_answer_is_what_training_had_there(answerer, padded, monkeypatch):
+    """Text that nobody knows; or, of rows of one text each, a separator and padding."""
+    seen = []
+    fill = filling.fill
+    monkeypatch.setattr(filling, "fill", lambda *a, **k: seen.append(a[4]) or fill(*a, **k))
+    model = answerer.model._replace(padded=padded)
+    dataclasses.replace(answerer, model=model).answers([WORDS[0]], tokens=3)
+    (canvas,) = seen
+    special, size = special_ids(model.tokenizer), canvas.shown.sum()
+    behind = canvas.tokens[0, size:].tolist()
+    if padded:
+        assert behind == [special.sep] + [special.pad] * (model.length - size - 1)
+        assert canvas.valid[0].tolist() == [True] * (size + 1) + [False] * len(behind[1:])
+    else:
+        assert set(behind) == {special.mask} and canvas.valid is None
 
 
 def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):

@@ -7,17 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compilations
 import exported
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks.tiny import BASE, MASK, params_of
 
-from mdlm_jax import filling, parallel
+from mdlm_jax import decoding, filling, parallel
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import strategies
+from mdlm_jax.diffusion import schedules, strategies
 from mdlm_jax.prompts import Canvas
+from mdlm_jax.sampler import make_writer
 
 ENCODER = dataclasses.replace(BASE, classes=3, vocab_multiple=8)
 LENGTH = ENCODER.max_length
@@ -45,6 +46,7 @@ def canvas():
 def fill(mesh, canvas):
     def fill(method=PLAIN, canvas=canvas, **options):
         params = jax.device_put(params_of(ENCODER), parallel.replicated(mesh))
+        options = {"batch_size": 4, **options}  # few shapes: each is compiled
         batches = filling.fill(params, ENCODER, mesh, method, canvas, **options)
         return [row for batch in batches for row in batch]
 
@@ -69,8 +71,8 @@ def test_gaps_are_filled_and_all_else_is_kept(fill, canvas):
 
 
 def test_a_sample_depends_on_its_number_alone(fill):
-    whole = tokens_of(fill(samples=3))
-    np.testing.assert_array_equal(tokens_of(fill(samples=3, first=2, batch_size=4)), whole[2:])
+    whole = tokens_of(fill(samples=3, batch_size=16))
+    np.testing.assert_array_equal(tokens_of(fill(samples=3, first=2)), whole[2:])
     assert fill(samples=3, first=9) == []
     assert np.any(tokens_of(fill(samples=3, seed=1)) != whole)
 
@@ -94,12 +96,12 @@ def batch_of(canvas, mesh, label):
 
 def test_guidance_weighs_the_label(mesh, canvas):
     params = jax.device_put(params_of(ENCODER), parallel.replicated(mesh))
-    write = filling.make_writer(ENCODER, mesh, PLAIN)
-    guide = filling.make_writer(ENCODER, mesh, dataclasses.replace(PLAIN, guidance=1.0))
-    many = Canvas(*(np.repeat(leaf, 10, axis=0) for leaf in canvas))
+    write = make_writer(ENCODER, mesh, PLAIN)
+    guide = make_writer(ENCODER, mesh, dataclasses.replace(PLAIN, guidance=1.0))
+    four = Canvas(*(leaf[[0, 1, 2, 0]] for leaf in canvas[:3]))
 
     def written(writer, label, **strengths):
-        batch = batch_of(many, mesh, label)
+        batch = batch_of(four, mesh, label)
         strengths = {"temperature": 1.0, **strengths}
         return np.asarray(writer(params, jax.random.key(0), batch, 4, strengths)[0])
 
@@ -108,7 +110,6 @@ def test_guidance_weighs_the_label(mesh, canvas):
     np.testing.assert_array_equal(written(guide, 2, guidance=1.0), labelled)
     np.testing.assert_array_equal(written(guide, 2, guidance=0.0), plain)
     assert np.any(written(guide, 2, guidance=4.0) != labelled)
-    assert guide._cache_size() == 1
 
 
 def test_a_text_ends_where_the_model_ends_it(fill):
@@ -125,18 +126,44 @@ def test_a_text_ends_where_the_model_ends_it(fill):
         assert row.evaluations == 2 * (end // 2 + 1)
 
 
-def test_other_steps_temperatures_and_weights_are_not_another_program(mesh, canvas):
-    method = dataclasses.replace(PLAIN, shaping=Shaping(top_p=0.9), guidance=2.0)
-    write = filling.make_writer(ENCODER, mesh, method)
-    batch = batch_of(canvas, mesh, 0)
-    params = jax.device_put(params_of(ENCODER), parallel.replicated(mesh))
-    results = []
-    for steps, temperature, top_p, weight in ((1, 1.0, 0.9, 2.0), (8, 0.5, 0.5, 0.0)):
-        strengths = {"temperature": temperature, "top_p": top_p, "guidance": weight}
-        assert strengths.keys() == method.strengths().keys()
-        results.append(write(params, jax.random.key(0), batch, steps, strengths)[0])
-    assert write._cache_size() == 1
-    assert jnp.any(results[0] != results[1])
+def test_what_was_compiled_serves_every_method_of_the_same_program(fill, canvas):
+    """Others in steps, strengths, seed and number of rows; built anew, as each call builds them."""
+
+    def method(steps, **values):
+        schedule = schedules.cosine()
+        shaping = Shaping(top_p=values.pop("top_p", 0.9), top_k=5, temperature=0.5)
+        strategy = decoding.strategy("exact_count(grid=cosine)", schedule)
+        return filling.Method(strategy, shaping, steps, guidance=values.pop("guidance", 2.0))
+
+    with compilations.counted() as compiled:
+        first = tokens_of(fill(method(4), labels=np.zeros(3, np.int32)))
+    assert compiled
+    with compilations.counted() as compiled:
+        again = fill(method(4), labels=np.zeros(3, np.int32))
+        others = fill(method(1, top_p=0.5, guidance=0.0), samples=3, batch_size=4, seed=1)
+    assert not compiled
+    np.testing.assert_array_equal(tokens_of(again), first)
+    assert len(others) == 9 and others[0].evaluations == 1
+
+
+def test_padding_is_not_seen(fill):
+    """Whatever stands there changes nothing, and is kept; as text it would change what is drawn."""
+    tokens = np.full((4, LENGTH), MASK, np.int32)
+    tokens[:, LENGTH - 3 :] = [[1], [9], [MASK], [1]]
+    valid = np.broadcast_to(np.arange(LENGTH) < LENGTH - 3, tokens.shape)
+
+    def written(tokens, valid):
+        rows = fill(PLAIN, Canvas(tokens, valid, valid, valid))
+        return tokens_of(rows), np.stack([row.log_prob for row in rows])
+
+    padded, log_prob = written(tokens, valid)
+    np.testing.assert_array_equal(padded[:, LENGTH - 3 :], tokens[:, LENGTH - 3 :])
+    assert np.all(padded[:, : LENGTH - 3] != MASK)
+    others = written(np.where(valid, tokens, 7), valid)
+    np.testing.assert_array_equal(others[0][valid], padded[valid])
+    np.testing.assert_array_equal(others[1], log_prob)
+    seen = written(tokens, np.ones_like(valid))[1]
+    assert not np.allclose(seen[valid], log_prob[valid], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

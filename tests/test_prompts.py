@@ -197,8 +197,11 @@ def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special
     assert [asking.answers(prompt) for prompt in asked] == [False, True, False, True]
     rows = prompts.lay_out(asked, tokenizer, LENGTH, asking)
     gaps = prompts.canvas(texts[::2], tokenizer, LENGTH)
-    for whole, part in zip(rows, gaps, strict=True):
-        np.testing.assert_array_equal(whole[::2], part)
+    assert rows.valid is None and gaps.valid is None
+    for name in ("tokens", "fill", "shown", "maskable"):
+        np.testing.assert_array_equal(getattr(rows, name)[::2], getattr(gaps, name))
+    np.testing.assert_array_equal(rows.maskable[1::2], rows.fill[1::2])  # as training masks them
+
     mill = [*ids(tokenizer, "the mill"), special.sep]
     assert rows.tokens[1].tolist() == mill + [special.mask] * (LENGTH - len(mill))
     assert rows.shown[1].sum() == LENGTH - len(mill)
@@ -206,6 +209,17 @@ def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special
     plain = prompts.lay_out(asked[::2], tokenizer, LENGTH, None)
     for one, other in zip(plain, gaps, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
+    whole = prompts.canvas(["", "the [MASK]"], tokenizer, LENGTH)
+    rows = prompts.as_whole_rows(whole, tokenizer)
+    np.testing.assert_array_equal(rows.tokens[0], [special.mask] * LENGTH)
+    size = whole.shown[1].sum()
+    behind = [special.sep] + [special.pad] * (LENGTH - size - 1)
+    assert rows.tokens[1].tolist() == whole.tokens[1, :size].tolist() + behind
+    assert rows.valid.sum(axis=1).tolist() == [LENGTH, size + 1]
+    np.testing.assert_array_equal(rows.fill, whole.fill)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ A row is the prompt and the continuation, and nothing behind: only the continuat
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mdlm_jax import parallel
+from mdlm_jax import parallel, sampler
 from mdlm_jax.data import progress
-from mdlm_jax.diffusion import Denoiser, Schedule, corrupt_causal, nelbo, sample, strategies
+from mdlm_jax.decoding import Shaping
+from mdlm_jax.diffusion import Denoiser, Schedule, corrupt_causal, nelbo, strategies
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import linear
@@ -33,6 +34,7 @@ Array = jax.Array
 PyTree = Any
 Pair = tuple[Sequence[int], Sequence[int]]  # the ids of a prompt, and of its continuation
 
+_KEPT = 64  # compiled functions of other models, draws, meshes
 _SHORTEST = 16  # tokens of the shortest rows that a program is compiled for
 
 
@@ -79,9 +81,10 @@ def log_likelihoods(
     are masked alike, so that the noise of what they have in common is not in their differences,
     and other prompts are masked independently.
 
-    Rows are padded, invisibly, to 16, 32, 64, ... tokens or `max_length`: at most two programs are
-    compiled for each of these lengths that is met. An empty prompt is legal, and so is an empty
-    continuation, which costs nothing.
+    Rows are padded, invisibly, to 16, 32, 64, ... tokens or `max_length`, and a batch to a power of
+    two or `batch_size` of them: at most two programs are compiled for each of these shapes that is
+    met, and they are kept: with the same `denoiser_of` a second call compiles nothing. An empty
+    prompt is legal, and so is an empty continuation, which costs nothing.
 
     Greedy filling writes the most likely token at the most confident position, one token an
     evaluation (`strategies.greedy`); of autoregressive models it is from left to right.
@@ -111,14 +114,63 @@ def log_likelihoods(
     for number, (_, continuation) in enumerate(pairs):
         _check(continuation, number, mask_id, max_length)
     few = 0 if time_conditioning else (draws + 1).bit_length() - 1  # 2^few - 1 <= draws
+    of_batch = _scorer(
+        denoiser_of,
+        mask_id=mask_id,
+        draws=draws,
+        longest=max(few, 1),
+        greedy=greedy,
+        schedule=schedule,
+        start_id=start_id,
+        mesh=mesh,
+    )
     key = jax.random.key(seed)
+    size = min(batch_size, 1 << max(len(pairs) - 1, 0).bit_length())
+    if mesh is not None:
+        shards = parallel.row_shards(mesh)
+        size = -(-size // shards) * shards
+    nats, variance = np.zeros(len(pairs)), np.zeros(len(pairs))
+    greedily = np.ones(len(pairs), bool)
+    with progress.bar("scoring", len(pairs), "continuations") as advance:
+        for indices, batch, drawn in _batches(pairs, max_length, size, few):
+            put = batch if mesh is None else parallel.put_rows(batch, mesh)
+            scored = jax.device_get(of_batch(params, key, put, drawn=drawn))
+            nats[indices], variance[indices] = (x[: len(indices)] for x in scored[:2])
+            if greedy:
+                greedily[indices] = scored[2][: len(indices)]
+            advance(len(indices))
+    return Continuations(
+        nats=nats,
+        error=np.sqrt(variance),
+        greedy=greedily if greedy else None,
+        cut=np.array([_cut(*pair, max_length) for pair in pairs], np.int32),
+    )
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _scorer(
+    denoiser_of: DenoiserOf,
+    *,
+    mask_id: int,
+    draws: int,
+    longest: int,
+    greedy: bool,
+    schedule: Schedule,
+    start_id: int | None,
+    mesh: Mesh | None,
+) -> Callable[..., tuple[Array, Array, Array | None]]:
+    """`(params, key, batch, drawn) -> nats f32[B], variance f32[B], bool[B]`, jitted and kept.
+
+    `drawn` tells whether the bound is estimated, or computed over all sets of masks of up to
+    `longest` tokens; the last is None where greedy filling was not asked for.
+    """
 
     @functools.partial(
         jax.jit,
         static_argnames="drawn",
         out_shardings=None if mesh is None else parallel.replicated(mesh),
     )
-    def of_batch(params, batch, drawn):
+    def of_batch(params, key, batch, drawn):
         with parallel.use(mesh):
             denoiser = denoiser_of(params, batch)
             if start_id is not None:
@@ -130,33 +182,14 @@ def log_likelihoods(
                     denoiser,
                     batch["tokens"],
                     mask_id=mask_id,
-                    longest=max(few, 1),
+                    longest=longest,
                     maskable=batch["maskable"],
                 )
                 variance = jnp.zeros_like(nats)
             same = _is_greedy(denoiser, batch, mask_id, schedule) if greedy else None
             return nats, variance, same
 
-    size = min(batch_size, max(len(pairs), 1))
-    if mesh is not None:
-        shards = parallel.row_shards(mesh)
-        size = -(-size // shards) * shards
-    nats, variance = np.zeros(len(pairs)), np.zeros(len(pairs))
-    greedily = np.ones(len(pairs), bool)
-    with progress.bar("scoring", len(pairs), "continuations") as advance:
-        for indices, batch, drawn in _batches(pairs, max_length, size, few):
-            put = batch if mesh is None else parallel.put_batch(batch, mesh, size)
-            scored = jax.device_get(of_batch(params, put, drawn=drawn))
-            nats[indices], variance[indices] = (x[: len(indices)] for x in scored[:2])
-            if greedy:
-                greedily[indices] = scored[2][: len(indices)]
-            advance(len(indices))
-    return Continuations(
-        nats=nats,
-        error=np.sqrt(variance),
-        greedy=greedily if greedy else None,
-        cut=np.array([_cut(*pair, max_length) for pair in pairs], np.int32),
-    )
+    return of_batch
 
 
 def _drawn(
@@ -186,14 +219,17 @@ def _is_greedy(
 ) -> Array:
     """bool[B], whether greedy filling gives the row."""
     tokens, maskable = batch["tokens"], batch["maskable"]
-    filled = sample(
+    filled, _ = sampler.written(
         denoiser,
         jax.random.key(0),  # of which nothing greedy depends
-        jnp.where(maskable, mask_id, tokens),
+        {
+            "tokens": jnp.where(maskable, mask_id, tokens),
+            "maskable": maskable,
+            "number": batch["rows"],
+        },
         mask_id=mask_id,
         steps=maskable.sum(axis=1).max(),
-        strategy=strategies.greedy(schedule=schedule),
-        maskable=maskable,
+        method=sampler.Method(strategies.greedy(schedule=schedule), Shaping(), steps=1),
     )
     return jnp.all(filled == tokens, axis=1)
 

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mdlm_jax import data
-from mdlm_jax.diffusion import Strategy, sample, transforms
+from mdlm_jax import data, parallel
+from mdlm_jax.decoding import Shaping
+from mdlm_jax.diffusion import Strategy
 from mdlm_jax.evaluation import memorisation, naive_bayes, text_metrics
 from mdlm_jax.evaluation.scorers import Scorer
 from mdlm_jax.networks import bert
+from mdlm_jax.sampler import Method, make_writer
 
 Array = jax.Array
 Point = dict[str, Any]
@@ -164,6 +166,7 @@ def measure(
     *,
     seed: int,
     batch_size: int,
+    mesh: Mesh,
 ) -> Iterator[Point]:
     """Samples and measures every combination; one compiled program for each strategy.
 
@@ -178,7 +181,8 @@ def measure(
       reference: rows of real text.
       judges: what the samples are measured by.
       seed: of the noise; every point has the same.
-      batch_size: rows sampled at a time.
+      batch_size: rows sampled at a time, rounded up to what the mesh's devices share evenly.
+      mesh: whose devices share the rows; the parameters lie on it.
 
     Yields:
       For each point `strategy`, `steps`, `temperature`, `guidance` (None without), the metrics of
@@ -191,19 +195,31 @@ def measure(
     if grid.guidance:
         check_guidance(encoder)
     asked = reference[np.arange(grid.samples) % len(reference)]
-    batches = list(data.eval_batches(asked, batch_size=min(batch_size, grid.samples)))
+    shards = parallel.row_shards(mesh)
+    size = -(-min(batch_size, grid.samples) // shards) * shards
+    batches = [_canvas(b, encoder, mesh) for b in data.eval_batches(asked, batch_size=size)]
+    key = jax.random.key(seed)
     for name, strategy in strategies.items():
-        write = _make_writer(encoder, strategy, guided=bool(grid.guidance), seed=seed)
-        jax.block_until_ready(write(params, batches[0], 1, 1.0, 0.0))  # compiles
-        for temperature, weight, steps in itertools.product(
-            grid.temperatures, grid.guidance or (None,), grid.steps
+        for number, (temperature, weight, steps) in enumerate(
+            itertools.product(grid.temperatures, grid.guidance or (None,), grid.steps)
         ):
+            weighed = None if weight is None else float(weight)
+            shaping = Shaping(temperature=float(temperature))
+            method = Method(strategy, shaping, steps, guidance=weighed)
+            write = make_writer(encoder, mesh, method)
+            strengths = method.strengths()
+            if not number:
+                jax.block_until_ready(write(params, key, batches[0], 1, strengths))  # compiles
             start = time.perf_counter()
-            parts = [
-                write(params, batch, steps, float(temperature), float(weight or 0.0))
-                for batch in batches
-            ]
-            tokens, evaluations = map(np.concatenate, zip(*jax.device_get(parts), strict=True))
+            parts = [write(params, key, batch, steps, strengths) for batch in batches]
+            tokens, evaluations = (
+                np.concatenate(leaves)
+                for leaves in zip(
+                    *((tokens, trace.evaluations) for tokens, trace in jax.device_get(parts)),
+                    strict=True,
+                )
+            )
+            evaluations = evaluations * (1 if weight is None else 2)
             seconds = time.perf_counter() - start
             written = data.Rows(tokens[: grid.samples], asked.labels, asked.sizes)
             yield {
@@ -217,33 +233,18 @@ def measure(
             }
 
 
-def _make_writer(
-    encoder: bert.Config, strategy: Strategy, *, guided: bool, seed: int
-) -> Callable[..., tuple[Array, Array]]:
-    """`(params, batch, steps, temperature, weight) -> tokens i32[B, L], evaluations i32[B]`."""
-
-    @jax.jit
-    def write(params, batch, steps, temperature, weight):
-        valid = batch.get("valid")
-        label = batch["label"] if encoder.classes else None
-        denoiser = bert.denoiser(params, encoder, valid=valid, label=label)
-        if guided:
-            unconditional = bert.denoiser(params, encoder, valid=valid)
-            denoiser = transforms.guide(denoiser, unconditional, weight)
-        tokens, trace = sample(
-            transforms.temperature(denoiser, temperature),
-            jax.random.key(seed),
-            jnp.where(batch["maskable"], encoder.mask_id, batch["tokens"]),
-            mask_id=encoder.mask_id,
-            steps=steps,
-            strategy=strategy,
-            maskable=batch["maskable"],
-            rows=batch["rows"],
-            trace=True,
-        )
-        return tokens, trace.evaluations * (2 if guided else 1)
-
-    return write
+def _canvas(batch: dict[str, np.ndarray], encoder: bert.Config, mesh: Mesh) -> dict[str, Array]:
+    """Of rows of real text nothing but their shape, their labels and their prompts, on the mesh."""
+    maskable = batch["maskable"]
+    told = {
+        "tokens": np.where(maskable, np.int32(encoder.mask_id), batch["tokens"]),
+        "fill": maskable,
+        "maskable": maskable,
+        "number": batch["rows"],
+    }
+    told |= {"valid": batch["valid"]} if "valid" in batch else {}
+    told |= {"label": batch["label"]} if encoder.classes else {}
+    return parallel.put_rows(told, mesh)
 
 
 def _spread(count: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Likelihood of a split of text: the NELBO with its two errors, or the chain rule's, exact."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,12 @@ OfRows = Callable[[PyTree, data.Rows, int], Likelihood]  # (params, rows, batch_
 _NORMAL_95 = 1.959964  # standard errors to each side of a 95 % interval
 
 
+@functools.lru_cache(maxsize=64)
 def denoiser_of(encoder: bert.Config) -> DenoiserOf:
-    """The encoder as the denoiser of an evaluation batch, told its padding, and any labels."""
+    """The encoder as the denoiser of an evaluation batch, told its padding, and any labels.
+
+    The same function for the same encoder, so that what was compiled with it serves again.
+    """
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Denoiser:
         return bert.denoiser(

@@ -34,12 +34,7 @@ def over_rows(
             return of_batch(params, batch)
 
     def put(batch):
-        if mesh is None:
-            return batch
-        held = parallel.local_rows(mesh, len(batch["rows"]))
-        return parallel.put_batch(
-            {name: values[held] for name, values in batch.items()}, mesh, len(batch["rows"])
-        )
+        return batch if mesh is None else parallel.put_rows(batch, mesh)
 
     def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> list[PyTree]:
         size = -(-batch_size // shards) * shards

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdlm_jax import data, strategies
+from mdlm_jax import data, parallel, strategies
 from mdlm_jax.evaluation import frontier, frontier_table, naive_bayes
 from mdlm_jax.evaluation.frontier_plot import frontier_png
 from mdlm_jax.networks import bert
@@ -17,6 +17,7 @@ PLAIN = bert.Config(
     vocab_size=VOCAB, mask_id=MASK, max_length=LENGTH, layers=1, width=16, heads=2, mlp_width=16
 )
 CLASSED = dataclasses.replace(PLAIN, classes=CLASSES, class_dropout=0.1)
+MESH = parallel.make_mesh(devices=jax.devices()[:1])
 TRAIN = data.Rows(np.array([[9, 0, 1, 0, 1, 9], [4, 5, 6, 7, 8, 9]]), np.zeros(2, np.int32))
 NO_DIFFERENCE = frontier.Judges(lambda rows: np.zeros(len(rows)), TRAIN)
 
@@ -55,6 +56,7 @@ def measured(config, grid, reference, *, batch_size=64, strategy=None, classifie
         frontier.Judges(scorer, TRAIN, classifier),
         seed=0,
         batch_size=batch_size,
+        mesh=MESH,
     )
     return list(points), seen
 
@@ -97,7 +99,7 @@ def test_every_combination_is_measured_in_one_program_a_strategy():
     grid = frontier.Grid(4, (1, 2), temperatures=(1.0, 0.5))
     points = frontier.measure(
         params_of(PLAIN), PLAIN, {"one": plain._replace(init=init)}, grid, rows_of(4),
-        NO_DIFFERENCE, seed=0, batch_size=4,
+        NO_DIFFERENCE, seed=0, batch_size=4, mesh=MESH,
     )  # fmt: skip
     first = next(points)
     compiled = len(traced)

@@ -41,7 +41,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         _check(trained, folder)
         strategies = evaluate_frontier.strategies_of(trained, _STRATEGIES)
         similarity = _similarity(trained, batch_size)
-        rows = workdir.load_data(trained, folder).splits[split][: grid.samples]
+        rows = workdir.load_data(trained, folder).splits[split].spread(grid.samples)
         separator = data.special_ids(trained.tokenizer).sep
         wanted = answers.responses(rows.tokens, rows.prompts, separator)
         another = answers.another(wanted, seed)

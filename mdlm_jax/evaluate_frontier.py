@@ -174,7 +174,7 @@ def _mauve(
 
     of_real = featurise(real)
     # As many of both: how many clusters there are, and so the score, depends on it.
-    return lambda rows: mauve.score(of_real, featurise(rows[: len(real)])).score
+    return lambda rows: mauve.score(of_real, featurise(rows.spread(len(real)))).score
 
 
 def strategies_of(trained: workdir.Trained, default: str) -> dict[str, Strategy]:

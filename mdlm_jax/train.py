@@ -32,7 +32,7 @@ from mdlm_jax import (
     starting,
     workdir,
 )
-from mdlm_jax.evaluation import likelihoods, ngrams
+from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
 from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
 from mdlm_jax.networks import bert
 from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
@@ -44,6 +44,16 @@ _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
 command_line.require("config", "workdir")
 flags.declare_key_flag("config")
+
+
+_SHOWN = (  # of a validation likelihood
+    "nats_per_token",
+    "mc_error",
+    "text_error",
+    "tokens",
+    "characters",
+    "bits_per_character",
+)
 
 
 class Job(NamedTuple):
@@ -206,7 +216,7 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
     """
     experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
     settings, schedule = experiment.evaluation, SCHEDULES[experiment.objective.schedule]()
-    few = prepared.splits["validation"][: settings.rows]
+    few = prepared.splits["validation"].spread(settings.rows)
     counted = prepared.splits["train"], few, prepared.vocab_size
     baselines = {
         "unigram": ngrams.unigram_cross_entropy(*counted),
@@ -229,13 +239,15 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         )
 
     canvas = _canvas(few, encoder.mask_id)
+    size = text_sizes.text_size(few, prepared.tokenizer)
     method = filling.Method(
         decoding.strategy("exact_count", schedule), decoding.Shaping(), steps=settings.sample_steps
     )
 
     def evaluate(state, step):
         told = likelihoods.summary(of_rows(state.ema, few, settings.batch_size))
-        shown = {key: told[key] for key in ("nats_per_token", "mc_error", "text_error", "tokens")}
+        told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], size)
+        shown = {key: told[key] for key in _SHOWN}
         return {"likelihood": "exact" if exact else "bound", **shown, **baselines}
 
     def show(state, step):

@@ -10,6 +10,7 @@ from networks.tiny import params_of
 
 from mdlm_jax import data, decoding, filling, parallel, train
 from mdlm_jax.diffusion import schedules
+from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
 from mdlm_jax.experiment import Experiment, default_config
 from mdlm_jax.program import make_program
 from mdlm_jax.prompts import Canvas
@@ -71,7 +72,7 @@ def test_a_sample_is_of_the_average_in_a_row_as_the_data_have_it(kind):
     program, prepared = run_of(kind)
     state, encoder = state_of(program), program.encoder
     shown = train.make_hooks(program, prepared)["sample"](state, 7)["text"]
-    row = prepared.splits["validation"][:1]
+    row = prepared.splits["validation"].spread(6)[:1]
     place = np.arange(LENGTH)[None]
     wanted = (place >= (4 if kind == "pairs" else 0)) & (place < (SIZE if kind == "padded" else 99))
     valid = place < SIZE if kind == "padded" else None
@@ -89,3 +90,37 @@ def test_a_sample_is_of_the_average_in_a_row_as_the_data_have_it(kind):
     if kind == "padded":  # once: each is a program
         assert shown != written(state.params, schedules.cosine())
         assert shown != written(state.ema, schedules.linear())
+
+
+@pytest.mark.parametrize("kind", ["packed", "pairs"])
+def test_validation_is_of_the_average_on_rows_of_all_labels(kind):
+    """The figures of `evaluate`, of rows that are spread over a split sorted by label."""
+    program, prepared = run_of(kind)
+    state, encoder = state_of(program), program.encoder
+    told = train.make_hooks(program, prepared)["eval"](state, 7)
+    rows = prepared.splits["validation"].spread(6)
+    assert sorted(rows.labels) == [0, 0, 1, 1, 2, 2]
+    of_rows = likelihoods.make_nelbo(
+        likelihoods.denoiser_of(encoder), mask_id=encoder.mask_id, seed=0, draws=2,
+        schedule=schedules.cosine(), mesh=MESH,
+    )  # fmt: skip
+    figures = likelihoods.summary(of_rows(state.ema, rows, 4))
+    size = text_sizes.text_size(rows, TOKENIZER)
+    figures |= likelihoods.per_text_unit(figures["nats_per_token"], figures["tokens"], size)
+    for key in ("nats_per_token", "mc_error", "text_error", "tokens", "bits_per_character"):
+        assert told[key] == pytest.approx(figures[key], rel=1e-6), key
+    counted = prepared.splits["train"], rows, VOCAB
+    assert told["bigram"] == ngrams.bigram_cross_entropy(*counted)
+    raw = likelihoods.summary(of_rows(state.params, rows, 4))
+    assert abs(raw["nats_per_token"] - told["nats_per_token"]) > 0.01
+
+
+def test_spread_rows_reach_both_ends():
+    rows = rows_of("pairs", 0)
+    for count in (1, 7, 59):
+        chosen = rows.spread(count)
+        place = [np.flatnonzero((rows.tokens == row).all(axis=1))[0] for row in chosen.tokens]
+        gaps = np.diff([-1, *place, ROWS])
+        assert len(chosen) == len(chosen.sizes) == len(chosen.prompts) == count
+        assert gaps.min() >= 1 and gaps.max() <= -(-ROWS // count) + (count == 1)
+    assert rows.spread(60) is rows and rows.spread(99) is rows

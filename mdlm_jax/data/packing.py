@@ -31,10 +31,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, which: slice) -> "Rows":
+    def __getitem__(self, which: slice | np.ndarray) -> "Rows":
         sizes = None if self.sizes is None else self.sizes[which]
         prompts = None if self.prompts is None else self.prompts[which]
         return Rows(self.tokens[which], self.labels[which], sizes, prompts)
+
+    def spread(self, count: int) -> "Rows":
+        """So many of the rows, evenly spaced; all of them where there are no more.
+
+        Rows are sorted by label: the first ones are of the first labels alone.
+        """
+        if count >= len(self):
+            return self
+        return self[(2 * np.arange(count) + 1) * len(self) // (2 * count)]
 
     @property
     def counted(self) -> np.ndarray:

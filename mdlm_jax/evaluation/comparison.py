@@ -1,10 +1,9 @@
 """One page that compares runs: their curves, figures and samples, and the keys that set them apart.
 
 Nats per token are comparable where the tokens are the same. Where they are not, the page says so
-and compares bits per character of the raw text.
+and compares bits per character of the text.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -115,28 +114,20 @@ def _warnings(runs: Runs, split: str | None) -> list[str]:
     return [f'<p class="warning">{escape(warning)}</p>' for warning in warnings]
 
 
-def _bits_per_character(run: Run, split: str, nats_per_token: float) -> float | None:
-    """Bits per token over characters per token; both of the whole split, separators included."""
-    characters = run.characters_per_token(split)
-    return None if characters is None else nats_per_token / math.log(2) / characters
-
-
 # Figures.
 
 
 def _figures(runs: Runs, split: str | None) -> str:
     per_character = not _same_tokens(runs) and all(
-        run.characters_per_token("validation") for run in runs.values() if run.evaluated
+        each.get("bits_per_character") for run in runs.values() for each in run.evaluated
     )
     y = "bits per character" if per_character else "nats per token"
     over_steps, over_tokens, over_rates = [], [], []
     for index, run in enumerate(runs.values()):
         records = [each for each in run.evaluated if each["nats_per_token"] is not None]
-        nats = [each["nats_per_token"] for each in records]
         steps = [each["step"] for each in records]
-        values = (
-            [_bits_per_character(run, "validation", n) for n in nats] if per_character else nats
-        )
+        figure = "bits_per_character" if per_character else "nats_per_token"
+        values = [each[figure] for each in records]
         if steps:
             over_steps.append(plots.Line(index, steps, values))
         if steps and run.tokens_per_step:
@@ -185,11 +176,7 @@ _LIKELIHOOD = (
 
 
 def _table(runs: Runs, split: str | None) -> str:
-    evaluations = [dict(_evaluation(run, split)) for run in runs.values()]
-    for run, each in zip(runs.values(), evaluations, strict=True):
-        if each:
-            bits = _bits_per_character(run, each["split"], each["nats_per_token"])
-            each["bits_per_character"] = bits
+    evaluations = [_evaluation(run, split) for run in runs.values()]
     rows = [
         [
             name.format(bound=_bound(runs)),
@@ -203,7 +190,7 @@ def _table(runs: Runs, split: str | None) -> str:
     return (
         f"<section><h2>Figures</h2>{template.table(['', *runs], rows)}"
         "<p>The NELBO is an upper bound of the negative log-likelihood; its errors are standard "
-        "errors, in nats/token. Bits per character: of the raw text of the split.</p></section>"
+        "errors, in nats/token. Bits per character: of the text that was scored.</p></section>"
     )
 
 

@@ -48,6 +48,7 @@ def denoiser_of(encoder: bert.Config) -> DenoiserOf:
     return of_batch
 
 
+@functools.lru_cache(maxsize=64)
 def make_nelbo(
     denoiser_of: DenoiserOf,
     *,
@@ -58,6 +59,8 @@ def make_nelbo(
     mesh: Mesh | None = None,
 ) -> OfRows:
     """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
+
+    The same arguments give the same function, so that what was compiled serves again.
 
     Args:
       denoiser_of: builds the denoiser of a batch from the parameters.
@@ -83,6 +86,7 @@ def make_nelbo(
     return _of_rows(of_batch, mesh)
 
 
+@functools.lru_cache(maxsize=64)
 def make_causal_likelihood(
     denoiser_of: DenoiserOf, *, start_id: int, mesh: Mesh | None = None
 ) -> OfRows:

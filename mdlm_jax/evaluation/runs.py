@@ -78,19 +78,6 @@ class Run(NamedTuple):
         key = f"{place}_memory_bytes"
         return max((each[key] for each in self.train if each.get(key)), default=None)
 
-    def characters_per_token(self, split: str) -> float | None:
-        """Characters of the raw text to a token of the split, None if nothing tells.
-
-        The likelihood of pairs is of responses, whose size `evaluate` alone tells.
-        """
-        data = self.config.get("data", {})
-        pairs = data.get("prompt_field") or data.get("messages_field")
-        told = self.evaluations if pairs else self.card.get("splits", {})
-        sizes = told.get(split, {})
-        if not sizes.get("tokens") or not sizes.get("characters"):
-            return None
-        return sizes["characters"] / sizes["tokens"]
-
 
 def read_run(workdir: str | epath.Path) -> Run:
     """Reads the folder of a run; every file but `config.json` may be missing.

@@ -1,11 +1,10 @@
 """The page that compares runs: what it sets side by side, and what it warns of."""
 
-import math
 import re
 from html import unescape
 
 import pytest
-from pages import CARD, CONFIG, EVALUATION, FILLED, FREE, Page, canvases, visible, write_run
+from pages import CONFIG, EVALUATION, FILLED, FREE, Page, canvases, visible, write_run
 
 from mdlm_jax.evaluation.comparison import write_comparison
 
@@ -21,11 +20,6 @@ TRAINED = [
 def changed(config, fingerprint="same", **sections):
     merged = {key: {**config.get(key, {}), **values} for key, values in sections.items()}
     return {**config, **merged, "data_fingerprint": fingerprint}
-
-
-def card(tokens, characters):
-    sizes = {"tokens": tokens, "characters": characters}
-    return {**CARD, "splits": {"validation": sizes, "test": sizes}}
 
 
 def compare(folder, **runs):
@@ -121,16 +115,21 @@ def test_figures_have_a_line_a_run_in_its_own_colour(page):
 
 
 def test_other_tokens_are_warned_of_and_compared_by_characters(tmp_path):
-    base = {"records": TRAINED, "evaluation_test": TEST}
-    page = compare(
-        tmp_path,
-        a={"config": changed(CONFIG, "one"), "data": card(1000, 4000), **base},
-        b={"config": changed(CONFIG, "two"), "data": card(1500, 4500), **base},
-    )
+    """By the figures that were written: a page that counts again has others."""
+
+    def run(fingerprint, bits):
+        records = [
+            (step, kind, {**values, "bits_per_character": bits} if kind == "eval" else values)
+            for step, kind, values in TRAINED
+        ]
+        test = {**TEST, "bits_per_character": bits}
+        config = changed(CONFIG, fingerprint)
+        return {"config": config, "records": records, "evaluation_test": test}
+
+    page = compare(tmp_path, a=run("one", 2.125), b=run("two", 3.157))
     (warning,) = warnings(page)
     assert "not comparable" in warning and "Bits per character" in warning
-    bits = 5.912 / math.log(2)
-    assert rows(page)["bits/character"] == [f"{bits / 4:.3f}", f"{bits / 3:.3f}"]
+    assert rows(page)["bits/character"] == ["2.125", "3.157"]
     assert rows(page)["data_fingerprint"] == ["one", "two"]
     over_steps, over_tokens, rates = re.findall(r"<svg.*?</svg>", page.text, flags=re.DOTALL)
     assert (
@@ -139,24 +138,15 @@ def test_other_tokens_are_warned_of_and_compared_by_characters(tmp_path):
     assert ">nats per masked token</text>" in rates
 
 
-def test_of_pairs_the_characters_are_those_that_the_likelihood_is_of(tmp_path):
-    """Which `evaluate` counts: the card's are of prompts, too."""
-    config = changed(CONFIG, "two", data={"prompt_field": "prompt"})
-    counted = {**TEST, "tokens": 100, "characters": 250}
+def test_records_without_characters_are_compared_by_tokens(tmp_path):
+    base = {"records": TRAINED, "evaluation_test": TEST}
     page = compare(
         tmp_path,
-        texts={"config": changed(CONFIG, "one"), "data": card(1000, 4000), "evaluation_test": TEST},
-        pairs={
-            "config": config,
-            "data": card(1500, 4500),
-            "records": TRAINED,  # of the validation split, whose characters nothing tells
-            "evaluation_test": counted,
-        },
-        older={"config": config, "data": card(1500, 4500), "evaluation_test": TEST},
+        a={"config": changed(CONFIG, "one"), **base},
+        b={"config": changed(CONFIG, "two"), **base},
     )
-    bits = 5.912 / math.log(2)
-    assert rows(page)["bits/character"] == [f"{bits / 4:.3f}", f"{bits / 2.5:.3f}", "–"]
-    assert ">bits per character</text>" not in page.text
+    assert "bits/character" not in rows(page)
+    assert ">nats per token</text>" in page.text and ">bits per character</text>" not in page.text
 
 
 def test_the_same_split_is_compared_where_all_have_it(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -48,15 +49,24 @@ class Answerer:
     def continuations(self, pairs: Sequence[tuple[str, str]], *, greedy: bool) -> Continuations:
         """The likelihoods of continuations given their contexts; see `log_likelihoods`.
 
+        A continuation that has no token of its own, more than a row, or the mask cannot be scored:
+        its nats are infinite, with the error 0, and greedy filling does not write it. The others
+        are scored as without it.
+
         Args:
           pairs: of a context and a continuation, split into tokens by `encode_pair`.
           greedy: whether to tell also which of them greedy filling writes.
-
-        Raises:
-          ValueError: a continuation has no token of its own, or more than a row.
         """
         tokenizer = _literal(self.model.tokenizer)
-        return self._score([encode_pair(tokenizer, *pair) for pair in pairs], greedy=greedy)
+        encoded = [self._scorable(tokenizer, *pair) for pair in pairs]
+        there = np.array([pair is not None for pair in encoded], bool)
+        scored = self._score([pair for pair in encoded if pair is not None], greedy=greedy)
+        return Continuations(
+            nats=_spread(scored.nats, there, np.inf),
+            error=_spread(scored.error, there, 0.0),
+            greedy=_spread(scored.greedy, there, False) if greedy else None,
+            cut=_spread(scored.cut, there, 0),
+        )
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """The likelihood of each whole text: f64[N], nats, an upper bound of `-log p`.
@@ -112,6 +122,14 @@ class Answerer:
                 answers.append(data.decode(tokenizer, list(before)))
         return answers
 
+    def _scorable(self, tokenizer: Tokenizer, context: str, continuation: str) -> Pair | None:
+        try:
+            pair = encode_pair(tokenizer, context, continuation)
+        except ValueError:
+            return None
+        fits = len(pair[1]) <= self.model.length and self.model.encoder.mask_id not in pair[1]
+        return pair if fits else None
+
     def _score(self, pairs: list[Pair], *, greedy: bool) -> Continuations:
         model = self.model
         return continuations.log_likelihoods(
@@ -159,6 +177,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
             "tokenizer to it"
         )
     return whole[: len(prompt)], whole[len(prompt) :]
+
+
+def _spread(values: np.ndarray, there: np.ndarray, missing: Any) -> np.ndarray:
+    """The values where there are any, and `missing` elsewhere."""
+    whole = np.full(len(there), missing, values.dtype)
+    whole[there] = values
+    return whole
 
 
 def split(ids: list[int], length: int) -> list[list[int]]:

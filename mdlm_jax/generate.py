@@ -6,7 +6,8 @@ Every [MASK] of a prompt is one token to be filled, {mask:12} is twelve of them;
 the prompt is unknown, and stays masked for the model. Without a prompt a whole row is written from
 nothing but masks. More --steps are better text, one step is BERT filling all masks at once.
 
-A run that was trained on pairs of a prompt and a response answers a prompt without a gap.
+A run that was trained on pairs of a prompt and a response answers a prompt without a gap, and
+must be given one.
 
 --watch replays how the text came to be, --html=FILE writes that as a page. --prompts=FILE takes
 many prompts (a line each, or JSONL with "prompt" or "messages"), --output=FILE writes one JSON
@@ -203,15 +204,11 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
             f"{folder} was trained autoregressively: it fills no masks; take a run of "
             "objective.name 'diffusion' or 'mlm'"
         )
-    asked = (
-        prompts.read(_FILE.value)
-        if _FILE.value
-        else [prompts.Prompt(text) for text in _PROMPTS.value or [""]]
-    )
+    asking = prompts.asking(workdir.data_card(folder), trained.tokenizer)
+    asked = prompts.asked(_PROMPTS.value, _FILE.value, asking)
     asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
     labels = _labels(trained, folder, asked)
     _check_guidance(trained, labels)
-    asking = prompts.asking(workdir.data_card(folder), trained.tokenizer)
     canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
     if asking is None and trained.config["data"].get("rows") == "padded":
         canvas = prompts.as_whole_rows(canvas, trained.tokenizer)

@@ -129,6 +129,7 @@ def _settings(asked: Any) -> dict[str, Any]:
         "mean_error": float(errors.mean()) if len(errors) else None,
         "largest_error": float(errors.max()) if len(errors) else None,
         "cut_contexts": asked.cut,
+        "unscored": asked.unscored,
     }
 
 
@@ -141,6 +142,8 @@ def _noise(told: dict[str, Any]) -> str:
     )
     if told["cut_contexts"]:
         line += f"; {told['cut_contexts']:,} lost the start of their context, for want of room"
+    if told["unscored"]:
+        line += f"; {told['unscored']:,} others could not be scored and count as impossible"
     return line
 
 

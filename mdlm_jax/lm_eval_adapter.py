@@ -30,6 +30,7 @@ class MaskedDiffusion(LM):
       answerer: what does the work.
       errors: of every continuation so far the standard error of its likelihood, in nats.
       cut: how many of them have a context that lost its start.
+      unscored: how many others could not be scored: they count as impossible.
     """
 
     def __init__(self, name: str, *, weights: str | None = None, **settings: Any):
@@ -47,13 +48,27 @@ class MaskedDiffusion(LM):
         mesh = parallel.make_mesh()
         self.answerer = Answerer(models.load(name, mesh, weights=weights), mesh, **settings)
         self.errors: list[float] = []
-        self.cut = 0
+        self.cut = self.unscored = 0
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation) minus the NELBO, and whether greedy filling writes it."""
-        scored = self.answerer.continuations([request.args for request in requests], greedy=True)
-        self.errors += scored.error.tolist()
+        """Of each (context, continuation) minus the NELBO, and whether greedy filling writes it.
+
+        One that cannot be scored has -inf, and is told on stderr: it is never chosen.
+        """
+        pairs = [request.args for request in requests]
+        scored = self.answerer.continuations(pairs, greedy=True)
+        there = np.isfinite(scored.nats)
+        self.errors += scored.error[there].tolist()
         self.cut += int(np.sum(scored.cut > 0))
+        self.unscored += int(np.sum(~there))
+        if not there.all():
+            context, continuation = pairs[int(np.argmin(there))]
+            print(
+                f"note: {np.sum(~there):,} of {len(pairs):,} continuations have no token of their "
+                "own, more than a row, or the mask, and count as impossible: "
+                f"{continuation[:40]!r} of {context[-40:]!r}",
+                file=sys.stderr,
+            )
         return list(zip((-scored.nats).tolist(), scored.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:

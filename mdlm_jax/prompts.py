@@ -99,6 +99,22 @@ def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:
     return Asking(None, mask_token) if config.get("prompt_field") else None
 
 
+def asked(texts: Sequence[str], path: str | Path | None, asking: Asking | None) -> list[Prompt]:
+    """What is asked for: the prompts of a file, else the texts, else a whole row.
+
+    Raises:
+      ValueError: nothing is asked of a run that was trained on pairs; or as `read`.
+    """
+    if path:
+        return read(path)
+    if not texts and asking is not None:
+        raise ValueError(
+            "the run was trained on pairs of a prompt and a response: ask it by --prompt, or by "
+            "--prompts=FILE"
+        )
+    return [Prompt(text) for text in texts or [""]]
+
+
 def read(path: str | Path) -> list[Prompt]:
     """The prompts of a file, a line each.
 

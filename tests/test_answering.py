@@ -46,6 +46,19 @@ def test_a_pair_is_split_where_the_context_ends():
             answering.encode_pair(tokenizer, context, continuation)
 
 
+def test_what_cannot_be_scored_is_impossible_and_ends_nothing(answerer):
+    """An empty choice, and one that is longer than a row, among others."""
+    context = WORDS[0]
+    pairs = [(context, ""), (context, " old"), (context, " old" * 40)]
+    scored = answerer.continuations(pairs, greedy=False)
+    assert np.isinf(scored.nats).tolist() == [True, False, True]
+    assert scored.error[::2].tolist() == [0, 0] and scored.cut.tolist() == [0, 0, 0]
+    alone = score(answerer, [answering.encode_pair(answerer.model.tokenizer, *pairs[1])])
+    assert scored.nats[1] == pytest.approx(alone.nats[0], rel=1e-5)
+    none = answerer.continuations(pairs[::2], greedy=True)
+    assert np.isinf(none.nats).all() and none.greedy.tolist() == [False, False]
+
+
 @pytest.mark.parametrize(("size", "parts"), [(0, []), (5, [5]), (6, [3, 3]), (13, [4, 4, 5])])
 def test_a_text_is_split_into_few_even_rows(size, parts):
     ids = list(range(size))

@@ -150,6 +150,19 @@ def test_answers_stop_where_the_task_says(folder, tasks):
     assert write(max_gen_toks=6, until=["~", stop]) == write(max_gen_toks=6, until=stop) != free
 
 
+def test_a_choice_that_cannot_be_scored_is_never_chosen_and_told(folder, capsys):
+    from lm_eval.api.instance import Instance
+
+    from mdlm_jax.lm_eval_adapter import MaskedDiffusion
+
+    asked = MaskedDiffusion(str(folder), draws=4)
+    choices = [("the river", " wool"), ("the river", ""), ("the river", " old" * 40)]
+    told = asked.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in choices])
+    assert told[1:] == [(-math.inf, False)] * 2 and -math.inf < told[0][0] < 0
+    assert (asked.unscored, len(asked.errors)) == (2, 1)
+    assert "note: 2 of 3 continuations have no token of their own" in capsys.readouterr().err
+
+
 def test_an_answer_has_half_a_row_at_the_most(folder, capsys):
     from lm_eval.api.instance import Instance
 

@@ -98,6 +98,16 @@ def test_a_file_has_a_prompt_a_line(tmp_path):
     assert prompts.read(tmp_path / "prompts.txt") == expected
 
 
+def test_a_run_of_pairs_must_be_asked(tmp_path):
+    (tmp_path / "a.txt").write_text("two")
+    asking = Asking(None, "[MASK]")
+    with pytest.raises(ValueError, match=r"trained on pairs .*: ask it by --prompt, or by --prom"):
+        prompts.asked([], None, asking)
+    assert prompts.asked([], None, None) == [Prompt("")]
+    assert prompts.asked(["one", ""], None, asking) == [Prompt("one"), Prompt("")]
+    assert prompts.asked([], tmp_path / "a.txt", asking) == [Prompt("two")]
+
+
 def test_a_jsonl_file_has_prompts_with_labels(tmp_path):
     lines = [
         {"prompt": "the [MASK]", "label": "trade", "id": 7},

@@ -1,12 +1,14 @@
 """Chat templates: from messages to the prompt that a model reads, and the response."""
 
 import dataclasses
+import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
+import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mdlm_jax.data import json_text, reading
@@ -22,12 +24,18 @@ PLAIN = (
 )
 
 
+_SPECIAL = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
     """How messages are written out, as Hugging Face's tokenizers do.
 
     A Jinja template of the variables `messages` and `add_generation_prompt`, rendered in a sandbox:
-    it reaches nothing but what it is given, and `raise_exception(text)`.
+    it reaches nothing but what it is given, `raise_exception(text)` and `strftime_now(format)`, by
+    the clock of whoever renders it. What stands in `{% generation %}` is written as it is.
+    `bos_token`, `eos_token` and the other special tokens are '', as rows have separators of their
+    own and a token that is spelt out is plain text; `tools` and `documents` are none.
 
     Attributes:
       text: the template.
@@ -52,7 +60,8 @@ class ChatTemplate:
         Raises:
           ValueError: the template refuses them; the message begins with `place`.
         """
-        return self._render(messages, place, add_generation_prompt=True)
+        now = datetime.datetime.now()
+        return self._render(messages, place, now, add_generation_prompt=True)
 
     def pair(self, messages: Messages, place: str) -> tuple[str, str]:
         """The prompt, of all messages but the last, and the response: what the last adds to it.
@@ -61,8 +70,9 @@ class ChatTemplate:
           ValueError: the template refuses them, or does not write the whole as the prompt and what
             follows it; the message begins with `place`.
         """
-        prompt = self.prompt(messages[:-1], place)
-        whole = self._render(messages, place, add_generation_prompt=False)
+        now = datetime.datetime.now()  # the same for both, however fine the template tells it
+        prompt = self._render(messages[:-1], place, now, add_generation_prompt=True)
+        whole = self._render(messages, place, now, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ValueError(
                 f"{place}: {self.name} must write the whole as the prompt and what follows it, but "
@@ -70,10 +80,22 @@ class ChatTemplate:
             )
         return prompt, whole[len(prompt) :]
 
-    def _render(self, messages: Messages, place: str, *, add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Messages,
+        place: str,
+        now: datetime.datetime,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
         try:
             text = _compiled(self.text).render(
-                messages=messages, add_generation_prompt=add_generation_prompt
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=now.strftime,
+                tools=None,
+                documents=None,
+                **dict.fromkeys(_SPECIAL, ""),
             )
         except Exception as error:  # A template is a program: whatever it raises is its answer.
             told = " ".join(str(error).split())
@@ -84,6 +106,9 @@ class ChatTemplate:
 def load_template(path: str) -> ChatTemplate:
     """The template of a file, of '' the built-in one.
 
+    Args:
+      path: of a Jinja file, or of a tokenizer_config.json that holds the text "chat_template".
+
     Raises:
       ValueError: there is no such file, it is not text, or no template.
     """
@@ -92,10 +117,17 @@ def load_template(path: str) -> ChatTemplate:
     if not reading.path(path).is_file():
         raise ValueError(f"chat_template must be the path of a Jinja file, there is none at {path}")
     try:
-        text = reading.text(path)
+        text = _of_config(path) if path.lower().endswith(".json") else reading.text(path)
     except ValueError as error:
         raise ValueError(f"chat_template {error}") from None
     return ChatTemplate(text, f"chat_template {path}")
+
+
+def _of_config(path: str) -> str:
+    text = json_text.load(path).get("chat_template")
+    if not isinstance(text, str):
+        raise ValueError(f'{path} has no text "chat_template": it is no tokenizer_config.json')
+    return text
 
 
 def check_messages(value: Any, place: str) -> Messages:
@@ -140,12 +172,32 @@ def check_answered(messages: Messages, place: str) -> Messages:
 def _compiled(text: str) -> jinja2.Template:
     # White space around blocks, loop controls and JSON as the templates of the hub expect them.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _Generation],
     )
     environment.globals["raise_exception"] = _raise
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = _to_json
     return environment.from_string(text)
 
 
 def _raise(text: str) -> None:
     raise jinja2.TemplateError(text)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}`, by which templates mark what the model writes.
+
+    The mark says nothing here: the response is what the last message adds to the prompt.
+    """
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)

@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pytest
@@ -41,13 +42,69 @@ def test_templates_are_rendered_as_hugging_face_does(tmp_path):
     assert load_template("") == ChatTemplate()
 
 
+HUB = {
+    "special tokens": (
+        "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content }}"
+        "{{ eos_token + '\\n' if m.role == 'assistant' else '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "system: Be brief.\nuser: How <deep> is it?\nassistant: ",
+        "Seven\nfathoms.\n",
+    ),
+    "generation": (
+        "{% for m in messages %}\n{% if m.role == 'assistant' %}\n  {% generation %}\n"
+        "{% set own = m.content %}{{ own }}{% endgeneration %}{{ own }}{% else %}\n"
+        "{{ m.content }}|{% endif %}{% endfor %}",
+        "Be brief.|How <deep> is it?|",
+        "Seven\nfathoms.",
+    ),
+    "tools": (
+        "{% if tools is not none or documents is not none %}{{ raise_exception('x') }}{% endif %}"
+        "{% for m in messages %}{{ [m.role] | tojson(indent=0) }}{% endfor %}",
+        '[\n"system"\n][\n"user"\n]',
+        '[\n"assistant"\n]',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_templates_of_the_hub_work_as_they_are(name):
+    text, prompt, response = HUB[name]
+    assert template(text).pair(TALK, "here") == (prompt, response)
+    assert template(text).prompt(TALK[:-1], "here") == prompt
+
+
+def test_a_template_tells_the_time_and_the_same_to_prompt_and_response():
+    clock = template("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}|{{ messages | length }}")
+    before = datetime.datetime.now()
+    told = [clock.prompt(TALK, "here").partition("|")[0] for _ in range(2)]
+    assert before <= datetime.datetime.fromisoformat(told[0])
+    assert (
+        told[0] <= told[1] and datetime.datetime.fromisoformat(told[1]) <= datetime.datetime.now()
+    )
+    pair = template("{{ strftime_now('%f') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    for _ in range(20):
+        assert pair.pair(TALK, "here")[1] == TALK[-1]["content"]
+
+
+def test_a_template_may_stand_in_a_tokenizers_config(tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": CHATML, "bos_token": "<s>"}))
+    assert load_template(str(path)).text == CHATML
+    path.write_text(json.dumps({"chat_template": [CHATML]}))
+    with pytest.raises(
+        ValueError, match=r'^chat_template .*config\.json has no text "chat_template"'
+    ):
+        load_template(str(path))
+
+
 @pytest.mark.slow
 def test_templates_are_rendered_as_transformers_does():
     pytest.importorskip("transformers")
     from transformers.utils.chat_template_utils import render_jinja_template
 
     loops = "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m | tojson }}\n"
-    for text in (CHATML, loops + "{% endfor %}\n{{ 'x' if tools else bos_token }}\n"):
+    hub = [text for text, *_ in HUB.values() if "_token" not in text]  # theirs there is undefined
+    for text in (CHATML, *hub, loops + "{% endfor %}\n{{ 'x' if tools else bos_token }}\n"):
         rendered, _ = render_jinja_template([TALK], chat_template=text, add_generation_prompt=True)
         assert [template(text).prompt(TALK, "here")] == rendered
 

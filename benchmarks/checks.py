@@ -125,6 +125,7 @@ def attention_differences(
             "causal": Mask("causal"),
             "window": Mask("local", 5),
             "padding": Mask(valid=valid),
+            "padding, by lengths": Mask(valid=valid.sum(1, dtype=jnp.int32)),
             "segments": Mask(segment_ids=segments),
             "causal, padding": Mask("causal", valid=valid),
             "window, segments": Mask("local", 5, segment_ids=segments),

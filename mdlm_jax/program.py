@@ -290,7 +290,7 @@ def make_loss(encoder: bert.Config) -> LossFn:
         denoiser = bert.denoiser(
             params,
             encoder,
-            valid=batch.get("valid"),
+            valid=bert.row_lengths(batch.get("valid")),
             label=batch["label"] if encoder.classes else None,
             dropout_key=key if stochastic else None,
         )

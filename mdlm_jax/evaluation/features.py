@@ -103,7 +103,8 @@ def _states(
     params: Any, encoder: bert.Config, tokens: Array, valid: Array | None, *, pooled: bool
 ) -> Array:
     """Hidden states f32[B, L, D] of a batch, or where `pooled` their means f32[B, D]."""
-    states = bert.hidden_states(params, encoder, tokens, jnp.zeros(len(tokens)), valid=valid)
+    lengths = bert.row_lengths(valid)
+    states = bert.hidden_states(params, encoder, tokens, jnp.zeros(len(tokens)), valid=lengths)
     states = states.astype(jnp.float32)
     weight = jnp.ones(tokens.shape) if valid is None else valid.astype(jnp.float32)
     # What comes out at padding means nothing, perhaps not even a number.

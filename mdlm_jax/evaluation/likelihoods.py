@@ -41,7 +41,7 @@ def denoiser_of(encoder: bert.Config) -> DenoiserOf:
         return bert.denoiser(
             params,
             encoder,
-            valid=batch.get("valid"),
+            valid=bert.row_lengths(batch.get("valid")),
             label=batch["label"] if encoder.classes else None,
         )
 

@@ -38,7 +38,8 @@ class Mask(NamedTuple):
     Attributes:
       kind: 'full'; 'causal': keys up to the query; 'local': keys at most `window` away.
       window: reach of 'local', on either side.
-      valid: bool `[B, L]`, False at keys that nobody may see.
+      valid: bool `[B, L]`, False at keys that nobody may see; or i32 `[B]`, how many keys of a row
+        may be seen, its first ones: 'cudnn' then computes no others.
       segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
     """
 
@@ -65,7 +66,8 @@ def attention(
         finite and means nothing; backends differ there.
       backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
         leaves a shape or type to 'xla' (`cudnn.refused`); 'splash' is one for TPUs (see
-        `splash_attention`); 'auto' is the `fastest` on JAX's default devices.
+        `splash_attention`); 'auto' is the `fastest` on JAX's default devices. Windows go block by
+        block where a row is long enough: see `local_attention`.
       everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
 
     Returns:
@@ -81,27 +83,50 @@ def attention(
     if backend == "splash":
         if everywhere is not None:
             raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
-        return splash_attention(q, k, v, **mask._asdict())
+        return splash_attention(q, k, v, **_by_position(mask, q.shape[1])._asdict())
     left = cudnn.refused(q) if backend == "cudnn" else ""
     if left:
         cudnn.say_once(left)
         backend = "xla"
-    near = mask.kind == "local" and everywhere is None
-    if backend == "xla" and near and local.pays(q.shape[1], mask.window):
-        _, *fields = mask
-        return local.local_attention(q, k, v, *fields)
-    causal = backend == "cudnn" and mask.kind == "causal"
-    dense = attention_mask(
-        "full" if causal else mask.kind,
-        q.shape[1],
-        window=mask.window,
-        valid=mask.valid,
-        segment_ids=mask.segment_ids,
-        everywhere=everywhere,
-    )
-    if backend == "cudnn":
-        return cudnn.cudnn_attention(q, k, v, causal=causal, dense=dense)
-    return jax.nn.dot_product_attention(q, k, v, mask=dense, is_causal=causal, implementation="xla")
+    if mask.kind != "local":
+        return _whole(q, k, v, mask, backend)
+    blocks = local.blocks_of(mask.window, backend)
+    if not local.pays(q.shape[1], blocks):
+        return _whole(q, k, v, mask, backend, everywhere)
+
+    def near(q: Array, k: Array, v: Array) -> Array:
+        _, *fields = _by_position(mask, q.shape[1])
+        return local.local_attention(q, k, v, *fields, blocks=blocks, implementation=backend)
+
+    def lifted(q: Array, k: Array, v: Array) -> Array:
+        return _whole(q, k, v, mask._replace(kind="full"), backend)
+
+    return near(q, k, v) if everywhere is None else jax.lax.cond(everywhere, lifted, near, q, k, v)
+
+
+def _whole(
+    q: Array, k: Array, v: Array, mask: Mask, backend: str, everywhere: Array | None = None
+) -> Array:
+    """`attention` by 'xla' or 'cudnn' of each query with every key that the kernel cannot skip."""
+    length = q.shape[1]
+    if backend == "xla":
+        dense = attention_mask(length=length, everywhere=everywhere, **mask._asdict())
+        return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
+    causal, lengths = mask.kind == "causal", None
+    if causal:
+        mask = mask._replace(kind="full")
+    counted = mask.valid is not None and mask.valid.ndim == 1
+    if counted and mask.kind == "full" and mask.segment_ids is None:
+        lengths, mask = mask.valid, Mask()
+    dense = attention_mask(length=length, everywhere=everywhere, **mask._asdict())
+    return cudnn.cudnn_attention(q, k, v, causal=causal, lengths=lengths, dense=dense)
+
+
+def _by_position(mask: Mask, length: int) -> Mask:
+    """The mask, lengths of rows said position by position."""
+    if mask.valid is None or mask.valid.ndim == 2:
+        return mask
+    return mask._replace(valid=jnp.arange(length) < mask.valid[:, None])
 
 
 def attention_mask(
@@ -123,6 +148,7 @@ def attention_mask(
     Returns:
       bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.
     """
+    _, _, valid, _ = _by_position(Mask(valid=valid), length)
     ahead = jnp.arange(length) - jnp.arange(length)[:, None]  # key - query, [L, L]
     parts = []
     if kind == "causal":

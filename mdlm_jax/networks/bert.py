@@ -33,6 +33,7 @@ __all__ = [
     "logical_axes",
     "logits",
     "padded_leaves",
+    "row_lengths",
     "select",
 ]
 
@@ -130,7 +131,8 @@ def logits(
       tokens: i32 `[B, L]`, `L <= max_length`.
       t: float `[B]` in [0, 1]; needed with `time_conditioning`, ignored without.
       valid: bool `[B, L]`, True at real tokens, False at padding. Nobody attends to padding; what
-        comes out at padding means nothing. (Hugging Face's `attention_mask`.)
+        comes out at padding means nothing. (Hugging Face's `attention_mask`.) Or i32 `[B]`, the
+        tokens of each row where padding is at its end, with which GPUs skip it: `row_lengths`.
       segment_ids: i32 `[B, L]`; positions attend within their own segment. Positions are counted
         from the start of the row.
       token_types: i32 `[B, L]`, 0 or 1; all 0 if not given.
@@ -148,6 +150,19 @@ def logits(
     _check_rows(config, tokens, t, **rows)
     encode, project = _halves(params, config, dropout_key, whole=True)
     return project(encode(tokens, t, **rows))[..., : config.vocab_size]
+
+
+def row_lengths(valid: Array | None) -> Array | None:
+    """The lengths of rows whose padding is at their end, a shorter way to say the same.
+
+    Args:
+      valid: bool `[B, L]`, in each row True up to some position and False from there on: as the
+        batches of `mdlm_jax.data` have it. Rows of another form are not told apart from these.
+
+    Returns:
+      i32 `[B]`, or None for None.
+    """
+    return None if valid is None else valid.sum(axis=1, dtype=jnp.int32)
 
 
 def hidden_states(
@@ -304,17 +319,21 @@ def _check_rows(
         raise ValueError("token_types given to a network with token_types=0: must be None")
     if label is not None and not config.classes:
         raise ValueError("label given to a network with classes=0: must be None")
-    _check("valid", valid, (rows, length), jnp.bool_, "bool")
+    if valid is not None and (valid.shape, valid.dtype) != ((rows,), jnp.int32):
+        _check("valid", valid, (rows, length), jnp.bool_, "bool", f", or int32 [{rows}]")
     _check("segment_ids", segment_ids, (rows, length), jnp.int32, "int32")
     _check("token_types", token_types, (rows, length), jnp.int32, "int32")
     _check("label", label, (rows,), jnp.int32, "int32")
 
 
-def _check(name: str, value: Array | None, shape: tuple, kind, kind_name: str) -> None:
+def _check(
+    name: str, value: Array | None, shape: tuple, kind, kind_name: str, others: str = ""
+) -> None:
     if value is None:
         return
     if value.shape != shape or not jnp.issubdtype(value.dtype, kind):
-        raise ValueError(f"{name} is {_describe(value)}: must be {kind_name} {list(shape)}")
+        accepted = f"{kind_name} {list(shape)}{others}"
+        raise ValueError(f"{name} is {_describe(value)}: must be {accepted}")
 
 
 def _describe(value: Array) -> str:

@@ -6,25 +6,52 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax import parallel
+
 Array = jax.Array
 
 _log = logging.getLogger(__name__)
 
 
-def cudnn_attention(q: Array, k: Array, v: Array, *, causal: bool, dense: Array | None) -> Array:
+def cudnn_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    lengths: Array | None = None,
+    dense: Array | None = None,
+) -> Array:
     """`softmax(q k^T / sqrt(d)) v`, of `[B, L, H, d]` each, on a GPU.
+
+    (cuDNN's own sliding window reaches to the left alone, and `jax.nn` has no gradient that would
+    join two of them: windows go by `local_attention`.)
 
     Args:
       q: queries; `k` and `v` alike.
       causal: whether a query sees the keys up to it only: the others are not computed.
+      lengths: i32 `[B]`, tokens of each row, at its beginning; what is behind them is not computed.
+        None where rows are full. A row of none is computed as one of one: no softmax is over
+        nothing.
       dense: bool, broadcastable to `[B, 1, L, L]`, who sees whom; None where that says no more.
-        What is masked is computed, then given no weight.
+        What is masked is computed, then given no weight. A query always sees itself: without a
+        key, its gradient may be NaN.
     """
+    length = q.shape[1]
+    if lengths is not None:
+        # The kernel's rows on a device must have their lengths there.
+        lengths = parallel.spread_rows(jnp.clip(lengths, 1, length))
     if dense is not None:
-        length = q.shape[1]
-        dense = jnp.broadcast_to(dense, (*dense.shape[:2], length, length))
+        dense = dense | jnp.eye(length, dtype=bool)
     return jax.nn.dot_product_attention(
-        q, k, v, mask=dense, is_causal=causal, implementation="cudnn"
+        q,
+        k,
+        v,
+        mask=dense,
+        is_causal=causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
     )
 
 

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from networks.tiny import params_of
 
-from benchmarks import attention, building, checks, loop, measure, memory, plain, sample, shapes
+from benchmarks import (
+    attention,
+    attention_masks,
+    building,
+    checks,
+    loop,
+    measure,
+    memory,
+    plain,
+    sample,
+    shapes,
+)
 from benchmarks import train_step as command
 from mdlm_jax.diffusion.sampling import Trace
 from mdlm_jax.networks import bert
@@ -116,6 +127,41 @@ def test_attention_tells_each_pass(capsys):
     assert both["flops"] == 3 * forward["flops"]
 
 
+def test_attention_masks_tells_each_way_and_a_table(capsys, monkeypatch):
+    two = list(attention_masks.cases("xla", 4))[:2]  # to compile the others takes long
+    monkeypatch.setattr(attention_masks, "cases", lambda *_: two)
+    flags = ["--shapes", "2x4", "3x8", "--window=4", "--heads=1", "--head_dim=8"]
+    assert attention_masks.main([*flags, "--backend=xla"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    names = [case.name for case in two]
+    found = [json.loads(line) for line in told[: 2 * len(names)]]
+    assert [(line["case"], line["length"]) for line in found] == [
+        (name, length) for length in (4, 8) for name in names
+    ]
+    head, _, *rows = told[2 * len(names) :]
+    assert head == "| ms | 2 x 4 | 3 x 8 |"
+    for row, first, second in zip(rows, found, found[len(names) :], strict=False):
+        assert row == f"| {first['case']} | {first['ms']:.2f} | {second['ms']:.2f} |"
+    assert len(rows) == len(names)
+
+
+def test_the_ways_to_compute_padding_and_windows_are_two():
+    """Where a query is real, each agrees with one of two matrices: full, or under the window."""
+    lengths = jnp.asarray([20, 80], jnp.int32)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 80, 1, 8))
+    real = jnp.arange(80) < lengths[:, None]
+    cases = list(attention_masks.cases("xla", 4))
+    found = jax.jit(lambda *args: [case.program(*args) for case in cases])(lengths, q, k, v)
+    for case, got in zip(cases, found, strict=True):
+        near = "window" in case.name and "lifted" not in case.name
+        seen = checks.attention_mask(
+            "local" if near else "full", 80, window=4, valid=real if case.padded else None
+        )
+        expected = jax.nn.dot_product_attention(q, k, v, mask=seen)
+        at = real if case.padded else jnp.ones_like(real)
+        np.testing.assert_allclose(got[at], expected[at], atol=1e-5, err_msg=case.name)
+
+
 def test_sample_tells_the_forward_pass_and_each_strategy(capsys):
     spec = "confidence(margin, grid=uniform)"
     assert sample.main(["--shape=tiny", "--steps=4", "--strategies", "exact_count", spec]) == 0
@@ -178,6 +224,8 @@ def test_repetitions_leave_the_first_out(monkeypatch):
         (loop.main, ["--steps=5"], "--steps=5: must be at least 20"),
         (loop.main, ["--shape=tiny", "--rows=3"], "--rows=3: must be even and at least 2"),
         (attention.main, ["--tokens=64"], "--tokens=64: must hold a row of 4096"),
+        (attention_masks.main, ["--shapes", "8by3"], "'8by3': must be rows x length, such as"),
+        (attention_masks.main, ["--window=0"], "--window=0: must be at least 1"),
     ],
 )
 def test_bad_flags_are_one_line(main, arguments, said, capsys):

@@ -37,6 +37,48 @@ def test_a_query_without_keys_gets_finite_values():
     assert np.isfinite(grad).all()
 
 
+SEGMENTS = jnp.asarray(np.arange(48) // 11 + np.zeros((3, 1)), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("mask", "everywhere", "dtype"),
+    [
+        (Mask(), None, "float32"),
+        (Mask("causal"), None, "bfloat16"),
+        (Mask("local", 2, segment_ids=SEGMENTS), None, "float32"),  # in blocks
+        (Mask("local", 9, segment_ids=SEGMENTS), None, "bfloat16"),  # in one matrix
+        (Mask("local", 2), True, "bfloat16"),
+    ],
+)
+def test_lengths_are_the_mask_of_padding_at_the_end(mask, everywhere, dtype):
+    lengths = jnp.asarray([48, 0, 17], jnp.int32)
+    valid = jnp.arange(48) < lengths[:, None]
+    draw = np.random.default_rng(0).standard_normal((4, 3, 48, 2, 4), np.float32)
+    *qkv, weights = jnp.asarray(draw, dtype)
+
+    @jax.jit
+    def outputs(qkv, lengths, valid, everywhere):
+        def of(seen):
+            def loss(qkv):
+                told = mask._replace(valid=seen)
+                out = attention(*qkv, told, backend="xla", everywhere=everywhere)
+                # What comes out at padding means nothing.
+                out = jnp.where(valid[..., None, None], out, 0)
+                return jnp.sum((weights * out).astype(jnp.float32)), out
+
+            return jax.grad(loss, has_aux=True)(qkv)
+
+        return of(lengths), of(valid)
+
+    by_length, by_mask = outputs(qkv, lengths, valid, everywhere)
+    for got, expected in zip(jax.tree.leaves(by_length), jax.tree.leaves(by_mask), strict=True):
+        assert got.dtype == expected.dtype == dtype
+        np.testing.assert_allclose(np.float32(got), np.float32(expected), atol=1e-6)
+    for slopes in by_length[0][1:]:  # by keys and by values
+        assert not np.any(np.where(valid[..., None, None], 0, slopes))
+        assert np.all(np.any(slopes, axis=(2, 3)) == valid)
+
+
 def test_unknown_backend():
     q = jnp.ones((1, 3, 1, 2))
     with pytest.raises(

@@ -192,6 +192,17 @@ def test_padding_is_never_looked_at(tokens):
     np.testing.assert_array_equal(out[0, :5], other[0, :5])
     np.testing.assert_allclose(out[:1, :5], short, atol=1e-6)
     np.testing.assert_allclose(out[1], forward(params, TINY, tokens)[1], atol=1e-6)
+    by_length = forward(params, TINY, tokens, valid=bert.row_lengths(valid))
+    np.testing.assert_allclose(by_length[0, :5], out[0, :5], atol=1e-6)
+    np.testing.assert_allclose(by_length[1], out[1], atol=1e-6)
+
+
+def test_lengths_of_rows():
+    valid = jnp.arange(8) < jnp.asarray([[5], [0], [8]])
+    lengths = bert.row_lengths(valid)
+    assert lengths.dtype == jnp.int32
+    np.testing.assert_array_equal(lengths, [5, 0, 8])
+    assert bert.row_lengths(None) is None
 
 
 @pytest.mark.parametrize(

@@ -83,5 +83,8 @@ def test_hidden_states_are_those_of_the_encoder():
     tokens = jnp.arange(16, dtype=jnp.int32).reshape(2, 8) % RMS.vocab_size
     expected = Encoder(RMS).apply({"params": params["encoder"]}, tokens, None)
     np.testing.assert_allclose(bert.hidden_states(params, RMS, tokens), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="valid is"):
-        bert.hidden_states(params, RMS, tokens, valid=tokens)
+    for wrong in (tokens, jnp.ones(2, bool), jnp.ones(3, jnp.int32)):
+        with pytest.raises(
+            ValueError, match=r"valid is .*: must be bool \[2, 8\], or int32 \[2\]$"
+        ):
+            bert.hidden_states(params, RMS, tokens, valid=wrong)

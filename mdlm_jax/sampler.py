@@ -86,10 +86,10 @@ def make_writer(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
     which has compiled what it was called with before.
 
     `batch` has "tokens" i32[B, L] and "number" i32[B], the rows' numbers in the whole job; perhaps
-    "fill" bool[B, L], the masks that are wanted; of rows with padding "valid" bool[B, L], False at
-    the padding, which the network does not see; "maskable" bool[B, L], what may be masked in
-    training, by default all that is valid; and of models with classes "label" i32[B]. `strengths`
-    are `method.strengths()` or other values of the same names.
+    "fill" bool[B, L], the masks that are wanted; of rows with padding at their end "valid"
+    bool[B, L], False there, which the network does not see; "maskable" bool[B, L], what may be
+    masked in training, by default all that is valid; and of models with classes "label" i32[B].
+    `strengths` are `method.strengths()` or other values of the same names.
     """
     return _kept(encoder, mesh, method.program())
 
@@ -143,7 +143,7 @@ def _denoiser(
 
     A mesh may pad it, and the last digits of a draw's noise depend on the number of columns.
     """
-    label, valid = batch.get("label"), batch.get("valid")
+    label, valid = batch.get("label"), bert.row_lengths(batch.get("valid"))
     denoiser = bert.denoiser(params, encoder, valid=valid, label=label)
     if weight is not None:
         without = bert.denoiser(params, encoder, valid=valid, label=jnp.full_like(label, -1))

@@ -149,13 +149,12 @@ def attention_mask(
       bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.
     """
     _, _, valid, _ = _by_position(Mask(valid=valid), length)
-    ahead = jnp.arange(length) - jnp.arange(length)[:, None]  # key - query, [L, L]
     parts = []
-    if kind == "causal":
-        parts.append((ahead <= 0)[None, None])
-    if kind == "local":
-        near = jnp.abs(ahead) <= window
-        parts.append((near if everywhere is None else near | everywhere)[None, None])
+    if kind != "full":
+        ahead = jnp.arange(length) - jnp.arange(length)[:, None]  # key - query, [L, L]
+        near = ahead <= 0 if kind == "causal" else jnp.abs(ahead) <= window
+        lifted = kind == "local" and everywhere is not None
+        parts.append((near | everywhere if lifted else near)[None, None])
     if valid is not None:
         parts.append(valid[:, None, None, :])
     if segment_ids is not None:

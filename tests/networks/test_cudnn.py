@@ -16,6 +16,7 @@ from mdlm_jax import parallel
 from mdlm_jax.networks import cudnn
 from mdlm_jax.networks.attention import Mask, attention
 
+LONG = 1032  # enough for blocks, and no multiple of them
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 
 
@@ -125,16 +126,44 @@ def test_values_and_gradients_are_those_of_float32(kind, length):
     compare(masks(length)[kind], length)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lifted"),
+    [
+        ("lengths", False),
+        ("lengths, causal", False),
+        ("lengths of nothing", False),
+        *((kind, False) for kind in windows(8)),
+        ("blocks, lengths", True),
+    ],
+)
+def test_no_mask_of_every_query_and_key_is_made(kind, lifted, monkeypatch):
+    """Of padding at the end and of windows; traced only, wherever it runs."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)  # which asks for the library
+    mask = {**masks(LONG), **windows(LONG)}[kind]
+
+    def loss(qkv, valid, segment_ids, everywhere):
+        told = mask._replace(valid=valid, segment_ids=segment_ids)
+        out = attention(*qkv, told, backend="cudnn", everywhere=everywhere)
+        return out.astype(jnp.float32).sum()
+
+    everywhere = jnp.asarray(True) if lifted else None
+    arguments = (random_qkv(LONG, jnp.bfloat16), mask.valid, mask.segment_ids, everywhere)
+    traced = str(jax.make_jaxpr(jax.grad(loss))(*arguments))
+    assert "dot_product_attention_bwd" in traced
+    assert f"{LONG},{LONG}]" not in traced
+
+
 @on_gpu
 @pytest.mark.parametrize("kind", windows(8))
 def test_windows_by_blocks(kind):
-    compare(windows(1000)[kind], 1000)
+    compare(windows(LONG)[kind], LONG)
 
 
 @on_gpu
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "length"), [("local", 100), ("blocks", 1000), ("blocks, lengths", 1000)]
+    ("kind", "length"), [("local", 100), ("blocks", LONG), ("blocks, lengths", LONG)]
 )
 def test_windows_that_are_lifted(kind, length, everywhere):
     compare({**masks(length), **windows(length)}[kind], length, jnp.asarray(everywhere))
@@ -144,5 +173,5 @@ def test_windows_that_are_lifted(kind, length, everywhere):
 @pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
 @pytest.mark.parametrize("kind", ["full", "lengths", "lengths, segments", "blocks, lengths"])
 def test_rows_of_two_gpus(kind):
-    mask = {**masks(1000), **windows(1000)}[kind]
-    compare(mask, 1000, mesh=parallel.make_mesh(data=2, devices=jax.devices()[:2]))
+    mask = {**masks(LONG), **windows(LONG)}[kind]
+    compare(mask, LONG, mesh=parallel.make_mesh(data=2, devices=jax.devices()[:2]))

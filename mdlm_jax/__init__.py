@@ -15,11 +15,18 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 | transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
 """
 
+import contextlib
 import importlib
 
-from mdlm_jax.interrupts import held_back
+from mdlm_jax.interrupts import held_back, starts_command
 
-with held_back():
+_COMMAND = starts_command()
+if _COMMAND:  # what is imported from here on may be interrupted
+    from mdlm_jax import endings
+
+    endings.take_over()
+
+with held_back() if _COMMAND else contextlib.nullcontext():
     from mdlm_jax.diffusion import (
         AtRate,
         Corrupted,

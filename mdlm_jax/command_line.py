@@ -1,31 +1,23 @@
 """What the commands share: config flags by name, and one line for what a person has to mend."""
 
 import contextlib
-import errno
-import logging
-import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ml_collections
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
+
+from mdlm_jax import endings
 
 BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
 STOPPED = 75  # exit code: stopped by a signal, all is saved; start again to go on
-
-# What the machine refuses and a person can mend.
-_ENVIRONMENT = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS,
-    errno.ESTALE,
-}  # fmt: skip
+NOT_FINITE = 76  # exit code: the updates stopped being finite, and would again
+NOT_READ = 141  # exit code: nobody read what was printed, and there was nothing else to do
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -75,10 +67,10 @@ def run(main: Callable[..., int], *, words: bool = False) -> None:
       main: called with nothing, or with the list of the words that are no flags.
       words: whether it takes such words.
     """
+    endings.take_over()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         app.usage(shorthelp=True, writeto_stdout=True)
         return
-    absl_logging.set_verbosity(absl_logging.WARNING)
 
     def parse(argv: list[str]) -> list[str]:
         rest = _parse(argv)
@@ -102,7 +94,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        refuse(_told(error))
+        refuse(endings.one_line(error))
 
 
 def refuse(error: object) -> None:
@@ -159,54 +151,3 @@ def _config_path(name: str) -> str:
     if not Path(name).is_file():
         refuse(f"--config={name}: no such file, and the shipped configs are {', '.join(shipped)}")
     return name
-
-
-def _told(error: BaseException) -> str:
-    """An error in one line; the system's name the file, not the number of the error."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
-
-
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Of what ends a command, one line where a person can mend it, else the traceback."""
-    if _was_interrupted(error):
-        print("interrupted; what was saved is whole", file=sys.stderr)
-        # End as Ctrl-C ends a program, at once: threads that still compile or write would crash in
-        # an interpreter that takes itself apart.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    elif issubclass(kind, OSError) and error.errno in _ENVIRONMENT:
-        print(f"error: {_told(error)}; what was saved before is whole", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Also where a library made another error of it: TensorStore does, while it is imported."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__
-    return error is not None
-
-
-def _tell_of_thread(unraisable: Any) -> None:
-    """Of errors in foreign threads, all but the echo of one that ends the command and is told.
-
-    When a read or write of a checkpoint fails, Orbax gives up on the others and closes their event
-    loop; TensorStore's threads, which finish them later, find it closed and would print that into
-    the middle of our line.
-    """
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
-def _is_told(record: logging.LogRecord) -> bool:
-    """The same echo from tasks that nobody waits for any more: all else is told."""
-    return "exception was never retrieved" not in record.getMessage()
-
-
-sys.excepthook = _tell
-sys.unraisablehook = _tell_of_thread
-logging.getLogger("asyncio").addFilter(_is_told)

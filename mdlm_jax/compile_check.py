@@ -12,13 +12,12 @@ array and copies it whole to every chip; 2 bad input, nothing was compiled.
 import dataclasses
 import importlib.metadata
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
-from mdlm_jax import aot, command_line, parallel, starting, topologies
+from mdlm_jax import aot, command_line, parallel, paths, starting, topologies
 from mdlm_jax.experiment import Experiment
 from mdlm_jax.program import Program, make_program
 
@@ -52,14 +51,14 @@ def main() -> int:
         report[name] = check(program, topology)
         print(_words(name, report[name]), flush=True)
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        paths.write(_JSON.value, json.dumps(report, indent=1) + "\n")
     good = all(not report[name]["errors"] for name in checks)
     return 0 if good else 1
 
 
 def _check_json() -> None:
-    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        raise ValueError(f"--json={_JSON.value}: there is no such folder")
+    if _JSON.value:
+        paths.check_output(_JSON.value, "--json", kinds=(".json",))
 
 
 def _header(program: Program, topology: topologies.Topology) -> dict[str, Any]:

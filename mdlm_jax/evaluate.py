@@ -45,6 +45,7 @@ from mdlm_jax import (
     filling,
     host_memory,
     models,
+    paths,
     workdir,
 )
 from mdlm_jax.data.config import DOCUMENTS
@@ -174,6 +175,7 @@ def _refuse(names: tuple[str, ...], reason: str) -> None:
 def _plan_split(mesh: Mesh) -> Job:
     """A split of the data of a run."""
     folder = epath.Path(_WORKDIR.value)
+    _check_outputs(folder, _SPLIT.value)
     trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
     with distributed.failing_together():
         model = models.of_run(trained, _WEIGHTS.value)
@@ -193,6 +195,8 @@ def _plan_split(mesh: Mesh) -> Job:
 def _plan_text(mesh: Mesh) -> Job:
     """Files of text, under a run or a checkpoint."""
     name = _CHECKPOINT.value or _WORKDIR.value
+    folder = epath.Path(_OUTPUT.value or _WORKDIR.value)
+    _check_outputs(folder, _NAME.value)
     counted = None
     if _CHECKPOINT.value:
         weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
@@ -224,11 +228,24 @@ def _plan_text(mesh: Mesh) -> Job:
             "unknown_tokens": 0 if unknown is None else int(np.sum(stream == unknown)),
         }
         told = _of_model(model, told)
-        folder = epath.Path(_OUTPUT.value or _WORKDIR.value)
         folder.mkdir(parents=True, exist_ok=True)
         # As one row: a word that two rows share counts once.
         size = text_sizes.text_size(data.Rows(stream[None], rows.labels[:1]), model.tokenizer)
         return Job(model, mesh, rows, size, told, counted, folder)
+
+
+def _check_outputs(folder: epath.Path, split: str) -> None:
+    """Says at once what would keep the figures from being written.
+
+    Raises:
+      ValueError: as `paths.check_output`, or `folder` is a file.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{folder}: a file is there, it must be a folder")
+        return  # what reads a run says so
+    for name in (f"evaluation_{split}.json", "report.html"):
+        paths.check_output(folder / name)
 
 
 def _of_model(model: models.Model, told: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +291,7 @@ def _measure(job: Job) -> int:
         told["trigram"] = ngrams.trigram_cross_entropy(*counted)
     told |= curve
     path = job.folder / f"evaluation_{told['split']}.json"
-    path.write_text(json.dumps(told, indent=2) + "\n")
+    paths.write(path, json.dumps(told, indent=2) + "\n")
     print(likelihood_table.table(told))
     written = [path]
     if (job.folder / "config.json").is_file() and (job.folder / "checkpoints").is_dir():

@@ -17,6 +17,7 @@ from mdlm_jax import (
     evaluate_frontier,
     filling,
     parallel,
+    paths,
     prompts,
     workdir,
 )
@@ -39,6 +40,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         mesh = parallel.make_mesh(devices=parallel.available_devices()[:1])
         trained = workdir.load(folder, weights=weights, mesh=mesh)
         _check(trained, folder)
+        paths.check_output(folder / "answers.json")
         strategies = evaluate_frontier.strategies_of(trained, _STRATEGIES)
         similarity = _similarity(trained, batch_size)
         rows = workdir.load_data(trained, folder).splits[split].spread(grid.samples)
@@ -78,7 +80,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
                 "evaluations": evaluations,
             }
             told["points"].append(point)
-            path.write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+            paths.write(path, json.dumps(told, indent=2) + "\n")  # what is there survives a stop
             print(line(table, point), flush=True)
     print(answers_table.FOOT.format(encoder=told["features"] or "the run itself"))
     print(f"written: {path}")

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, data, decoding, prompts, workdir
+from mdlm_jax import command_line, data, decoding, paths, prompts, workdir
 from mdlm_jax.diffusion import Strategy
 from mdlm_jax.evaluation import (
     features,
@@ -71,6 +71,9 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
             raise ValueError(
                 "--split=train is what the scorer was made of: take validation or test"
             )
+        written = folder / "frontier.json", folder / "frontier.png"
+        for path in written:
+            paths.check_output(path)
         trained = workdir.load(folder, weights=weights)
         if trained.config["objective"]["name"] == "autoregressive":
             raise ValueError(
@@ -100,7 +103,6 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         "reference": frontier.describe(reference, judges),
         "points": [],
     }
-    paths = folder / "frontier.json", folder / "frontier.png"
     table = frontier_table.table(
         strategies,
         guided=bool(grid.guidance),
@@ -120,13 +122,13 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         batch_size=batch_size,
     ):
         told["points"].append(point)
-        paths[0].write_text(json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+        paths.write(written[0], json.dumps(told, indent=2) + "\n")  # what is there survives a stop
         print(frontier_table.line(table, point), flush=True)
-    paths[1].write_bytes(frontier_png(told["points"], told["reference"], _SCORER.value))
+    paths.write(written[1], frontier_png(told["points"], told["reference"], _SCORER.value))
     print(frontier_table.FOOT)
     if judges.classifier is not None:
         print(frontier_table.CLASS_FOOT)
-    print(f"written: {paths[0]}, {paths[1]}")
+    print(f"written: {written[0]}, {written[1]}")
     return 0
 
 

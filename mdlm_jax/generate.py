@@ -15,7 +15,9 @@ object a sample; started again it goes on behind the last line that is there. Ro
 all devices, and over several processes that are started as for training.
 """
 
+import contextlib
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +35,10 @@ from mdlm_jax import (
     data,
     decoding,
     distributed,
+    endings,
     filling,
     host_memory,
+    paths,
     prompts,
     sample_files,
     workdir,
@@ -159,20 +163,17 @@ def main() -> int:
         console = rich.console.Console(highlight=False, markup=False)
 
     host_memory.keep_freed()
-    writes = jax.process_index() == 0
-    samples = []
-    for batch in _fill(job, first=done):
-        made = [_record(job, filled) for filled in batch] if writes else []
-        if _OUTPUT.value and writes:
-            sample_files.append(Path(_OUTPUT.value), made)
-        elif not _WATCH.value:
-            _print(made, follows=bool(samples))
-        samples += [] if _OUTPUT.value else made
-    if not writes:
+    try:
+        samples = _write(job, done)
+    except BrokenPipeError:  # of --output or of what is printed
+        return command_line.NOT_READ
+    if jax.process_index() != 0:
         return 0
     if _OUTPUT.value:
         total = len(job.prompts) * _SAMPLES.value
-        print(f"{_OUTPUT.value}: {total:,} samples, {total - done:,} of them new")
+        told = f"{_OUTPUT.value}: {total:,} samples, {total - done:,} of them new"
+        # Not among the samples, where they are printed.
+        print(told, file=sys.stderr if paths.is_stream(_OUTPUT.value) else sys.stdout)
     if _WATCH.value:
         from mdlm_jax.evaluation.watch import watch
 
@@ -192,9 +193,12 @@ def _check_flags() -> None:
         raise ValueError(f"--{shown[0]} and --{shown[1]} exclude each other")
     if _OUTPUT.value and (_HTML.value or _SAVE.value):
         raise ValueError("--output excludes --html and --save, which are for few samples")
-    for path in (_HTML.value, _OUTPUT.value):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {Path(path).absolute().parent}")
+    if _OUTPUT.value:
+        paths.check_output(_OUTPUT.value, "--output")
+    if _HTML.value:
+        paths.check_output(_HTML.value, "--html", kinds=(".html", ".htm"))
+    if _SAVE.value:
+        sample_files.check_writable(epath.Path(_WORKDIR.value))
 
 
 def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
@@ -329,6 +333,32 @@ def _fill(job: Job, first: int) -> Iterator[list[filling.Filled]]:
     )
 
 
+def _write(job: Job, done: int) -> list[dict[str, Any]]:
+    """Fills all rows, and writes or prints each batch; the samples, where more is made of them.
+
+    Raises:
+      BrokenPipeError: nobody reads them any more, and nothing else is made of them.
+    """
+    writes = jax.process_index() == 0
+    samples = []
+    with contextlib.ExitStack() as opened:
+        append = None
+        if _OUTPUT.value and writes:
+            append = opened.enter_context(sample_files.appending(Path(_OUTPUT.value)))
+        for batch in _fill(job, first=done):
+            made = [_record(job, filled) for filled in batch] if writes else []
+            if append is not None:
+                append(made)
+                continue
+            if not _WATCH.value:
+                _print(made, follows=bool(samples))
+            samples += made
+            alone = jax.process_count() == 1  # or the others would wait for ever
+            if endings.reader_left() and alone and not (_HTML.value or _SAVE.value):
+                raise BrokenPipeError
+    return samples
+
+
 def _record(job: Job, filled: filling.Filled) -> dict[str, Any]:
     row, sample = divmod(filled.number, _SAMPLES.value)
     return sample_files.record(
@@ -344,7 +374,7 @@ def _record(job: Job, filled: filling.Filled) -> dict[str, Any]:
 def _print(made: list[dict[str, Any]], follows: bool) -> None:
     for index, record in enumerate(made):
         if _JSON.value:
-            print(sample_files.line(record), flush=True)
+            print(sample_files.line(record, sys.stdout.encoding), flush=True)
         else:
             print(("\n" if follows or index else "") + record["text"], flush=True)
 

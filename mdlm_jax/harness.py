@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, distributed
+from mdlm_jax import command_line, distributed, paths
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -73,7 +73,7 @@ def main() -> int:
     print(_noise(told))
     if _OUTPUT.value:
         text = json.dumps(told, indent=2, default=lambda number: number.item())
-        Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
+        paths.write(_OUTPUT.value, text + "\n")
         print(f"written: {_OUTPUT.value}")
     return 0
 
@@ -85,8 +85,8 @@ def _check_flags() -> None:
         raise ValueError(f"{_WORKDIR.value} is not the folder of a run: it has no config.json")
     if _INCLUDE_PATH.value and not Path(_INCLUDE_PATH.value).is_dir():
         raise ValueError(f"--include_path={_INCLUDE_PATH.value}: there is no such folder")
-    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
-        raise ValueError(f"{_OUTPUT.value}: there is no folder {Path(_OUTPUT.value).parent}")
+    if _OUTPUT.value:
+        paths.check_output(_OUTPUT.value, "--output", kinds=(".json",))
     if told := [name for name in distributed.VARIABLES if os.environ.get(name)]:
         raise ValueError(f"{', '.join(told)} set: the harness runs in one process, on its devices")
 

@@ -1,9 +1,24 @@
 """Ctrl-C where nobody can take it: kept until somebody can."""
 
 import contextlib
+import itertools
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+
+
+def starts_command() -> bool:
+    """Whether the package is imported to run `python -m mdlm_jax.something`.
+
+    Then, and then alone, the process is ours to change.
+    """
+    starting = getattr(sys, "argv", [])[:1] == ["-m"]  # until the module is found
+    named = (
+        option == "-m" and name.startswith("mdlm_jax.")
+        for option, name in itertools.pairwise(sys.orig_argv)
+    )
+    return starting and any(named)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line
+from mdlm_jax import command_line, paths
 from mdlm_jax.evaluation.comparison import write_comparison
 from mdlm_jax.evaluation.curves_plot import curves_png, read_evaluations
 from mdlm_jax.evaluation.report import write_report
@@ -38,8 +38,9 @@ def main(words: list[str]) -> int:
                 )
             path = write_report(epath.Path(words[0]))
         else:
-            folders = [epath.Path(word) for word in words]
-            path = write_comparison(folders, epath.Path(_OUTPUT.value or "comparison.html"))
+            path = epath.Path(_OUTPUT.value or "comparison.html")
+            paths.check_output(path, "--output", kinds=(".html", ".htm"))
+            write_comparison([epath.Path(word) for word in words], path)
     print(f"written: {path}")
     return 0
 
@@ -48,9 +49,8 @@ def _write_curves(words: list[str], are_files: bool) -> Path:
     if not are_files:
         raise ValueError("give folders of runs, or files evaluation_*.json, not both")
     path = Path(_OUTPUT.value or "curves.png")
-    if path.suffix != ".png":
-        raise ValueError(f"--output={path}: curves are written as a .png")
-    path.write_bytes(curves_png(read_evaluations(words)))
+    paths.check_output(path, "--output", kinds=(".png",))
+    paths.write(path, curves_png(read_evaluations(words)))
     return path
 
 

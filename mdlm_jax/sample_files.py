@@ -1,8 +1,8 @@
 """Samples as records, and their files: pages, and JSON lines that a stopped job goes on writing."""
 
+import contextlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from mdlm_jax import data
+from mdlm_jax import data, paths
 from mdlm_jax.data import json_text
 from mdlm_jax.filling import Filled
 from mdlm_jax.prompts import Prompt
@@ -56,10 +56,10 @@ def record(
     return made
 
 
-def line(record: Record) -> str:
-    """A record as a line of a file, its tokens left out."""
+def line(record: Record, encoding: str = "utf-8") -> str:
+    """A record as a line of a file, its tokens left out; what the encoding lacks is escaped."""
     kept = {name: value for name, value in record.items() if name != "tokens"}
-    return json.dumps(kept, ensure_ascii=False)
+    return _json(kept, encoding)
 
 
 def name_of(prompt: Prompt, sample: int) -> Record:
@@ -72,6 +72,8 @@ def name_of(prompt: Prompt, sample: int) -> Record:
 def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping[str, Any]) -> int:
     """Makes the file, or finds how many samples it holds; a half-written last line is dropped.
 
+    A pipe or a device holds none.
+
     Args:
       path: of the file.
       prompts: of the job, whose samples stand in the file one prompt after the other.
@@ -83,6 +85,8 @@ def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping
         difference is named.
       OSError: it cannot be read or written.
     """
+    if paths.is_stream(path):
+        return 0
     with path.open("a+b") as file:
         file.seek(0)
         whole, end, _ = file.read().rpartition(b"\n")
@@ -99,19 +103,23 @@ def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping
     return len(lines)
 
 
-def append(path: Path, records: Sequence[Record]) -> None:
-    """Writes the records behind the others; when it returns, no crash can lose them."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(line(record) + "\n" for record in records))
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[Callable[[Sequence[Record]], None]]:
+    """Yields what writes records behind the others; when it returns, no crash can lose them."""
+    with paths.appending(path) as file:
+
+        def append(records: Sequence[Record]) -> None:
+            file.write("".join(line(record) + "\n" for record in records).encode())
+            paths.settle(file)
+
+        yield append
 
 
 def write_page(path: Path, samples: Sequence[Record]) -> Path:
     """A page on which the samples come to be."""
     from mdlm_jax.evaluation import animation
 
-    path.write_text(animation.page(samples, "mdlm_jax samples"), encoding="utf-8")
+    paths.write(path, animation.page(samples, "mdlm_jax samples"))
     return path
 
 
@@ -120,10 +128,29 @@ def write_into(workdir: epath.Path, samples: Sequence[Record]) -> list[Path]:
     from mdlm_jax.evaluation.report import write_report  # matplotlib: seconds
 
     text = "\n\n".join(made["text"] for made in samples)
-    (workdir / "samples.txt").write_text(text + "\n", encoding="utf-8")
-    told = json.dumps(samples, ensure_ascii=False)
-    (workdir / "samples.json").write_text(told + "\n", encoding="utf-8")
+    paths.write(workdir / "samples.txt", text + "\n")
+    paths.write(workdir / "samples.json", _json(list(samples), "utf-8") + "\n")
     return [workdir / "samples.txt", workdir / "samples.json", write_report(workdir)]
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Says at once what would keep `write_into` from writing.
+
+    Raises:
+      ValueError: as `paths.check_output`.
+    """
+    for name in ("samples.txt", "samples.json", "report.html"):
+        paths.check_output(workdir / name)
+
+
+def _json(value: Any, encoding: str) -> str:
+    """JSON as readable as the encoding allows; a lone surrogate is in none."""
+    told = json.dumps(value, ensure_ascii=False)
+    try:
+        told.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return told
 
 
 def _check(line: bytes, expected: Record, where: str) -> None:

@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax import data, distributed, parallel
+from mdlm_jax import data, distributed, parallel, paths
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.experiment import Experiment, default_config, identity
@@ -80,7 +80,7 @@ def claim(
 
 @contextlib.contextmanager
 def _locked(workdir: epath.Path) -> Iterator[None]:
-    if "://" in str(workdir):
+    if not paths.is_local(workdir):
         yield
         return
     path = Path(workdir, "lock")
@@ -107,18 +107,9 @@ def _begin(
     if path.exists() and checkpoints.list_steps(workdir / "checkpoints"):
         changes = _changes(workdir, _read_config(workdir), config)
     for name in ("tokenizer.json", "data.json"):
-        _replace(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
-    _replace(path, json.dumps(config, indent=2) + "\n")
+        paths.write(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
+    paths.write(path, json.dumps(config, indent=2) + "\n")
     return changes
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    # Buckets do so by themselves.
-    incomplete = path if "://" in str(path) else path.with_name(path.name + ".tmp")
-    incomplete.write_text(text, encoding="utf-8")
-    if incomplete != path:
-        incomplete.replace(path)
 
 
 def load(
@@ -218,9 +209,9 @@ def export(
     output.mkdir(parents=True, exist_ok=True)
     checkpoints.save_params(output / "checkpoints", trained.params, item=weights, step=trained.step)
     for name in ("tokenizer.json", "data.json"):
-        _replace(output / name, (workdir / name).read_text(encoding="utf-8"))
+        paths.write(output / name, (workdir / name).read_text(encoding="utf-8"))
     config = {**trained.config, "exported": weights}
-    _replace(output / "config.json", json.dumps(config, indent=2) + "\n")  # now it is one
+    paths.write(output / "config.json", json.dumps(config, indent=2) + "\n")  # now it is one
     return trained
 
 

@@ -124,7 +124,7 @@ CASES = {
     "no evaluation": ("report", ["{run}/config.json"], "config.json holds no likelihood"),
     "runs and files": ("report", ["{run}", "{run}/config.json"], "not both"),
     "page of a run": ("report", ["{run}", "--output=x.html"], "--output is for a comparison"),
-    "no picture": ("report", ["{run}/config.json", "--output=x.html"], "written as a .png"),
+    "no picture": ("report", ["{run}/config.json", "--output=x.html"], "is .png: name it so"),
     "harness of nothing": ("harness", ["--tasks=piqa"], "give --workdir of a run, or --checkpoint"),
     "harness of no run": ("harness", ["--workdir={folder}/other", "--tasks=piqa"], "other is not"),
     # values

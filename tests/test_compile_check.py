@@ -32,7 +32,7 @@ SMALL = (
         (("--topology=v5e:32x32",), "slices of v5e are 1x1, 2x2, 2x4"),
         (("--topology=v5e:4x4", "--slices=0"), "slices must be at least 1"),
         ((), "--topology is required"),
-        (("--topology=v5e:4x4", "--json=/nowhere/report.json"), "there is no such folder"),
+        (("--topology=v5e:4x4", "--json=/nowhere/report.json"), "there is no folder /nowhere"),
         (("--topology=v5e:4x4", "--config.model.heads=5"), "model.heads=5: must be a divisor"),
     ],
 )

@@ -82,6 +82,22 @@ def test_a_job_goes_on_where_it_was_stopped_and_with_other_flags_is_refused(work
     assert output.read_bytes() == whole
 
 
+def test_samples_go_into_what_is_printed_and_nobody_has_to_read_them_all(workdir, tmp_path):
+    link = tmp_path / "stdout"
+    link.symlink_to("/proc/self/fd/1")  # as /dev/stdout is
+    done = generate(workdir, "--samples=2", "--steps=1", f"--output={link}")
+    assert [made["sample"] for made in records(done.stdout)] == [0, 1] and link.is_symlink()
+    assert done.stderr == f"{link}: 2 samples, 2 of them new\n"
+
+    flags = (f"--workdir={workdir}", "--samples=100000", "--batch_size=1", "--steps=1")
+    with subprocess.Popen(
+        command("generate", flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
 TALK = [{"role": "user", "content": "salt?"}, {"role": "user", "content": "wool?"}]
 
 

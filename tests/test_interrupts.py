@@ -58,7 +58,8 @@ def test_another_thread_imports_undisturbed():
 
 
 OF_A_LIBRARY = """
-import mdlm_jax.command_line
+import mdlm_jax.endings
+mdlm_jax.endings.take_over()
 try:
     raise KeyboardInterrupt
 except KeyboardInterrupt as interrupt:

@@ -29,6 +29,11 @@ def records(samples=2, **settings):
     ]
 
 
+def append(path, made):
+    with sample_files.appending(path) as append:
+        append(made)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "samples.jsonl"
@@ -38,23 +43,32 @@ def test_a_file_holds_a_sample_a_line_without_its_tokens(path):
     assert sample_files.begin(path, PROMPTS, 2, SETTINGS) == 0
     assert path.read_bytes() == b""
     made = records()
-    sample_files.append(path, made[:3])
-    sample_files.append(path, made[3:])
+    append(path, made[:3])
+    append(path, made[3:])
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     told = [json.loads(line) for line in lines]
     assert told == [{k: v for k, v in record.items() if k != "tokens"} for record in made]
     assert sample_files.begin(path, PROMPTS, 2, SETTINGS) == 4
 
 
+def test_a_terminal_without_a_letter_has_it_escaped_and_a_lone_surrogate_all():
+    made = {"text": "é早", "tokens": []}
+    assert sample_files.line(made) == '{"text": "é早"}'
+    assert sample_files.line(made, "ascii") == '{"text": "\\u00e9\\u65e9"}'
+    assert sample_files.line({"prompt": "\ud800"}) == '{"prompt": "\\ud800"}'
+
+
 def test_wherever_it_was_cut_the_job_goes_on_behind_the_last_whole_line(path):
     made = records()
-    sample_files.append(path, made)
+    append(path, made)
     whole = path.read_bytes()
-    for cut in range(len(whole)):
+    ends = [end for end, byte in enumerate(whole) if byte == 10]
+    near = (end + beside for end in ends for beside in (0, 1, 2))
+    for cut in sorted({*range(0, len(whole), 40), *near}):
         path.write_bytes(whole[:cut])
         done = sample_files.begin(path, PROMPTS, 2, SETTINGS)
         assert done == whole[:cut].count(b"\n")
-        sample_files.append(path, made[done:])
+        append(path, made[done:])
         assert path.read_bytes() == whole
 
 
@@ -71,7 +85,7 @@ def test_wherever_it_was_cut_the_job_goes_on_behind_the_last_whole_line(path):
     ],
 )
 def test_samples_of_another_job_are_refused_and_stay(path, job, message):
-    sample_files.append(path, records())
+    append(path, records())
     path.write_bytes(path.read_bytes() + b"torn")
     before = path.read_bytes()
     job = dict(job)

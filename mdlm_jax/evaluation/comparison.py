@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from mdlm_jax import paths
 from mdlm_jax.evaluation import animation, plots, template
 from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
 from mdlm_jax.networks import bert
@@ -38,11 +39,8 @@ def write_comparison(workdirs: Sequence[epath.Path], path: epath.Path) -> epath.
     if len(folders) < 2:
         raise ValueError(f"a comparison needs at least two runs, not {len(folders)}")
     runs = dict(zip(_names(resolved), map(read_run, folders), strict=True))
-    path = epath.Path(path)
-    incomplete = path.with_name(path.name + ".tmp")
-    incomplete.write_text(_page(runs), encoding="utf-8")
-    incomplete.replace(path)
-    return path
+    paths.write(path, _page(runs))
+    return epath.Path(path)
 
 
 def _names(folders: Sequence[epath.Path]) -> list[str]:

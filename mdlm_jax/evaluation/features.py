@@ -93,7 +93,7 @@ def _collect(
     _check(encoder, rows)
     parts = [
         _states(params, encoder, batch["tokens"], batch.get("valid"), pooled=pooled)
-        for batch in data.eval_batches(rows, batch_size=batch_size)
+        for batch in data.eval_batches(rows, batch_size=min(batch_size, max(len(rows), 1)))
     ]
     return np.concatenate(jax.device_get(parts))[: len(rows)]
 

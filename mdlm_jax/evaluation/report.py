@@ -5,6 +5,7 @@ from html import escape
 
 from etils import epath
 
+from mdlm_jax import paths
 from mdlm_jax.evaluation import animation, plots, template
 from mdlm_jax.evaluation.runs import Record, Run, flat, read_run
 
@@ -28,11 +29,8 @@ def write_report(workdir: str | epath.Path) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     page = _page(read_run(workdir))
-    path = workdir / FILE
-    incomplete = path.with_suffix(".tmp")
-    incomplete.write_text(page, encoding="utf-8")
-    incomplete.replace(path)
-    return path
+    paths.write(workdir / FILE, page)
+    return workdir / FILE
 
 
 def _page(run: Run) -> str:

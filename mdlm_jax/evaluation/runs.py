@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from mdlm_jax import paths
 from mdlm_jax.data import json_text
 from mdlm_jax.training import metrics
 
@@ -93,7 +94,9 @@ def read_run(workdir: str | epath.Path) -> Run:
     if not (workdir / "config.json").is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
     records = metrics.read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
-    evaluations = [_json(path, {}) for path in sorted(workdir.glob("evaluation_*.json"))]
+    evaluations = [
+        _json(path, {}) for path in sorted(paths.literal(workdir).glob("evaluation_*.json"))
+    ]
     return Run(
         name=workdir.resolve().name,
         config=_json(workdir / "config.json", {}),

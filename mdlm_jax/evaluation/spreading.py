@@ -18,7 +18,7 @@ def over_rows(
     """`(params, rows, batch_size) -> ` what `of_batch` makes of each batch, in the host's memory.
 
     Compiled once for a batch size. Every row comes once, in order; the last batch is filled up with
-    rows of which nothing is maskable.
+    rows of which nothing is maskable. A batch is no larger than all rows are.
 
     Args:
       of_batch: `(params, batch) -> arrays`, the batch as of `data.eval_batches`.
@@ -37,7 +37,7 @@ def over_rows(
         return batch if mesh is None else parallel.put_rows(batch, mesh)
 
     def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> list[PyTree]:
-        size = -(-batch_size // shards) * shards
+        size = -(-min(batch_size, max(len(rows), 1)) // shards) * shards
         parts = [compiled(params, put(b)) for b in data.eval_batches(rows, batch_size=size)]
         return jax.device_get(parts)  # waits once, for all
 

@@ -36,13 +36,13 @@ def watch(samples: Sequence[Mapping[str, Any]], console: Console, seconds: float
             )
 
 
-def frame(sample: Mapping[str, Any], step: int) -> Text:
+def frame(sample: Mapping[str, Any], step: int, *, unicode: bool = True) -> Text:
     """The canvas after so many steps; after the last, nothing is bright any more."""
-    text = Text()
+    text, mask = Text(), "░" if unicode else "#"
     for piece, at, _ in sample["tokens"]:
         if at >= step:
             space = piece[: len(piece) - len(piece.lstrip())]
-            text.append(space).append("░" * cell_len(piece[len(space) :]), "bright_black")
+            text.append(space).append(mask * cell_len(piece[len(space) :]), "bright_black")
         elif at < 0:
             text.append(piece, "dim")
         else:
@@ -54,8 +54,9 @@ def _replay(sample: Mapping[str, Any], console: Console, seconds: float) -> None
     steps = sample["steps"]
     frames = max(1, round(seconds * _FRAMES_PER_SECOND))
     shown = range(0, steps, -(-steps // frames))
+    unicode = console.encoding.startswith("utf")
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for step in shown:
             counter = Text(f"step {step} of {steps}", "bright_black")
-            live.update(Group(frame(sample, step), counter), refresh=True)
+            live.update(Group(frame(sample, step, unicode=unicode), counter), refresh=True)
             time.sleep(seconds / len(shown))

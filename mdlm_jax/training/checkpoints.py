@@ -26,21 +26,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import utils, v1
 
+from mdlm_jax import paths
 from mdlm_jax.training.state import TrainState
 
 PyTree = Any
 Checkpointer = v1.training.Checkpointer
-
-
-def _is_worth_telling(record: logging.LogRecord) -> bool:
-    if "orbax" not in Path(record.pathname).parts:
-        return True
-    return record.levelno >= logging.WARNING and not record.exc_info
-
-
-# Orbax tells a page about each save at level INFO, which commands show, and of each error that it
-# raises many pages more.
-absl_logging.get_absl_logger().addFilter(_is_worth_telling)
 
 
 @contextlib.contextmanager
@@ -81,7 +71,9 @@ def open_checkpoints(
         ) as checkpointer,
     ):
         folder = checkpointer.directory
-        if _is_local(folder) and not os.access(folder, os.W_OK):  # or only the first save said so
+        if paths.is_local(folder) and not os.access(
+            folder, os.W_OK
+        ):  # or only the first save said so
             raise PermissionError(errno.EACCES, "the folder cannot be written", str(folder))
         yield checkpointer
 
@@ -105,11 +97,34 @@ def check(checkpointer: Checkpointer) -> None:
       OSError: the last save failed in the background, or the folder is gone.
     """
     directory = checkpointer.directory
-    if _is_local(directory) and not directory.is_dir():  # Orbax would make it, who knows where
+    if paths.is_local(directory) and not directory.is_dir():  # Orbax would make it, who knows where
         why = "the folder is gone: deleted, or its file system no longer mounted"
         raise OSError(errno.ESTALE, why, str(directory))
     if not checkpointer.is_saving_in_progress():
         checkpointer.wait()
+
+
+def read_back(checkpointer: Checkpointer, state: TrainState) -> None:
+    """Waits for the checkpoint of `state` and reads its step, to see that it can be restored.
+
+    Once in a run it is worth the wait: what a folder or a file system does to one checkpoint it
+    does to all, and a run depends on them when it is stopped.
+
+    Raises:
+      OSError: it is not there, or cannot be read.
+    """
+    checkpointer.wait()
+    step, directory = int(state.step), checkpointer.directory
+    path = directory / str(step)
+    if step in list_steps(directory):
+        like = jax.ShapeDtypeStruct((), state.step.dtype, sharding=state.step.sharding)
+        values, damage = _read(path, {"step": like}, ())
+        damage = damage or (None if int(values["step"]) == step else f"step is {values['step']}")
+    else:
+        damage = "it is not there"
+    if _anywhere(damage is not None):
+        why = f"what was just saved cannot be read back ({damage or 'by another process'})"
+        raise OSError(errno.EIO, why, str(path))
 
 
 @contextlib.contextmanager
@@ -136,7 +151,7 @@ def _rescue(directory: epath.Path, state: TrainState) -> None:
         return
     step = int(state.step)
     try:
-        folder = epath.Path(tempfile.mkdtemp(prefix=f"mdlm_jax-{directory.parent.name}-"))
+        folder = paths.literal(tempfile.mkdtemp(prefix=f"mdlm_jax-{directory.parent.name}-"))
         v1.save_checkpointables(folder / str(step), state._asdict())
     except Exception as error:  # of any kind: the first one is raised, and ends the run
         why = " ".join(str(error).split())[:160]
@@ -393,9 +408,5 @@ def _shapes(tree: PyTree) -> dict[str, tuple]:
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:
-    path = epath.Path(directory)
-    return path.absolute() if _is_local(path) else path
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
+    path = paths.literal(directory)
+    return path.absolute() if paths.is_local(path) else path

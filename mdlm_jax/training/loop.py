@@ -102,6 +102,7 @@ def fit(
 
     SIGTERM or SIGINT to any process of the job ends the run after the step at hand, or the next,
     with a checkpoint; a second one kills at once. When `fit` returns, all checkpoints are on disk.
+    The first checkpoint of a new run is waited for and read back.
 
     Args:
       state: from `init_state` or `checkpoints.restore`; donated.
@@ -121,6 +122,7 @@ def fit(
 
     Raises:
       FloatingPointError: after `max_bad_steps` skipped updates in a row.
+      OSError: the system refuses to write, or what it wrote cannot be read back.
       ValueError: if `state` is beyond the last step or is not the newest checkpoint, or if the
         batches end early.
     """
@@ -161,6 +163,7 @@ def fit(
 
     dog = Watchdog(config.watchdog_seconds, config.watchdog_startup_seconds)
     stopped, pending = False, None
+    trusted = checkpoints.latest_step(checkpointer) is not None  # a checkpoint was read here
     profiled = range(0) if profile is None else profile.steps
     with (
         dog,
@@ -203,6 +206,10 @@ def fit(
             if saving:
                 metrics.sync()  # or a run that ends here would lack the last records
                 checkpoints.save(checkpointer, state)
+                if not trusted:
+                    with report.paused(), dog.patience():
+                        checkpoints.read_back(checkpointer, state)
+                    trusted = True
             if evaluating:
                 with report.paused():
                     run_hooks(state, done)

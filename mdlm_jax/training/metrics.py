@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from mdlm_jax import paths
+
 FILE = "metrics.jsonl"
 
 
@@ -47,7 +49,7 @@ class MetricsWriter:
             self._events = _summary_writer(directory, step)
         path = directory / FILE
         _truncate(path, step)
-        self._file = _Object(path) if "://" in str(path) else path.open("a")
+        self._file = path.open("a") if paths.is_local(path) else _Object(path)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes one record, at once. Values are what JSON holds, or scalars of NumPy or JAX."""
@@ -124,11 +126,7 @@ def _truncate(path: epath.Path, step: int) -> None:
             record = json.loads(line)
             if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
                 kept.append(line)
-    # Whole or not at all, as buckets write by themselves.
-    replacement = path if "://" in str(path) else path.with_suffix(".tmp")
-    replacement.write_text("".join(kept))
-    if replacement != path:
-        replacement.replace(path)
+    paths.write(path, "".join(kept))
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,18 @@ def test_nelbo_of_a_split_counts_every_row_once():
     assert high - low == pytest.approx(2 * 1.96 * told["text_error"], rel=1e-4, abs=1e-6)
 
 
+def test_a_batch_is_no_larger_than_all_rows_are():
+    seen = []
+
+    def of_seen(params, batch):
+        seen.append(batch["tokens"].shape)
+        return of_count(params, batch)
+
+    of_rows = likelihoods.make_nelbo(of_seen, mask_id=MASK, seed=0, draws=2)
+    few, many = (of_rows(1.0, ROWS, size).nats_per_token for size in (2, 100_000))
+    assert {*seen} == {(2, WIDTH), (5, WIDTH)} and few == pytest.approx(many, rel=1e-6)
+
+
 def test_a_single_row_has_no_error_of_text():
     told = likelihoods.summary(
         likelihoods.make_nelbo(of_count, mask_id=MASK, seed=0, draws=2)(0.0, ROWS[:1], 2)

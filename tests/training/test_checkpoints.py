@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import toy_regression as toy
 from absl import logging as absl_logging
 
-from mdlm_jax import parallel
+from mdlm_jax import endings, parallel
 from mdlm_jax.training import checkpoints
 
 MESH = parallel.make_mesh(devices=jax.devices()[:1])
@@ -78,6 +79,37 @@ def test_restore_gives_the_newest_state(tmp_path, state):
     assert jax.tree.structure(restored) == jax.tree.structure(newest)
     jax.tree.map(np.testing.assert_array_equal, restored, newest)
     assert jax.tree.map(lambda x: x.sharding, restored) == toy.shardings(MESH)
+
+
+# What globs, URLs and shells would read otherwise than it stands there.
+FOLDERS = ("sweep[1]", "*", "a b#c%20d", "läuft-早", "{x}?y=1&z")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_may_have_any_name(tmp_path, state, name):
+    with checkpoints.open_checkpoints(tmp_path / name) as checkpointer:
+        checkpoints.save(checkpointer, at(state, 3))
+        checkpoints.read_back(checkpointer, at(state, 3))
+    assert checkpoints.list_steps(tmp_path / name) == [3]
+    got, _ = checkpoints.restore_params(tmp_path / name, params_abstract())
+    np.testing.assert_array_equal(got["kernel"], state.params["kernel"])
+    checkpoints.save_params(tmp_path / name / "alone", got, item="ema", step=3)
+    got, _ = checkpoints.restore_params(tmp_path / name / "alone", params_abstract())
+    np.testing.assert_array_equal(got["kernel"], state.params["kernel"])
+
+
+@pytest.mark.parametrize("lost", ["3", "3/step/manifest.ocdbt"])
+def test_what_cannot_be_read_back_is_said_when_it_was_saved(tmp_path, state, lost):
+    told = re.escape("cannot be read back (")
+    with (
+        pytest.raises(OSError, match=rf"{told}.*: '{tmp_path}/3'"),
+        checkpoints.open_checkpoints(tmp_path) as checkpointer,
+    ):
+        checkpoints.save(checkpointer, at(state, 3))
+        checkpointer.wait()
+        path = tmp_path / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        checkpoints.read_back(checkpointer, at(state, 3))
 
 
 def test_a_saved_state_survives_the_donation_of_its_arrays(tmp_path):
@@ -203,6 +235,7 @@ def test_saving_says_nothing_at_level_info(tmp_path, state):
     logger, handler = absl_logging.get_absl_logger(), Handler()
     level = absl_logging.get_verbosity()
     logger.addHandler(handler)
+    logger.addFilter(endings.is_worth_telling)
     absl_logging.set_verbosity(absl_logging.INFO)
     try:
         save_all(tmp_path, [at(state, 1)])
@@ -210,6 +243,7 @@ def test_saving_says_nothing_at_level_info(tmp_path, state):
     finally:
         absl_logging.set_verbosity(level)
         logger.removeHandler(handler)
+        logger.removeFilter(endings.is_worth_telling)
     assert seen == ["ours"]
 
 

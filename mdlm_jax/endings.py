@@ -1,0 +1,127 @@
+"""How a running command prints and ends: streams that bear anything, and one line for a person.
+
+Nothing here happens when it is imported: `take_over` is for the process of a command alone.
+"""
+
+import errno
+import io
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from absl import logging as absl_logging
+
+# What the machine refuses and a person can mend.
+_ENVIRONMENT = {
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS,
+    errno.ESTALE,
+}  # fmt: skip
+
+
+def take_over() -> None:
+    """Makes this process that of a command: its streams, hooks and loggers; once."""
+    if sys.excepthook is _tell:
+        return
+    sys.stdout, sys.stderr = map(_enduring, (sys.stdout, sys.stderr))
+    sys.excepthook = _tell
+    sys.unraisablehook = _tell_of_thread
+    logging.getLogger("asyncio").addFilter(_is_no_echo)
+    absl_logging.get_absl_logger().addFilter(is_worth_telling)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads any more what is printed, as behind `| head`: it goes nowhere."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Enduring) and raw.reader_left
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line; the system's name the file, not the number of the error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+class _Enduring(io.FileIO):
+    """A stream whose reader may leave: what is written then is dropped.
+
+    A command goes on, for it may have files to write; who only prints asks `reader_left`.
+    """
+
+    reader_left = False
+
+    def write(self, data: Any) -> int | None:
+        """Writes, or drops."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.reader_left = True
+            return memoryview(data).nbytes
+
+
+def _enduring(stream: TextIO | None) -> TextIO | None:
+    """The stream, which shows as an escape what its encoding lacks; None where there is none."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    raw = _Enduring(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of what ends a command, one line where a person can mend it, else the traceback."""
+    if _was_interrupted(error):
+        print("interrupted; what was saved is whole", file=sys.stderr)
+        # End as Ctrl-C ends a program, at once: threads that still compile or write would crash in
+        # an interpreter that takes itself apart.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    elif issubclass(kind, OSError) and error.errno in _ENVIRONMENT:
+        print(f"error: {one_line(error)}; what was saved before is whole", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Also where a library made another error of it: TensorStore does, while it is imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
+
+
+def _tell_of_thread(unraisable: Any) -> None:
+    """Of errors in foreign threads, all but the echo of one that ends the command and is told.
+
+    When a read or write of a checkpoint fails, Orbax gives up on the others and closes their event
+    loop; TensorStore's threads, which finish them later, find it closed and would print that into
+    the middle of our line.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """The same echo from tasks that nobody waits for any more: all else is told."""
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def is_worth_telling(record: logging.LogRecord) -> bool:
+    """Of Orbax, which tells pages of each save and of each error that it raises, warnings alone."""
+    if "orbax" not in Path(record.pathname).parts:
+        return True
+    return record.levelno >= logging.WARNING and not record.exc_info

@@ -11,9 +11,13 @@ from scipy import stats
 
 from mdlm_jax import data, parallel
 from mdlm_jax import program as program_module
+from mdlm_jax.decoding import Shaping
+from mdlm_jax.diffusion import corrupt, strategies
+from mdlm_jax.evaluation import features, likelihoods
 from mdlm_jax.experiment import Experiment, ObjectiveConfig, default_config
 from mdlm_jax.networks import bert
 from mdlm_jax.program import highest_rate, make_corruption, make_program
+from mdlm_jax.sampler import Method, make_writer
 
 ROWS, LENGTH, MASK = 256, 10, 19
 ALARM = 1e-4  # of each p-value; seeds are fixed
@@ -160,3 +164,50 @@ def test_batches_are_as_the_step_is_compiled_for(kind):
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in expected.items()
     }
+
+
+@pytest.mark.parametrize("of", ["training", "likelihood", "sampler", "features"])
+def test_padding_is_told_as_lengths(of, monkeypatch):
+    """Without, cuDNN computes every query with every key; traced only."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)  # which asks for the library
+    length = 34  # as no other axis
+    encoder = bert.Config(
+        vocab_size=MASK + 1,
+        mask_id=MASK,
+        max_length=length,
+        layers=1,
+        width=16,
+        heads=2,
+        mlp_width=16,
+        attention_backend="cudnn",
+        dtype="bfloat16",
+    )
+    params = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
+    rows = data.Rows(np.full((2, length), 5, np.int32), np.zeros(2, np.int32), np.int32([3, 30]))
+    batch = next(data.eval_batches(rows, batch_size=2))
+
+    def training(params):
+        corrupted = corrupt(
+            jax.random.key(0), batch["tokens"], mask_id=MASK, maskable=batch["maskable"]
+        )
+        prepared = {"corrupted": corrupted, "valid": batch["valid"], "label": batch["label"]}
+        return program_module.make_loss(encoder)(params, jax.random.key(0), prepared)[0]
+
+    def likelihood(params):
+        denoiser = likelihoods.denoiser_of(encoder)(params, batch)
+        return denoiser.encode(batch["tokens"], jnp.zeros(2)).at
+
+    def sampler(params):
+        mesh = parallel.make_mesh(devices=jax.devices()[:1])
+        write = make_writer(encoder, mesh, Method(strategies.exact_count(), Shaping(), steps=1))
+        told = {"tokens": batch["tokens"], "number": batch["rows"], "valid": batch["valid"]}
+        return write(params, jax.random.key(0), told, 1, {})[0]
+
+    def collected(params):
+        return features._states(params, encoder, batch["tokens"], batch["valid"], pooled=True)
+
+    fn = {"training": training, "likelihood": likelihood, "sampler": sampler}.get(of, collected)
+    traced = str(jax.make_jaxpr(fn)(params))
+    assert "MaskType.PADDING" in traced
+    assert f"{length},{length}]" not in traced

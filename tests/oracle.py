@@ -100,4 +100,6 @@ def chi_square_p(counts, probabilities):
     observed = np.append(counts[~rare], counts[rare].sum())
     expected = np.append(expected[~rare], expected[rare].sum())
     keep = expected > 0
+    if keep.sum() == 1:  # one string is certain, and no other came
+        return 1.0
     return stats.chisquare(observed[keep], expected[keep]).pvalue

@@ -8,6 +8,7 @@ import pytest
 from mdlm_jax import decoding
 from mdlm_jax.decoding import Shaping
 from mdlm_jax.diffusion import Denoiser, Hidden, draws, schedules, strategies, transforms
+from mdlm_jax.diffusion.denoisers import law_of
 
 LINEAR = schedules.linear()
 
@@ -113,12 +114,12 @@ def table(vocabulary=7):
 
 
 def logits(denoiser, tokens=None):
-    """`[B, L, V]`, read out position by position."""
+    """`[B, L, V]` of what is drawn from, read out position by position."""
     tokens = jnp.zeros((2, 5), jnp.int32) if tokens is None else tokens
     hidden = denoiser.encode(tokens, jnp.ones(2))
     at = jax.tree.map(lambda x: x.reshape(10, *x.shape[2:]), hidden.at)
     row = jax.tree.map(lambda x: jnp.repeat(x, 5, axis=0), hidden.row)
-    return denoiser.readout(at, row).reshape(2, 5, -1)
+    return law_of(denoiser)(at, row).reshape(2, 5, -1)
 
 
 ALL = Shaping(forbid=(2,), repetition_penalty=1.5, temperature=0.7, min_p=0.05, top_k=4, top_p=0.9)

@@ -16,6 +16,7 @@ from mdlm_jax.diffusion import checks
 Array = jax.Array
 PyTree = Any
 Readout = Callable[[PyTree, PyTree], Array]  # (at [N, ...], row [N, ...]) -> logits f32[N, V]
+Shape = Callable[[Array, PyTree], Array]  # (logits f32[N, V], row [N, ...]) -> logits f32[N, V]
 
 
 class Hidden(NamedTuple):
@@ -30,18 +31,50 @@ class Hidden(NamedTuple):
     row: PyTree = ()
 
 
+def unshaped(logits: Array, row: PyTree) -> Array:
+    """The `shape` of a denoiser from whose own law is drawn: nothing is changed."""
+    del row
+    return logits
+
+
 class Denoiser(NamedTuple):
-    """`logits = readout(*encode(tokens, t))`, taken at any positions.
+    """`logits = readout(*encode(tokens, t))`, taken at any positions, and what is drawn of them.
+
+    How sure the model is and what may be drawn are two things: a temperature must not decide where
+    to write. So a denoiser carries both: confidence and the log-probabilities that are told come
+    from its own logits, tokens are drawn from the shaped ones.
 
     Attributes:
       encode: `(tokens i32[B, L], t f32[B]) -> Hidden`. It ends after the last operation that
         depends on `t` or on the row.
-      readout: `(at [N, ...], row [N, ...]) -> logits f32[N, V]`, position by position. The
-        logit of the mask token is `-inf`: a clean token is never the mask.
+      readout: `(at [N, ...], row [N, ...]) -> logits f32[N, V]`, position by position, the model's
+        own. The logit of the mask token is `-inf`: a clean token is never the mask.
+      shape: `(logits f32[N, V], row [N, ...]) -> logits f32[N, V]`, those that tokens are drawn
+        from: what temperature, nuclei and penalties compose onto. `-inf` stays `-inf`.
     """
 
     encode: Callable[[Array, Array], Hidden]
-    readout: Callable[[PyTree, PyTree], Array]
+    readout: Readout
+    shape: Shape = unshaped
+
+
+def law_of(denoiser: Denoiser, mask_id: int | None = None) -> Readout:
+    """The readout of the law that tokens are drawn from: `shape` after `readout`.
+
+    Losses and likelihoods are of it. Of a denoiser that is not shaped it is its own `readout`.
+
+    Args:
+      denoiser: any.
+      mask_id: the mask's logit is removed before the others are shaped, where it is given.
+    """
+    if denoiser.shape is unshaped:
+        return denoiser.readout
+
+    def readout(at: PyTree, row: PyTree) -> Array:
+        own = remove_mask(denoiser.readout(at, row).astype(jnp.float32), mask_id)
+        return denoiser.shape(own, row)
+
+    return readout
 
 
 def as_denoiser(fn: Callable[[Array, Array], Array], mask_id: int | None = None) -> Denoiser:

@@ -1,7 +1,7 @@
 """From logits to drawn tokens and their scores: exact tails, few random numbers, few passes.
 
-The vocabulary is read in blocks of 128. What a block adds up to is kept, so that totals, draws and
-the best two need no further pass over `[N, V]`.
+The vocabulary is read in blocks of 128 (in one, if it is smaller). What a block adds up to is kept,
+so that totals, draws and the best two need no further pass over `[N, V]`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Distribution(NamedTuple):
     """Categorical distributions of N positions.
 
     Attributes:
-      blocks: f32[N, M, 128], the logits, filled up with `-inf`.
+      blocks: f32[N, M, W], the logits, filled up with `-inf`; W is 128, or V below that.
       top: f32[N, M], the largest of each block.
       log_totals: f32[N, M], the logarithm of the sum of each block's exponentials.
       log_total: f32[N], the logarithm of the sum of all exponentials.
@@ -40,8 +40,9 @@ Score = Callable[[Distribution, Array], Array]
 def distribution(logits: Array) -> Distribution:
     """Of `logits f32[N, V]`, `-inf` where a token is impossible."""
     rows, size = logits.shape
-    filled = jnp.pad(logits, ((0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf)
-    blocks = filled.reshape(rows, -1, _BLOCK)
+    block = min(size, _BLOCK)
+    filled = jnp.pad(logits, ((0, 0), (0, -size % block)), constant_values=-jnp.inf)
+    blocks = filled.reshape(rows, -1, block)
     top, log_totals = top_and_log_total(blocks)
     return Distribution(blocks, top, log_totals, jax.nn.logsumexp(log_totals, axis=-1))
 
@@ -51,8 +52,8 @@ def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
 
     Gumbel-max (Maddison et al. 2014), `argmax_i x_i + s G_i`, in two stages: the maximum over a
     block is itself Gumbel, around `s log sum_i exp(x_i / s)`. So a block is drawn first, then one
-    of its tokens. The law is the same, by V / 128 + 128 Gumbels instead of V. Their tails are
-    exact: a float32 uniform cannot resolve what a vocabulary of 50,000 puts in its tail.
+    of its tokens. The law is the same, by M + W Gumbels instead of V. Their tails are exact: a
+    float32 uniform cannot resolve what a vocabulary of 50,000 puts in its tail.
 
     Args:
       keys: [N], one a position.
@@ -63,9 +64,10 @@ def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
     as_they_are = isinstance(noise, float) and noise == 1.0
     totals = of.log_totals if as_they_are else _log_totals(of, noise)  # [N, M]
     block = jnp.argmax(totals + noise * _gumbel(first, totals.shape[1]), axis=-1)
-    within = jnp.take_along_axis(of.blocks, block[:, None, None], axis=1)[:, 0]  # [N, 128]
-    place = jnp.argmax(within + noise * _gumbel(second, _BLOCK), axis=-1)
-    return (block * _BLOCK + place).astype(jnp.int32)
+    within = jnp.take_along_axis(of.blocks, block[:, None, None], axis=1)[:, 0]  # [N, W]
+    width = within.shape[1]
+    place = jnp.argmax(within + noise * _gumbel(second, width), axis=-1)
+    return (block * width + place).astype(jnp.int32)
 
 
 def probability(of: Distribution, tokens: Array) -> Array:
@@ -79,7 +81,7 @@ def margin(of: Distribution, tokens: Array) -> Array:
     del tokens
     # Not by `top_k`, before which devices would gather the rows.
     best = jnp.argmax(of.top, axis=-1)
-    block = jnp.take_along_axis(of.blocks, best[:, None, None], axis=1)[:, 0]  # [N, 128]
+    block = jnp.take_along_axis(of.blocks, best[:, None, None], axis=1)[:, 0]  # [N, W]
     others = _without_first_best(of.top).max(axis=-1)
     second = jnp.maximum(others, _without_first_best(block).max(axis=-1))
     return jnp.exp(block.max(axis=-1) - of.log_total) - jnp.exp(second - of.log_total)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, slots
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
-from mdlm_jax.diffusion.denoisers import Denoiser, vocabulary_size
+from mdlm_jax.diffusion.denoisers import Denoiser, law_of, vocabulary_size
 from mdlm_jax.diffusion.schedules import Schedule, linear
 from mdlm_jax.diffusion.slots import SlotNats
 
@@ -153,6 +153,8 @@ def corrupted_loss(
 ) -> tuple[Array, LossAux]:
     """The weighted cross-entropy of a corrupted batch: deterministic, differentiable.
 
+    Of a denoiser that transforms have shaped, it is that of the shaped law.
+
     The weights are normalised over the batch that `corrupt` saw, so that the losses of its
     microbatches add up to the loss of the whole.
 
@@ -166,7 +168,7 @@ def corrupted_loss(
     """
     checks.check_denoiser(denoiser)
     checks.check_kind("corrupted", corrupted, Corrupted, "corrupt(key, tokens, mask_id=mask_id)")
-    loss, read = slots.cross_entropy(*_read_out(denoiser, corrupted), mask_id=mask_id)
+    loss, read = slots.cross_entropy(*_read_out(denoiser, corrupted, mask_id), mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
     of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
@@ -184,12 +186,12 @@ def corrupted_loss(
 
 def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> SlotNats:
     """Encodes the canvas and reads out its slots."""
-    return slots.slot_nats(*_read_out(denoiser, corrupted), mask_id=mask_id)
+    return slots.slot_nats(*_read_out(denoiser, corrupted, mask_id), mask_id=mask_id)
 
 
-def _read_out(denoiser: Denoiser, corrupted: Corrupted) -> tuple:
+def _read_out(denoiser: Denoiser, corrupted: Corrupted, mask_id: int | None) -> tuple:
     return (
-        denoiser.readout,
+        law_of(denoiser, mask_id),
         denoiser.encode(corrupted.canvas, corrupted.t),
         corrupted.positions,
         corrupted.targets,

@@ -1,4 +1,7 @@
-"""From hidden states to drawn tokens, reading out no position that is not asked for."""
+"""From hidden states to drawn tokens, reading out no position that is not asked for.
+
+Tokens are drawn from the shaped logits, and scored by the model's own.
+"""
 
 import math
 from typing import NamedTuple
@@ -6,14 +9,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion.denoisers import Hidden, Readout, remove_mask
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask, unshaped
 from mdlm_jax.diffusion.draws import Score, distribution, draw, probability
 
 Array = jax.Array
 
 
 class Candidates(NamedTuple):
-    """Where asked for, `[B, L]`: the tokens, their log-probabilities, and a strategy's scores."""
+    """Where asked for, `[B, L]`: the tokens, and what the model's own logits say of them.
+
+    Attributes:
+      tokens: i32[B, L].
+      log_prob: f32[B, L], in nats.
+      score: f32[B, L], a strategy's.
+    """
 
     tokens: Array
     log_prob: Array
@@ -21,7 +30,7 @@ class Candidates(NamedTuple):
 
 
 def draw_tokens(
-    readout: Readout,
+    denoiser: Denoiser,
     hidden: Hidden,
     canvas: Array,
     asked: Array,
@@ -39,8 +48,8 @@ def draw_tokens(
     noise depends on its row's key and its position alone.
 
     Args:
-      readout: of the denoiser.
-      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      denoiser: whose `readout` scores and whose `shape` is drawn from.
+      hidden: what it encoded: `at` leaves [B, L, ...], `row` leaves [B, ...].
       canvas: i32[B, L]; a token that stands where one is asked for stays, and is scored.
       asked: bool[B, L].
       keys: [B], one a row.
@@ -75,9 +84,12 @@ def draw_tokens(
             (jax.tree.map(lambda x: _take(x, index), at), row, key, index % width),
         )
         at_flat, row_flat, key_flat, position = flat
-        logits = remove_mask(readout(at_flat, row_flat).astype(jnp.float32), mask_id)  # [G c, V]
-        read = distribution(logits)
-        drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), read, noise)
+        logits = denoiser.readout(at_flat, row_flat).astype(jnp.float32)
+        logits = remove_mask(logits, mask_id)  # [G c, V]
+        read = shaped = distribution(logits)
+        if denoiser.shape is not unshaped:
+            shaped = distribution(remove_mask(denoiser.shape(logits, row_flat), mask_id))
+        drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), shaped, noise)
         standing = _take(held, index).reshape(-1)
         tokens = jnp.where(standing == mask_id, drawn, standing)
         found = Candidates(tokens, probability(read, tokens), score(read, tokens))

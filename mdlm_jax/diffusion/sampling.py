@@ -19,7 +19,8 @@ class Trace(NamedTuple):
     Attributes:
       step: i32[B, L], the step that last wrote the position, -1 where it was given, or is padding
         behind an end of text.
-      log_prob: f32[B, L], the written token's log-probability then, 0 where none was.
+      log_prob: f32[B, L], the written token's log-probability then, in nats, by the model's own
+        logits, whatever shaped the draw; 0 where none was written.
       evaluations: i32[B], the steps in which the row needed the network.
     """
 
@@ -55,7 +56,8 @@ def sample(
     all is filled (unless the strategy may take tokens back).
 
     Args:
-      denoiser: `(canvas, t) -> logits` in its two halves.
+      denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped logits;
+        how sure it is, by which strategies choose, is told by its own.
       key: the noise of a row is a function of (key, its number in `rows`), not of the other rows.
       canvas: i32[B, L].
       mask_id: marks what is to be filled; never drawn.
@@ -135,7 +137,7 @@ def sample(
 
             def candidates():
                 return draw_tokens(
-                    denoiser.readout,
+                    denoiser,
                     denoiser.encode(canvas, proposal.t),
                     canvas,
                     asked,

@@ -2,9 +2,11 @@
 
     denoiser = transforms.top_p(transforms.temperature(denoiser, 0.8), 0.95)
 
-Each keeps the split in two halves, so that the positions that are read out are the only ones
-transformed. They are applied from the inside out, as functions are. The strengths may be traced:
-another temperature is not another program.
+`guide` changes the model, its own logits with it. All others shape the law that is drawn from and
+leave the model's own logits, by which strategies choose positions, as they are; so guidance comes
+before them. Each keeps the split in two halves, so that the positions that are read out are the
+only ones transformed. They are applied from the inside out, as functions are. The strengths may be
+traced: another temperature is not another program.
 
 A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. What `top_k`,
 `top_p` and `min_p` cut off is not removed but set far below the rest: its probability is 0 in
@@ -13,12 +15,22 @@ leaves nothing to draw.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, PyTree, vocabulary_size
+from mdlm_jax.diffusion.denoisers import (
+    Denoiser,
+    Hidden,
+    PyTree,
+    Readout,
+    Shape,
+    unshaped,
+    vocabulary_size,
+)
+from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 
@@ -31,50 +43,56 @@ def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
     """`logits / value`: below 1 sharper, above 1 flatter, 0 all but always the most likely token.
 
     Raises:
-      ValueError: if the value can be seen and is negative.
+      ValueError: if the value can be seen and is negative, or no finite number.
     """
-    _require("temperature", "value", value, lambda v: v >= 0, "at least 0")
+    _require("temperature", "value", value, lambda v: 0 <= v < np.inf, "at least 0 and finite")
+    return _shaped(denoiser, _scale, value)
+
+
+def _scale(logits: Array, value: float | Array) -> Array:
     # Small enough for 0; not so small that a cut-off logit overflows.
-    scale = 1.0 / jnp.maximum(jnp.asarray(value, jnp.float32), 1e-6)
-    return _mapped(denoiser, lambda logits: logits * scale)
+    return logits * (1.0 / jnp.maximum(jnp.asarray(value, jnp.float32), 1e-6))
 
 
 def top_k(denoiser: Denoiser, k: int) -> Denoiser:
     """The k most likely tokens (Fan et al. 2018), and those that tie with the last.
 
     Raises:
-      ValueError: if k < 1.
+      ValueError: if k < 1, or no whole number.
     """
-    if k < 1:
-        raise ValueError(f"top_k: k is {k}, it must be at least 1")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"top_k: k is {k}, it must be at least 1, a whole number")
+    return _shaped(denoiser, _keep_best, int(k))
 
-    def keep(logits):
-        # Sorted: before a `top_k` devices would gather the rows.
-        least = jnp.sort(logits, axis=-1)[:, max(logits.shape[-1] - k, 0), None]
-        return logits >= least
 
-    return _mapped(denoiser, lambda logits: _cut(logits, keep(logits)))
+def _keep_best(logits: Array, k: int) -> Array:
+    # Sorted: before a `top_k` devices would gather the rows.
+    least = jnp.sort(logits, axis=-1)[:, max(logits.shape[-1] - k, 0), None]
+    return _cut(logits, logits >= least)
 
 
 def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     """The nucleus: the fewest tokens that hold a probability of p (Holtzman et al. 2020, eq. 2).
 
-    With them, those that tie with the last; always the most likely one.
+    With them, those that tie with the last; always the most likely one; with p = 1 all.
 
     Raises:
       ValueError: if p can be seen and is outside (0, 1].
     """
     _require("top_p", "p", p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+    return _shaped(denoiser, _keep_nucleus, p)
 
-    def keep(logits):
-        descending = -jnp.sort(-logits, axis=-1)
-        probabilities = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of the more likely ones
-        inside = (before < p).at[:, 0].set(True)
-        least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
-        return logits >= least
 
-    return _mapped(denoiser, lambda logits: _cut(logits, keep(logits)))
+def _keep_nucleus(logits: Array, p: float | Array) -> Array:
+    descending = -jnp.sort(-logits, axis=-1)
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    # Of each token and all less likely ones, added up from the least likely: a sum from the other
+    # end would be 1 in float32 long before a large vocabulary's end.
+    rest = jax.lax.cumsum(probabilities, axis=probabilities.ndim - 1, reverse=True)
+    inside = rest > (1.0 - jnp.asarray(p, jnp.float32)) * rest[:, :1]
+    inside = inside.at[:, 0].set(True)
+    least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
+    return _cut(logits, (logits >= least) | (jnp.asarray(p) >= 1))
 
 
 def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
@@ -84,12 +102,12 @@ def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
       ValueError: if p can be seen and is outside [0, 1].
     """
     _require("min_p", "p", p, lambda v: 0 <= v <= 1, "from 0 to 1")
+    return _shaped(denoiser, _keep_likely, p)
 
-    def keep(logits):
-        best = logits.max(axis=-1, keepdims=True)
-        return logits >= best + jnp.log(jnp.asarray(p, jnp.float32))
 
-    return _mapped(denoiser, lambda logits: _cut(logits, keep(logits)))
+def _keep_likely(logits: Array, p: float | Array) -> Array:
+    below = logits - logits.max(axis=-1, keepdims=True)
+    return _cut(logits, below >= jnp.log(jnp.asarray(p, jnp.float32)))
 
 
 def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
@@ -102,18 +120,19 @@ def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
     Raises:
       ValueError: if an id is negative, here; not below the vocabulary's size, when it is read out.
     """
-    ids = np.asarray(tokens, int).reshape(-1)
-    if np.any(ids < 0):
-        raise ValueError(f"forbid: token {ids.min()} must not be negative")
+    ids = tuple(np.asarray(tokens, int).reshape(-1).tolist())
+    if min(ids, default=0) < 0:
+        raise ValueError(f"forbid: token {min(ids)} must not be negative")
+    return _shaped(denoiser, _remove, ids)
 
-    def remove(logits):
-        if np.any(ids >= logits.shape[-1]):
-            raise ValueError(f"forbid: token {ids.max()} must be below {logits.shape[-1]}")
-        forbidden = np.zeros(logits.shape[-1], bool)
-        forbidden[ids] = True
-        return jnp.where(forbidden, -jnp.inf, logits)
 
-    return _mapped(denoiser, remove)
+def _remove(logits: Array, ids: tuple[int, ...]) -> Array:
+    size = logits.shape[-1]
+    if max(ids, default=-1) >= size:
+        raise ValueError(f"forbid: token {max(ids)} must be below {size}")
+    forbidden = np.zeros(size, bool)
+    forbidden[list(ids)] = True
+    return jnp.where(forbidden, -jnp.inf, logits)
 
 
 def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
@@ -123,22 +142,33 @@ def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
     repeats are less likely, below 1 more.
 
     Raises:
-      ValueError: if the penalty can be seen and is not positive.
+      ValueError: if the penalty can be seen and is not positive, or not finite.
     """
-    _require("repetition_penalty", "penalty", penalty, lambda v: v > 0, "positive")
+    _require(
+        "repetition_penalty", "penalty", penalty, lambda v: 0 < v < np.inf, "positive and finite"
+    )
+    return Denoiser(
+        Bound(_encode_with_standing, (denoiser,)),
+        Bound(_read_without_standing, (denoiser.readout,)),
+        Bound(_penalise, (denoiser.shape, penalty)),
+    )
 
-    def encode(tokens: Array, t: Array) -> Hidden:
-        hidden = denoiser.encode(tokens, t)
-        size = vocabulary_size(denoiser.readout, hidden)
-        stands = jax.vmap(lambda row: jnp.zeros(size, bool).at[row].set(True, mode="drop"))
-        return Hidden(hidden.at, (hidden.row, stands(tokens)))  # bool[B, V]
 
-    def readout(at: PyTree, row: PyTree) -> Array:
-        inner, stands = row
-        log_probs = jax.nn.log_softmax(denoiser.readout(at, inner).astype(jnp.float32), axis=-1)
-        return jnp.where(stands, log_probs * penalty, log_probs)
+def _encode_with_standing(denoiser: Denoiser, tokens: Array, t: Array) -> Hidden:
+    hidden = denoiser.encode(tokens, t)
+    size = vocabulary_size(denoiser.readout, hidden)
+    stands = jax.vmap(lambda row: jnp.zeros(size, bool).at[row].set(True, mode="drop"))
+    return Hidden(hidden.at, (hidden.row, stands(tokens)))  # bool[B, V]
 
-    return Denoiser(encode, readout)
+
+def _read_without_standing(inner: Readout, at: PyTree, row: PyTree) -> Array:
+    return inner(at, row[0])
+
+
+def _penalise(inner: Shape, penalty: float | Array, logits: Array, row: PyTree) -> Array:
+    inner_row, stands = row
+    log_probs = jax.nn.log_softmax(inner(logits, inner_row).astype(jnp.float32), axis=-1)
+    return jnp.where(stands, log_probs * penalty, log_probs)
 
 
 def guide(
@@ -158,41 +188,64 @@ def guide(
       weight: f32[] or f32[B]; 1 is the conditional, 0 the unconditional, above 1 is further from
         the unconditional than the conditional is.
       schedule: `t f32[B] -> f32[B]` scales `weight - 1` over time; default 1 throughout.
+
+    Raises:
+      ValueError: if either is shaped already.
     """
-
-    def encode(tokens: Array, t: Array) -> Hidden:
-        with_it, without = conditional.encode(tokens, t), unconditional.encode(tokens, t)
-        scale = 1.0 if schedule is None else schedule(t)
-        w = jnp.broadcast_to(1.0 + (jnp.asarray(weight, jnp.float32) - 1.0) * scale, t.shape)
-        return Hidden((with_it.at, without.at), (with_it.row, without.row, w))
-
-    def readout(at: PyTree, row: PyTree) -> Array:
-        with_it = conditional.readout(at[0], row[0]).astype(jnp.float32)
-        without = unconditional.readout(at[1], row[1]).astype(jnp.float32)
-        w = row[2][:, None]
-        weighed = ((w, with_it), (1.0 - w, without))
-        removed = sum((scale != 0) & jnp.isneginf(x) for scale, x in weighed) > 0
-        cut = sum((scale != 0) & _is_cut(x) for scale, x in weighed) > 0
-        mixed = sum(scale * jnp.where(_is_cut(x), 0.0, x) for scale, x in weighed)
-        return jnp.where(removed, -jnp.inf, _cut(mixed, ~cut))
-
-    return Denoiser(encode, readout)
-
-
-def _mapped(denoiser: Denoiser, change: Callable[[Array], Array]) -> Denoiser:
-    """The denoiser with `change` applied to its logits `f32[N, V]`."""
+    for name, one in (("conditional", conditional), ("unconditional", unconditional)):
+        if one.shape is not unshaped:
+            raise ValueError(
+                f"guide: the {name} is shaped already (by temperature, top_p or the like): "
+                "shape after guiding"
+            )
     return Denoiser(
-        denoiser.encode, lambda at, row: change(denoiser.readout(at, row).astype(jnp.float32))
+        Bound(_encode_both, (conditional, unconditional, weight, schedule)),
+        Bound(_mix, (conditional.readout, unconditional.readout)),
     )
+
+
+def _encode_both(
+    conditional: Denoiser,
+    unconditional: Denoiser,
+    weight: float | Array,
+    schedule: Callable[[Array], Array] | None,
+    tokens: Array,
+    t: Array,
+) -> Hidden:
+    with_it, without = conditional.encode(tokens, t), unconditional.encode(tokens, t)
+    scale = 1.0 if schedule is None else schedule(t)
+    w = jnp.broadcast_to(1.0 + (jnp.asarray(weight, jnp.float32) - 1.0) * scale, t.shape)
+    return Hidden((with_it.at, without.at), (with_it.row, without.row, w))
+
+
+def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) -> Array:
+    with_it = conditional(at[0], row[0]).astype(jnp.float32)
+    without = unconditional(at[1], row[1]).astype(jnp.float32)
+    w = row[2][:, None]
+    weighed = ((w, with_it), (1.0 - w, without))
+    removed = sum((scale != 0) & jnp.isneginf(x) for scale, x in weighed) > 0
+    # A difference of such logits is no guidance, and may overflow.
+    hopeless = sum((scale != 0) & _is_hopeless(x) for scale, x in weighed) > 0
+    mixed = sum(scale * jnp.where(_is_hopeless(x), 0.0, x) for scale, x in weighed)
+    return jnp.where(removed, -jnp.inf, _cut(mixed, ~hopeless))
+
+
+def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
+    """The denoiser with `change(logits f32[N, V], value)` after all that shapes it already."""
+    return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
+
+
+def _change(inner: Shape, change: Callable, value: Any, logits: Array, row: PyTree) -> Array:
+    return change(inner(logits, row).astype(jnp.float32), value)
 
 
 def _cut(logits: Array, keep: Array) -> Array:
     return jnp.where(keep, logits, logits - _CUT)
 
 
-def _is_cut(logits: Array) -> Array:
-    """Cut off or removed; or, all the same, a thousand nats less likely than the best."""
-    return logits < logits.max(axis=-1, keepdims=True) - _CUT / 100
+def _is_hopeless(logits: Array) -> Array:
+    """Removed, or a thousand nats less likely than the best."""
+    return logits < logits.max(axis=-1, keepdims=True) - 1e3
 
 
 def _require(transform, name, value, within, accepted) -> None:

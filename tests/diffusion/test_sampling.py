@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import CANVASES, MASK, PLACES, L, V, make_oracle
 from scipy import stats
+from shaped import one_a_row
 
-from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, strategies
+from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, strategies, transforms
 from mdlm_jax.networks import bert
 
 KEY = jax.random.key(0)
@@ -110,6 +111,43 @@ def test_a_networks_row_is_the_same_alone_and_in_a_batch(name):
     assert len(np.unique(whole, axis=0)) == 5
     for row in range(5):
         assert np.array_equal(write(jnp.full((1, 12), 40), jnp.array([row]))[0], whole[row])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "surest_first"),
+    [
+        (strategies.threshold(0.9), False),
+        (strategies.factor(0.9), False),
+        (strategies.entropy_bounded(0.2), True),
+        (strategies.greedy(), True),
+        (strategies.confidence(temperature=0.0), False),
+    ],
+    ids=["threshold", "factor", "entropy_bounded", "greedy", "confidence"],
+)
+def test_a_temperature_does_not_decide_where_or_how_much_is_written(strategy, surest_first):
+    """32 blanks of which none is sure, drawn from as they are, at temperature 0, and by `top_k=1`.
+
+    The places are in no order by how sure they are, so left to right is another order.
+    """
+    rng = np.random.default_rng(0)
+    logits = np.concatenate(
+        [rng.permutation(np.linspace(0.5, 1.5, 32))[:, None], np.zeros((32, 3))], 1
+    )
+    plain = as_denoiser(lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, 4)), None)
+    ways = [plain, transforms.temperature(plain, 0.0), transforms.top_k(plain, 1)]
+    tokens, trace = jax.jit(
+        lambda key: sample(
+            one_a_row(ways, jnp.arange(3)), key, jnp.full((3, 32), 4), mask_id=4, steps=32,
+            strategy=strategy, trace=True,
+        )
+    )(KEY)  # fmt: skip
+    assert np.array_equal(trace.evaluations, [32] * 3)
+    assert np.all(np.asarray(tokens)[1:] == 0)
+    surest = np.argsort(np.argsort(-logits[:, 0]))
+    assert np.array_equal(trace.step[1:], [surest] * 2)
+    assert np.array_equal(trace.step[0], surest) == surest_first
+    log_p = jax.nn.log_softmax(logits[:, :4])[:, 0]
+    np.testing.assert_allclose(trace.log_prob[1:], [log_p] * 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)

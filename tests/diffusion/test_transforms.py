@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, strategies, transforms
+from mdlm_jax import Denoiser, Hidden, as_denoiser, corrupted_loss, sample, strategies, transforms
+from mdlm_jax.diffusion import nelbo
+from mdlm_jax.diffusion.corruption import corrupt
+from mdlm_jax.diffusion.denoisers import law_of
 
 V, MASK = 6, 5
 KEY = jax.random.key(0)
@@ -15,11 +18,11 @@ TOKENS = jnp.array([[0, 2, MASK], [MASK, MASK, 3]])  # [B, L]
 
 
 def logits_at(denoiser, t=0.5):
-    """`[B, L, V]`, through both halves."""
+    """`[B, L, V]` of what is drawn from, through both halves."""
     hidden = denoiser.encode(TOKENS, jnp.full(2, t))
     at = jax.tree.map(lambda x: x.reshape(6, *x.shape[2:]), hidden.at)
     row = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), hidden.row)
-    return np.asarray(denoiser.readout(at, row)).reshape(2, 3, V)
+    return np.asarray(law_of(denoiser)(at, row)).reshape(2, 3, V)
 
 
 def probabilities(denoiser, t=0.5):
@@ -48,8 +51,13 @@ WAYS = {
 }
 
 
-# All but the two that together forbid everything.
-PAIRS = [p for p in itertools.permutations(WAYS, 2) if set(p) != {"forbid", "forbid others"}]
+GUIDES = {"guide", "guide against"}
+# All but the two that together forbid everything, and shapes before guides.
+PAIRS = [
+    p
+    for p in itertools.permutations(WAYS, 2)
+    if set(p) != {"forbid", "forbid others"} and not (p[1] in GUIDES and p[0] not in GUIDES)
+]
 
 
 @pytest.mark.parametrize("names", PAIRS, ids=" then ".join)
@@ -72,7 +80,7 @@ def test_any_order_leaves_something_to_draw(names):
     if {"forbid", "forbid others"} <= set(names):
         names.remove("forbid")  # together they forbid everything
     denoiser = random_denoiser()
-    for name in names:
+    for name in sorted(names, key=lambda name: name not in GUIDES):
         denoiser = WAYS[name](denoiser)
     p = probabilities(denoiser)
     np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=1e-5)
@@ -144,11 +152,101 @@ def test_guidance_interpolates_extrapolates_and_may_change_with_time():
 
 
 def test_guidance_rules_out_what_either_does():
-    a, b = transforms.forbid(random_denoiser(0), [2]), transforms.top_k(random_denoiser(1), 3)
-    out = probabilities(b) == 0
+    """Where a model has `-inf`, or a number that stands for it."""
+    first = random_denoiser(0)
+    a = first._replace(readout=lambda at, row: first.readout(at, row).at[:, 2].set(-jnp.inf))
+    b = first._replace(readout=lambda at, row: first.readout(at, row).at[:, 3].set(-3e38))
     for weight in (0.5, 3.0, -1.0):
         guided = probabilities(transforms.guide(a, b, weight))
-        assert np.all(guided[out] == 0) and np.all(guided[..., 2] == 0)
+        assert np.all(guided[..., 2:4] == 0) and np.all(guided[..., :2] > 0)
+
+
+SHAPES = sorted(set(WAYS) - GUIDES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_leave_the_models_own_logits_and_are_refused_by_guidance(name):
+    plain = random_denoiser()
+    shaped = WAYS[name](plain)
+    hidden = shaped.encode(TOKENS, jnp.full(2, 0.5))
+    own = shaped.readout(*jax.tree.map(lambda x: x[:, 0], tuple(hidden)))
+    expected = plain.readout(plain.encode(TOKENS, jnp.full(2, 0.5)).at[:, 0], ())
+    assert np.array_equal(own, expected)
+    for guided in ((shaped, plain), (plain, shaped)):
+        with pytest.raises(ValueError, match=r"conditional is shaped already .*: shape after guid"):
+            transforms.guide(*guided, 2.0)
+
+
+def test_losses_and_likelihoods_are_of_the_shaped_law():
+    """Of the same logits, made the model's own."""
+    plain = random_denoiser()
+    shaped = transforms.temperature(transforms.forbid(plain, [0]), 0.5)
+    same = plain._replace(readout=lambda at, row: shaped.shape(plain.readout(at, row), row))
+    tokens = jnp.array([[1, 2, 4], [3, 3, 1]])
+
+    @jax.jit
+    def told():
+        corrupted = corrupt(KEY, tokens, mask_id=MASK)
+        losses = [corrupted_loss(d, corrupted, mask_id=MASK)[0] for d in (shaped, same, plain)]
+        return losses, [nelbo(d, KEY, tokens, mask_id=MASK, draws=4).nats for d in (shaped, same)]
+
+    (loss, expected, unshaped), likelihoods = told()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert abs(loss - unshaped) > 0.1
+    np.testing.assert_allclose(*likelihoods, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_transforms_are_equal_by_value(name):
+    base, other = random_denoiser(), random_denoiser(1)
+    way = {
+        **WAYS,
+        "guide": lambda d: transforms.guide(d, other, 3.0),
+        "guide against": lambda d: transforms.guide(other, d, 3.0),
+    }[name]
+    assert way(base) == way(base) and hash(way(base)) == hash(way(base))
+    assert way(base) != base and way(base) != way(random_denoiser(2))
+    assert way(base) != transforms.temperature(way(base), 0.9)
+
+
+@pytest.mark.parametrize("size", [6, 126_464])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: transforms.top_p(d, 1.0),
+        lambda d: transforms.top_p(d, jnp.float32(1.0)),
+        lambda d: transforms.min_p(d, 0.0),
+        lambda d: transforms.top_k(d, 126_464),
+    ],
+)
+def test_the_strength_that_cuts_nothing_cuts_nothing(size, change):
+    """Tokens from even to 200 nats apart; the mask's `-inf` stays."""
+    rows = np.random.default_rng(0).normal(size=(4, size)) * np.array([[0], [1], [5], [50]])
+    logits = jnp.asarray(rows, jnp.float32).at[:, 5].set(-jnp.inf)
+    assert np.array_equal(change(random_denoiser()).shape(logits, ()), logits)
+
+
+def test_a_nucleus_of_a_large_vocabulary_holds_its_share():
+    """126,464 tokens, half as likely every 20,000, summed as float64 sums them."""
+    logits = -np.arange(126_464) * np.log(2) / 20_000
+    p = np.exp(logits) / np.exp(logits).sum()
+    for share in (0.5, 0.99, 0.999):
+        shape = transforms.top_p(random_denoiser(), share).shape
+        kept = np.asarray(shape(jnp.asarray(logits[None], jnp.float32), ()))[0] > -1e4
+        held = p[kept].sum()
+        assert held > share - 2e-6 and held - p[kept].min() < share + 2e-6
+
+
+def test_strengths_at_the_other_end_leave_the_best_and_its_ties():
+    logits = jnp.array([[1.0, 3.0, 3.0, 0.0, -jnp.inf]])
+    for change in (
+        lambda d: transforms.top_k(d, 1),
+        lambda d: transforms.top_p(d, 1e-9),
+        lambda d: transforms.min_p(d, 1.0),
+        lambda d: transforms.temperature(d, 0.0),
+    ):
+        shaped = jax.nn.softmax(change(random_denoiser()).shape(logits, ()))
+        assert np.array_equal(shaped, [[0, 0.5, 0.5, 0, 0]])
 
 
 def test_only_what_is_read_out_is_transformed_and_strengths_are_traced():
@@ -181,6 +279,9 @@ def test_only_what_is_read_out_is_transformed_and_strengths_are_traced():
     [
         (lambda d: transforms.temperature(d, -1.0), "temperature: value is -1.0, it must be at"),
         (lambda d: transforms.top_k(d, 0), "top_k: k is 0, it must be at least 1"),
+        (lambda d: transforms.temperature(d, np.inf), "value is inf, it must be at least 0 and f"),
+        (lambda d: transforms.top_k(d, 2.5), "top_k: k is 2.5, it must be at least 1, a whole"),
+        (lambda d: transforms.repetition_penalty(d, np.inf), "must be positive and finite"),
         (lambda d: transforms.top_p(d, 0.0), "top_p: p is 0.0, it must be above 0 and at most 1"),
         (lambda d: transforms.min_p(d, 1.5), "min_p: p is 1.5, it must be from 0 to 1"),
         (lambda d: transforms.repetition_penalty(d, 0), "penalty is 0, it must be positive"),

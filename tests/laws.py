@@ -146,7 +146,8 @@ def by_entropy_bound(model, gamma):
 
 def planned(model, eta, left):
     """Draws all blanks, then masks the `left` of lowest `log p`, `eta` times it where one stood."""
-    p = np.where(BLANK[:, None], of_tokens(model.own), model.own[:, ORDER, LETTERS][:, None])
+    standing = np.take_along_axis(model.own, LETTERS[..., None], axis=-1)[..., 0]
+    p = np.where(BLANK[:, None], of_tokens(model.own), standing[:, None])
     score = np.where(BLANK[:, None], 1, eta) * np.log(p)
     lowest = np.argsort(np.argsort(score, axis=-1, kind="stable"), axis=-1) < left
     return moved(filled(model.drawn), np.where(lowest, MASK, STRINGS))

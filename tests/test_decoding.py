@@ -29,8 +29,10 @@ SPECS = {
 def view(masked=3, length=8):
     canvas = jnp.where(jnp.arange(length) < masked, 9, 1)[None]
     blank = canvas == 9
-    rate = jnp.array([masked / length])
-    return strategies.View(canvas, blank, blank, rate, jnp.int32(0), jnp.int32(4), jnp.int32(9))
+    return strategies.View(
+        canvas=canvas, wanted=blank, blank=blank, rate=blank.mean(axis=1), outside=jnp.zeros(1),
+        share=blank.mean(axis=1), index=jnp.int32(0), steps=jnp.int32(4), mask_id=jnp.int32(9),
+    )  # fmt: skip
 
 
 def test_every_strategy_has_a_spec_and_a_line_in_the_listing():

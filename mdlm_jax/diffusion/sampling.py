@@ -112,12 +112,21 @@ def sample(
         first, behind = steps * block // blocks, steps * (block + 1) // blocks
         # Padding behind an end of text is not wanted any more.
         wanted = (block_of == block) & (canvas == mask_id)
+        outside = (maskable & ~wanted & (canvas == mask_id)).sum(axis=1) / text
+        share = wanted.sum(axis=1) / text
 
         def view(canvas, index):
             masked = canvas == mask_id
-            rate = (maskable & masked).sum(axis=1) / text
             return View(
-                canvas, wanted, wanted & masked, rate, index, behind - first, jnp.int32(mask_id)
+                canvas=canvas,
+                wanted=wanted,
+                blank=wanted & masked,
+                rate=(maskable & masked).sum(axis=1) / text,
+                outside=outside,
+                share=share,
+                index=index,
+                steps=behind - first,
+                mask_id=jnp.int32(mask_id),
             )
 
         def keys_of(index, purpose):

@@ -150,21 +150,75 @@ def test_a_temperature_does_not_decide_where_or_how_much_is_written(strategy, su
     np.testing.assert_allclose(trace.log_prob[1:], [log_p] * 2, rtol=1e-5)
 
 
+def looped(t):
+    """Mask rates of `remask("loop")`."""
+    return np.where(t > 0.55, 1 - 0.9 * (1 - t) / 0.45, np.minimum(0.1, 0.1 * t / 0.05))
+
+
+# Of the strategies with a grid of times, the mask rates of what they fill, by t.
+RATES = {
+    "ancestral": lambda t: t,
+    "ancestral, cosine": lambda t: np.sin(np.pi / 2 * t),
+    "ancestral, cosine grid": lambda t: np.cos(np.pi / 2 * (1 - t)),
+    "remask, cap": lambda t: t,
+    "remask, rescale": lambda t: t,
+    "remask, confidence": lambda t: t,
+    "remask, loop": looped,
+}
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_blocks_are_filled_from_left_to_right(oracle, name):
-    """5 and 4 of 6 positions wanted in three blocks: of 1, 2, 2 and of 1, 1, 2."""
-    canvas = np.array([[MASK, MASK, 1, MASK, MASK, MASK], [0, MASK, MASK, 2, MASK, MASK]])
-    block = np.array([[0, 0, -1, 1, 1, 2], [-1, 0, 0, -1, 1, 2]])
-    denoiser = as_denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 4)), MASK)
+def test_blocks_are_filled_in_turn_and_the_time_told_is_that_of_the_whole_row(name):
+    """Two blocks of four steps, in rows with known text, padding, and masks that are not wanted.
+
+    Rows of 8 blanks, four a block, and of 5, three and two; 11 tokens of text, one more is padding.
+    What is told is the rate at which this text is masked: as it is, where a strategy counts; else
+    as the strategy's own rate has it for the wanted, with what is masked around them. That of
+    `first_hitting` is random: the highest of k of 4 uniform rates has mean k / 5, which 200 rows
+    tell to 0.015 (4 sigma: 8 means, false alarm 5e-4).
+    """
+    rows, text = 400, 11
+    canvas = np.full((rows, 12), MASK)
+    canvas[:, :2], canvas[200:, 3:6] = 1, 2
+    block = np.repeat([[-1, -1, 0, 0, 0, 0, 1, 1, 1, 1, -1, -1]], rows, axis=0)
+    block[200:] = [-1, -1, 0, -1, -1, -1, 0, 0, 1, 1, -1, -1]
+    maskable, fill = np.ones((rows, 12), bool), np.ones((rows, 12), bool)
+    maskable[:, 11], fill[:, 10] = False, False
+    seen = []
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda *now: seen.append(jax.tree.map(np.array, now)), tokens, t,
+                           ordered=True)  # fmt: skip
+        return jnp.zeros((*tokens.shape, 4))
+
     tokens, trace = jax.jit(
         lambda key: sample(
-            denoiser, key, canvas, mask_id=MASK, steps=9, strategy=EVERY[name], blocks=3, trace=True
+            as_denoiser(logits, MASK), key, jnp.asarray(canvas), mask_id=MASK, steps=8, blocks=2,
+            strategy=EVERY[name], maskable=jnp.asarray(maskable), fill=jnp.asarray(fill),
+            trace=True,
         )
-    )(KEY)
+    )(KEY)  # fmt: skip
     tokens, step = np.asarray(tokens), np.asarray(trace.step)
+    jax.effects_barrier()
     assert np.array_equal(tokens[block < 0], canvas[block < 0])
-    assert np.all(tokens < MASK)
-    assert np.array_equal(step // 3, block)  # three steps a block; -1 // 3 is -1
+    assert np.all(tokens[block >= 0] < MASK)
+    assert np.array_equal(step // 4, block)  # four steps a block; -1 // 4 is -1
+    grid = name in RATES or name == "first_hitting"
+    assert len(seen) == 8 or not grid
+    for evaluation, (now, t) in enumerate(seen):
+        masked = (now == MASK) & maskable
+        index, wanted = evaluation % 4, block == evaluation // 4
+        outside = (masked & ~wanted).sum(axis=1)
+        if not grid:
+            np.testing.assert_allclose(t, masked.sum(axis=1) / text, atol=1e-6)
+        elif name in RATES:
+            told = (outside + wanted.sum(axis=1) * RATES[name](1 - index / 4)) / text
+            told = np.arcsin(told) * 2 / np.pi if name == "ancestral, cosine" else told
+            np.testing.assert_allclose(t, told, atol=1e-6)
+        else:
+            own = (t * text - outside) / wanted.sum(axis=1)
+            assert np.all(own > -1e-5) and np.all(own < 1)
+            assert abs(own[:200].mean() - (4 - index) / 5) < 0.06
 
 
 @pytest.mark.parametrize("name", ["exact_count", "threshold", "path_planning"])

@@ -24,6 +24,9 @@ class View(NamedTuple):
       wanted: bool[B, L], what is to be written: the masks that the block began with.
       blank: bool[B, L], what of it is masked now.
       rate: f32[B], the share of the whole text that is masked, to be filled or not.
+      outside: f32[B], the share of the whole text that is masked and not wanted: other blocks, and
+        what is not to be filled.
+      share: f32[B], the share of the whole text that is wanted.
       index: i32[], the step, from 0.
       steps: i32[], how many there are.
       mask_id: i32[].
@@ -33,6 +36,8 @@ class View(NamedTuple):
     wanted: Array
     blank: Array
     rate: Array
+    outside: Array
+    share: Array
     index: Array
     steps: Array
     mask_id: Array
@@ -42,6 +47,14 @@ class View(NamedTuple):
         """bool[]: this is the last step, after which no blank may be left."""
         return self.index + 1 == self.steps
 
+    def rate_of_text(self, rate: Array | float) -> Array:
+        """The share of the whole text that is masked while `rate f32[B]` of the wanted is: f32[B].
+
+        A network that is told the time is told it of the row that it sees, which may be longer than
+        what is being filled. `rate` itself where all text is wanted.
+        """
+        return jnp.minimum(self.outside + self.share * rate, 1.0)  # the sum may round up
+
 
 class Proposal(NamedTuple):
     """What a strategy asks for in one step.
@@ -49,7 +62,8 @@ class Proposal(NamedTuple):
     Attributes:
       asked: bool[B, L], the positions to read out. Where the canvas holds a token, that one is
         scored, and none is drawn.
-      t: f32[B], the time that the denoiser is told.
+      t: f32[B], the time that the denoiser is told: of a mask rate of the whole text, `view.rate`
+        or `view.rate_of_text(...)`.
       noise: f32[], scale of the draw's Gumbel noise: 1 draws from the model, 0 takes the most
         likely token.
     """

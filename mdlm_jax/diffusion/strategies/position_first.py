@@ -57,7 +57,8 @@ def first_hitting(schedule: Schedule = linear()) -> Strategy:
 
     Each token leaves the mask at a time of its own, at which the rate is uniform on [0, 1] whatever
     the schedule. So draw these rates, and write the blanks from the highest down; the denoiser is
-    told the time of the first one written in the step. With as many steps as blanks this is the
+    told the time of the first one written in the step (that of the whole text, where more of it is
+    masked or known). With as many steps as blanks this is the
     law of `ancestral` with infinitely many steps, for denoisers that use the time too. (The paper
     draws the next rate as `rate * u ** (1 / blanks)`: the same law, one order statistic at a time.)
 
@@ -69,7 +70,7 @@ def first_hitting(schedule: Schedule = linear()) -> Strategy:
         turn, rates, blanks = state
         asked = view.blank & (turn >= blanks_left("uniform", blanks, view)[:, None])
         first = jnp.max(jnp.where(asked, rates, 0.0), axis=1)
-        return Proposal(asked, schedule.rate_to_time(first)), state
+        return Proposal(asked, schedule.rate_to_time(view.rate_of_text(first))), state
 
     return Strategy(_random_order, propose, commit_all)
 
@@ -81,7 +82,8 @@ def ancestral(
 
     From t to s each blank is written with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, alone:
     which positions is one draw, which tokens another. The last step (s = 0) writes all that is
-    left.
+    left. Of a block or of gaps the process is of these alone; the denoiser is told the time at
+    which the whole text has as many masks.
 
     Args:
       schedule: of the masking process that is reversed.
@@ -99,10 +101,11 @@ def ancestral(
 
     def propose(state, keys, view):
         t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
-        stays = jnp.where(view.last, 0.0, schedule.rate(s) / schedule.rate(t))
+        now = schedule.rate(t)
+        stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)
         asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
-        t = jnp.full(view.canvas.shape[:1], t)
-        return Proposal(asked, t, noise_of(last, view)), state
+        told = schedule.rate_to_time(view.rate_of_text(now))
+        return Proposal(asked, told, noise_of(last, view)), state
 
     return Strategy(no_state, propose, commit_all)
 

@@ -86,8 +86,7 @@ def remask(
         stays = now.rate_s / now.rate_t - _sigma(now, state, view) * (1.0 / now.rate_t - 1.0)
         stays = jnp.where(view.last, 0.0, stays)
         asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
-        t = jnp.full(view.canvas.shape[:1], schedule.rate_to_time(now.rate_t))
-        return Proposal(asked, t), state
+        return Proposal(asked, schedule.rate_to_time(view.rate_of_text(now.rate_t))), state
 
     def commit(state, keys, view, asked, candidates):
         sigma = _sigma(_step(rate, view), state, view)

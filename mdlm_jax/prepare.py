@@ -5,7 +5,8 @@
 
 Reads the text, trains or loads the tokenizer, tokenizes and packs, once: training finds the rows
 again by what made them, in `$MDLM_JAX_CACHE`: a folder, perhaps of many machines, or a bucket.
-Shows the sizes of each split, how well the vocabulary covers the text, and a few rows as the model
+`--runner=DataflowRunner --beam_options=project=P,region=R,...` tokenizes on many machines. Shows
+the sizes of each split, how well the vocabulary covers the text, and a few rows as the model
 will see them.
 """
 
@@ -19,10 +20,23 @@ from absl import flags
 
 from mdlm_jax import command_line, data, starting
 from mdlm_jax.data.cache import open_cache
+from mdlm_jax.data.encoding import Encode, encode_splits
 from mdlm_jax.experiment import Experiment
 
 _CONFIG = command_line.define_config()
 _SHOW = flags.DEFINE_integer("show", 3, "Rows of the training split to print.", 0)
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    "",
+    "Apache Beam's runner, that tokenizes: DirectRunner (this machine) or DataflowRunner, with the "
+    "same rows out; needs mdlm_jax[tfds-build]. By default this process does it, without Beam.",
+)
+_BEAM_OPTIONS = flags.DEFINE_list(
+    "beam_options",
+    [],
+    "Of --runner, options of Beam, with commas between: direct_num_workers=8 or "
+    "project=P,region=R,temp_location=gs://my-bucket/temp.",
+)
 command_line.require("config")
 flags.declare_key_flag("config")
 
@@ -33,7 +47,7 @@ def main() -> int:
         experiment = Experiment.of(command_line.chosen_config(_CONFIG))
         architecture = starting.architecture(experiment.start)
         experiment.planned_encoder(architecture)  # says at once what needs no data
-        prepared = data.prepare(experiment.data)
+        prepared = data.prepare(experiment.data, encode=_encode(experiment.data))
         experiment.encoder(prepared, architecture)  # says now what does not fit the model
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     console.print(_heading(prepared))
@@ -44,6 +58,29 @@ def main() -> int:
         console.print(f"\ntrain, row {row:,}:")
         console.print(_text(prepared, prepared.splits["train"], row))
     return 0
+
+
+def _encode(config: data.Config) -> Encode:
+    """What tokenizes.
+
+    Raises:
+      ValueError: the flags of Beam are wrong.
+      ModuleNotFoundError: Beam is not installed.
+    """
+    if not _RUNNER.value:
+        if _BEAM_OPTIONS.value:
+            raise ValueError("--beam_options needs --runner, which they are for")
+        return encode_splits
+    try:
+        from mdlm_jax.data import beam_preparation  # It takes seconds.
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "apache_beam":
+            raise
+        raise ModuleNotFoundError(
+            f"--runner={_RUNNER.value} needs Apache Beam: pip install 'mdlm_jax[tfds-build]'"
+        ) from None
+    beam_preparation.check_reachable(config, _RUNNER.value)
+    return beam_preparation.encoder(_RUNNER.value, _BEAM_OPTIONS.value)
 
 
 def _heading(prepared: data.Prepared) -> str:

@@ -99,6 +99,9 @@ CASES = {
     "split": ("evaluate", [WRITE, "--split=dev"], "split=dev.*train.*validation.*test"),
     "draws": ("evaluate", [WRITE, "--draws=1"], "draws=1.*2"),
     "show": ("prepare", ["--config=quickstart", "--show=-1"], "show=-1"),
+    "beam options": (
+        "prepare", ["--config=quickstart", "--beam_options=region=r"], "options needs --runner",
+    ),
     "no runs": ("report", [], "give the folder of a run"),
     # what is measured
     "no model": ("evaluate", [], "--workdir is required .or --checkpoint"),

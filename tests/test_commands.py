@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
@@ -56,6 +57,18 @@ def test_a_model_trained_on_tpus_writes_elsewhere(workdir, folder, run):
         run("generate", f"--workdir={path}", "--steps=2").stdout for path in (workdir, moved)
     )
     assert here == there
+
+
+def test_prepare_without_beam_tells_how_to_get_it(run, tmp_path):
+    """Its absence is that of a package that cannot be imported, whatever is installed here."""
+    (tmp_path / "apache_beam.py").write_text(
+        "raise ModuleNotFoundError('No module named apache_beam', name='apache_beam')"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = run("prepare", *TINY, "--runner=DirectRunner", code=2, env=env)
+    assert done.stderr == (
+        "error: --runner=DirectRunner needs Apache Beam: pip install 'mdlm_jax[tfds-build]'\n"
+    )
 
 
 def test_prepare_shows_the_rows(run):

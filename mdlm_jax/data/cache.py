@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mdlm_jax.data import claims
+from mdlm_jax.data import claims, reading
 from mdlm_jax.data.prepared import CARD, fingerprint, read_card
 from mdlm_jax.data.stores import Store, is_url, open_store
 
@@ -138,7 +138,7 @@ def open_cache(place: str | Path | None) -> Cache:
     """
     place = place or os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax"
     if not is_url(place):
-        return Cache(Path(str(place).removeprefix("file://")).expanduser(), None)
+        return Cache(Path(reading.plain(place)), None)
     copies = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Cache(copies / "mdlm_jax", open_store(place))
 

@@ -31,6 +31,8 @@ class Corpus(NamedTuple):
         where the documents bring their labels' names.
       read: `cache_dir -> {split: documents}` with at least the split 'train'. Documents are
         iterated over several times, in the same order each time; a `len` is shown as progress.
+        Where they have `parts()`, a list of documents that end to end are all of them and can be
+        pickled, many machines can read them at once.
       chat_template: the template that wrote their prompts and responses out of messages; '' where
         there were none.
     """
@@ -40,6 +42,11 @@ class Corpus(NamedTuple):
     label_names: tuple[str, ...] | None
     read: Callable[[Path], Mapping[str, Iterable[Document]]]
     chat_template: str = ""
+
+
+def parts_of(documents: Iterable[Document]) -> list[Iterable[Document]]:
+    """Documents in parts that can be read at once, or in one where they know of none."""
+    return documents.parts() if hasattr(documents, "parts") else [documents]
 
 
 def _read_wikipedia_summaries(cache_dir: Path) -> dict[str, list[Document]]:

@@ -2,6 +2,7 @@
 
 import array
 import collections
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer
 
 from mdlm_jax.data import progress, tokenization
 from mdlm_jax.data.corpora import Document
+
+COUNTS = ("documents", "tokens", "unknown_tokens", "characters", "bytes")
 
 
 class Encoded(NamedTuple):
@@ -58,7 +61,7 @@ def encode_splits(
 
 
 def write_tokens(
-    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, name: str
+    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, name: str = ""
 ) -> Encoded:
     """Encodes documents and writes their ids to `path`; of them all, only sizes and labels stay.
 
@@ -66,22 +69,22 @@ def write_tokens(
       path: the raw file.
       documents: iterated over once.
       tokenizer: of `tokenization`.
-      name: of the split, for the progress bar.
+      name: of the split, for the progress bar; without one there is none.
 
     Raises:
       ValueError: a label is negative.
       OSError: the disk is full.
     """
-    dtype = np.dtype(np.uint16 if tokenization.vocabulary_size(tokenizer) <= 2**16 else np.int32)
+    dtype = dtype_of(tokenizer)
     unknown = tokenization.special_ids(tokenizer).unk
     sizes, labels, prompts = array.array("i"), array.array("i"), array.array("i")
     names: dict[str, int] = {}
-    counts = dict.fromkeys(("documents", "tokens", "unknown_tokens", "characters", "bytes"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     total = len(documents) if isinstance(documents, Sized) else None
 
     with (
         path.open("wb", buffering=2**20) as file,
-        progress.bar(f"tokenizing {name}", total, "documents") as advance,
+        _bar(name, total) as advance,
     ):
         of_pairs: collections.deque[bool] = collections.deque()  # of the documents under way
 
@@ -122,6 +125,42 @@ def write_tokens(
     )
 
 
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """Of ids in files: 16 bits where they suffice."""
+    return np.dtype(np.uint16 if tokenization.vocabulary_size(tokenizer) <= 2**16 else np.int32)
+
+
+def join(path: Path, pieces: Iterable[tuple[np.ndarray, Encoded]], tokenizer: Tokenizer) -> Encoded:
+    """What `write_tokens` gives of all documents, from what it gave of consecutive ones.
+
+    Args:
+      path: the raw file to write.
+      pieces: ids, and what is known of them, in the documents' order; iterated over once.
+      tokenizer: which encoded them.
+    """
+    none = np.zeros(0, np.int32)
+    sizes, labels, prompts = [none], [none], [none]
+    names: dict[str, int] = {}
+    counts = dict.fromkeys(COUNTS, 0)
+    with path.open("wb", buffering=2**20) as file:
+        for ids, piece in pieces:
+            file.write(ids.tobytes())
+            sizes.append(piece.sizes)
+            prompts.append(piece.prompts)
+            index = [names.setdefault(name, len(names)) for name in piece.label_names]
+            labels.append(np.array(index, np.int32)[piece.labels] if index else piece.labels)
+            counts = {name: counts[name] + piece.counts[name] for name in COUNTS}
+    return Encoded(
+        path,
+        dtype_of(tokenizer),
+        np.concatenate(sizes),
+        np.concatenate(labels),
+        tuple(names),
+        counts,
+        np.concatenate(prompts),
+    )
+
+
 def sort_labels(splits: Mapping[str, Encoded]) -> tuple[tuple[str, ...], dict[str, Encoded]]:
     """All names of labels, sorted (as numbers, if they are), and the splits renumbered by them."""
     names = sorted({name for encoded in splits.values() for name in encoded.label_names})
@@ -132,3 +171,9 @@ def sort_labels(splits: Mapping[str, Encoded]) -> tuple[tuple[str, ...], dict[st
         index = np.array([names.index(name) for name in encoded.label_names], np.int32)
         renumbered[split] = encoded._replace(labels=index[encoded.labels])
     return tuple(names), renumbered
+
+
+def _bar(name: str, total: int | None) -> contextlib.AbstractContextManager:
+    if name:
+        return progress.bar(f"tokenizing {name}", total, "documents")
+    return contextlib.nullcontext(lambda steps, **amounts: None)

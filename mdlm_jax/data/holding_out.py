@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mdlm_jax.data.corpora import Document
+from mdlm_jax.data.corpora import Document, parts_of
 
 
 def hold_out(
@@ -43,6 +43,9 @@ class _OfHash:
 
     def __iter__(self) -> Iterator[Document]:
         return (each for each in self.documents if self.low <= _hash(each) < self.high)
+
+    def parts(self) -> list[Iterable[Document]]:
+        return [_OfHash(part, self.low, self.high) for part in parts_of(self.documents)]
 
 
 def _by_hash(documents: Iterable[Document], share: float, count: int) -> list[_OfHash]:

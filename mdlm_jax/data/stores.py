@@ -1,6 +1,7 @@
 """Folders and buckets that several machines see, by the few verbs that sharing takes."""
 
 import contextlib
+import fnmatch
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from mdlm_jax.data import progress
+from mdlm_jax.data import progress, reading
 
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is of a bucket, and no path of this machine's."""
-    return "://" in str(place) and not str(place).startswith("file://")
+    return "://" in reading.plain(place)
 
 
 class Store(NamedTuple):
@@ -63,12 +64,23 @@ class Store(NamedTuple):
         with _telling(f"remove {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             self.system.rm_file(f"{self.root}/{name}")
 
+    def remove_all(self) -> None:
+        """Removes all that is here, the place itself too."""
+        with _telling(f"remove {self.url}"), contextlib.suppress(FileNotFoundError):
+            self.system.invalidate_cache()
+            self.system.rm(self.root, recursive=True)
+
     def find(self, pattern: str) -> list[str]:
-        """Names that match a glob, sorted."""
+        """Names that match a pattern ('*/data.json'), sorted; a '*' does not reach across a '/'."""
         with _telling(f"list {self.url}"):
             self.system.invalidate_cache()
-            found = self.system.glob(f"{self.root}/{pattern}")
-        return sorted(path[len(self.root) + 1 :] for path in found)
+            found = self.system.find(self.root, maxdepth=pattern.count("/") + 1)
+        names = (path[len(self.root) + 1 :] for path in found)
+        return sorted(
+            name
+            for name in names
+            if name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+        )
 
     def put(self, source: Path, name: str) -> None:
         """Copies a file of this machine; it appears whole."""

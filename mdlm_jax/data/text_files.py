@@ -1,11 +1,11 @@
 """Files of text as a corpus: .txt and .jsonl, plain or gzipped, wherever fsspec reads."""
 
+import dataclasses
 import glob
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def open_text_files(
     )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Documents:
     """The documents of some files, read anew each time they are iterated over."""
 
@@ -115,6 +115,9 @@ class _Documents:
         for file in self.files:
             found = self._of_jsonl(file) if file.is_jsonl else self._of_txt(file)
             yield from (document for document in found if document.text.strip())
+
+    def parts(self) -> list[Iterable[Document]]:
+        return [dataclasses.replace(self, files=(file,)) for file in self.files]
 
     def _of_txt(self, file: _File) -> Iterator[Document]:
         lines = reading.lines(file.at)

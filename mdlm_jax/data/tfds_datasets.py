@@ -1,15 +1,19 @@
 """Datasets of TensorFlow Datasets as corpora, read from ArrayRecord without TensorFlow."""
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
+
+# Examples that one machine of many reads at a time.
+_PART = 2**14
 
 SPLITS = ("train", "validation", "test")
 
@@ -50,25 +54,49 @@ def open_tfds(name: str, *, text_field: str, label_field: str, prompt_field: str
     )
 
 
-class _Documents(NamedTuple):
-    """One split; every iteration reads the examples anew."""
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """`_PART` of the examples, from `first`."""
 
     examples: Sequence[dict[str, Any]]
+    first: int
+
+    def __len__(self) -> int:
+        return min(_PART, len(self.examples) - self.first)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        numbers = range(self.first, self.first + len(self))
+        return (self.examples[number] for number in numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """One split; every iteration reads the examples anew."""
+
+    examples: Sequence[dict[str, Any]] | _Slice
     place: str
     text_field: str
     label_field: str
     prompt_field: str
     labels_are_names: bool
+    first: int = 0  # the number of the first example
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[Document]:
-        for number, example in enumerate(self.examples):
+        for number, example in enumerate(self.examples, self.first):
             text = example[self.text_field].decode("utf-8")
             if text.strip():
                 prompt = example[self.prompt_field].decode("utf-8") if self.prompt_field else None
                 yield Document(text, self._label(example, number), prompt)
+
+    def parts(self) -> list[Iterable[Document]]:
+        firsts = range(0, len(self.examples), _PART)
+        return [
+            dataclasses.replace(self, examples=_Slice(self.examples, first), first=first)
+            for first in firsts
+        ]
 
     def _label(self, example: dict[str, Any], number: int) -> int | str:
         if not self.label_field:

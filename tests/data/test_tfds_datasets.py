@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mdlm_jax import data
+from mdlm_jax.data import tfds_datasets
 from mdlm_jax.data.tfds_datasets import open_tfds
 from mdlm_jax.data.wikipedia_builder import prepare_quietly
 
@@ -156,3 +158,13 @@ def test_tensorflow_is_never_imported_and_its_datasets_only_to_read(tmp_path):
 
     assert imported() == ["tensorflow_datasets"]
     assert imported() == []
+
+
+def test_parts_are_the_examples_and_can_be_pickled(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds_datasets, "_PART", 128)
+    corpus = open_tfds("sayings", text_field="text", label_field="kind")
+    documents = corpus.read(tmp_path)["train"]
+    parts = pickle.loads(pickle.dumps(documents.parts()))
+    assert len(parts) == 3
+    assert [each for part in parts for each in part] == list(documents)
+    assert [part.first for part in parts] == [0, 128, 256]  # as messages number them

@@ -91,7 +91,7 @@ _ANSWERS = flags.DEFINE_bool(
 flags.adopt_module_key_flags(evaluate_frontier)
 
 _OF_TEXT = ("checkpoint", "documents", "length", "name", "output")
-_OF_LIKELIHOOD = ("draws", "mesh", "text", *_OF_TEXT)
+_OF_LIKELIHOOD = ("draws", "text", *_OF_TEXT)
 
 
 class Job(NamedTuple):
@@ -123,8 +123,9 @@ def main() -> int:
         of_samples = _FRONTIER.value or _ANSWERS.value
         if not of_samples:
             distributed.initialize()
-            with distributed.failing_together():
-                mesh = filling.make_mesh(_MESH.value)
+        with distributed.failing_together():
+            mesh = filling.make_mesh(_MESH.value)
+        if not of_samples:
             job = _plan_text(mesh) if _TEXT.value else _plan_split(mesh)
     host_memory.keep_freed()
     if not of_samples:
@@ -136,6 +137,7 @@ def main() -> int:
         weights=_WEIGHTS.value,
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
+        mesh=mesh,
     )
 
 

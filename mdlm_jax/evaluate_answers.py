@@ -16,7 +16,6 @@ from mdlm_jax import (
     decoding,
     evaluate_frontier,
     filling,
-    parallel,
     paths,
     prompts,
     workdir,
@@ -31,18 +30,19 @@ _STRATEGIES = "exact_count; greedy"
 _SCORED = 256  # rows whose states are held at a time
 
 
-def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int) -> int:
+def measure(
+    folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int, mesh: Mesh
+) -> int:
     """Measures the answers of a run as the flags ask, prints and writes; returns the exit code."""
     with command_line.bad_input():
         grid = frontier.Grid(
             samples=flags.FLAGS.samples, steps=evaluate_frontier.values("steps", int)
         )
-        mesh = parallel.make_mesh(devices=parallel.available_devices()[:1])
         trained = workdir.load(folder, weights=weights, mesh=mesh)
         _check(trained, folder)
         paths.check_output(folder / "answers.json")
         strategies = evaluate_frontier.strategies_of(trained, _STRATEGIES)
-        similarity = _similarity(trained, batch_size)
+        similarity = _similarity(trained, batch_size, mesh)
         rows = workdir.load_data(trained, folder).splits[split].spread(grid.samples)
         separator = data.special_ids(trained.tokenizer).sep
         wanted = answers.responses(rows.tokens, rows.prompts, separator)
@@ -55,6 +55,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         "seed": seed,
         "batch_size": batch_size,
         "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
         "itself": answers.describe(wanted, wanted, separator, similarity),
         "another": answers.describe(another, wanted, separator, similarity),
         "points": [],
@@ -139,15 +140,17 @@ def _make_answer(
     return answer
 
 
-def _similarity(trained: workdir.Trained, batch_size: int) -> answers.Similarity:
+def _similarity(trained: workdir.Trained, batch_size: int, mesh: Mesh) -> answers.Similarity:
     """BERTScore by the encoder of --features, by default the run's own."""
     other = flags.FLAGS.features
-    theirs = workdir.load(epath.Path(other)) if other else trained
+    theirs = workdir.load(epath.Path(other), mesh=mesh) if other else trained
 
     def states(rows: data.Rows) -> tuple[data.Rows, np.ndarray]:
         longest = theirs.encoder.max_length
         read = features.reencode(rows, trained.tokenizer, theirs.tokenizer, longest)
-        return read, features.of_tokens(theirs.params, theirs.encoder, read, batch_size=batch_size)
+        return read, features.of_tokens(
+            theirs.params, theirs.encoder, read, batch_size=batch_size, mesh=mesh
+        )
 
     def similarity(candidates: data.Rows, references: data.Rows) -> bertscore.BertScore:
         parts = [slice(first, first + _SCORED) for first in range(0, len(references), _SCORED)]

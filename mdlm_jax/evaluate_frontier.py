@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
 from mdlm_jax import command_line, data, decoding, paths, prompts, workdir
 from mdlm_jax.diffusion import Strategy
@@ -58,7 +59,9 @@ FLAGS = ("strategies", "steps", "temperatures", "guidance", "samples", "scorer",
 _DEFAULT = "exact_count; ancestral; confidence; threshold(0.9)"
 
 
-def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int) -> int:
+def measure(
+    folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int, mesh: Mesh
+) -> int:
     """Measures the samples of a run as the flags ask, prints and writes; returns the exit code."""
     with command_line.bad_input():
         grid = frontier.Grid(
@@ -74,7 +77,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         written = folder / "frontier.json", folder / "frontier.png"
         for path in written:
             paths.check_output(path)
-        trained = workdir.load(folder, weights=weights)
+        trained = workdir.load(folder, weights=weights, mesh=mesh)
         if trained.config["objective"]["name"] == "autoregressive":
             raise ValueError(
                 f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"
@@ -89,7 +92,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
             frontier.check_guidance(trained.encoder)
         prepared = workdir.load_data(trained, folder)
         reference = frontier.reference_rows(prepared.splits[split], grid.samples)
-        judges = _judges(trained, prepared, len(reference), split, batch_size)
+        judges = _judges(trained, prepared, len(reference), split, batch_size, mesh)
     told = {
         "split": split,
         "step": trained.step,
@@ -100,6 +103,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         "seed": seed,
         "batch_size": batch_size,
         "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
         "reference": frontier.describe(reference, judges),
         "points": [],
     }
@@ -120,6 +124,7 @@ def measure(folder: epath.Path, *, split: str, weights: str, seed: int, batch_si
         judges,
         seed=seed,
         batch_size=batch_size,
+        mesh=mesh,
     ):
         told["points"].append(point)
         paths.write(written[0], json.dumps(told, indent=2) + "\n")  # what is there survives a stop
@@ -147,7 +152,12 @@ def _heading(told: dict[str, Any]) -> str:
 
 
 def _judges(
-    trained: workdir.Trained, prepared: data.Prepared, count: int, split: str, batch_size: int
+    trained: workdir.Trained,
+    prepared: data.Prepared,
+    count: int,
+    split: str,
+    batch_size: int,
+    mesh: Mesh,
 ) -> frontier.Judges:
     """What measures the rows; MAUVE compares with `count` others of real text."""
     train, size = prepared.splits["train"], prepared.vocab_size
@@ -158,21 +168,23 @@ def _judges(
         scorers.scorer(_SCORER.value, train, trained.tokenizer, size),
         train,
         naive_bayes.fit(train, size, classes) if classes else None,
-        _mauve(trained, real, batch_size) if _FEATURES.value else None,
+        _mauve(trained, real, batch_size, mesh) if _FEATURES.value else None,
     )
 
 
 def _mauve(
-    trained: workdir.Trained, real: data.Rows, batch_size: int
+    trained: workdir.Trained, real: data.Rows, batch_size: int, mesh: Mesh
 ) -> Callable[[data.Rows], float]:
     """MAUVE of rows against real text, both read by the encoder of --features."""
-    theirs = workdir.load(epath.Path(_FEATURES.value))
+    theirs = workdir.load(epath.Path(_FEATURES.value), mesh=mesh)
 
     def featurise(rows: data.Rows) -> np.ndarray:
         read = features.reencode(
             rows, trained.tokenizer, theirs.tokenizer, theirs.encoder.max_length
         )
-        return features.of_rows(theirs.params, theirs.encoder, read, batch_size=batch_size)
+        return features.of_rows(
+            theirs.params, theirs.encoder, read, batch_size=batch_size, mesh=mesh
+        )
 
     of_real = featurise(real)
     # As many of both: how many clusters there are, and so the score, depends on it.

@@ -120,7 +120,7 @@ CASES = {
     "likelihood mesh": ("evaluate", [WRITE, "--mesh=fdsp=2"], "mesh 'fdsp=2': it must be sizes of"),
     "no pairs": ("evaluate", [WRITE, "--answers"], "run was not trained on pairs of a prompt"),
     "answers scorer": ("evaluate", [WRITE, "--answers", "--scorer=trigram"], "--scorer is for --f"),
-    "frontier mesh": ("evaluate", [WRITE, "--frontier", "--mesh=data=1"], "--mesh is for the l"),
+    "frontier mesh": ("evaluate", [WRITE, "--frontier", "--mesh=data=3"], "data=3.*1 devices"),
     "not causal": (
         "train", [*NEW, "--config.objective.name=autoregressive"], "model.attention 'local' sees",
     ),

@@ -33,8 +33,9 @@ def folder(tmp_path_factory):
 def run(folder):
     """`run(command, *arguments)`, with {folder} and {run} filled in, a cache of its own."""
 
-    def run(name, *arguments, code=0):
-        env = {"MDLM_JAX_CACHE": str(folder / "cache")}
+    def run(name, *arguments, code=0, devices=1):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        env = {"MDLM_JAX_CACHE": str(folder / "cache"), "XLA_FLAGS": flags}
         return run_command(name, *arguments, code=code, env=env, folder=folder, run=folder / "run")
 
     flags = [f for f in TINY if not re.search("data.(documents|files|vocab_size|length)", f)]
@@ -52,8 +53,8 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def measured(run, folder):
-    """What the command printed, and what it wrote."""
-    done = run("evaluate", *ANSWERS, "--split=train", "--steps=2,8")
+    """What the command printed, and what it wrote, on 4 devices that share the rows."""
+    done = run("evaluate", *ANSWERS, "--split=train", "--steps=2,8", devices=4)
     return done.stdout, json.loads((folder / "run" / "answers.json").read_text())
 
 
@@ -68,6 +69,7 @@ def test_every_point_is_told_and_written_beside_two_references(measured):
     points = [(point["strategy"], point["steps"]) for point in told["points"]]
     assert points == [(name, steps) for name in ("exact_count", "greedy") for steps in (2, 8)]
     assert (told["split"], told["weights"], told["step"]) == ("train", "ema", STEPS)
+    assert told["devices"] == 4
     for name in ("exact_match", "token_f1", "length_right", "bertscore_f1"):
         assert told["itself"][name] == pytest.approx(1, abs=1e-5)
         assert told["itself"][f"{name}_error"] < 1e-5
@@ -114,7 +116,7 @@ def test_the_answers_are_those_that_generate_writes(run, folder):
     told = json.loads((folder / "run" / "answers.json").read_text())
     card = json.loads((folder / "run" / "data.json").read_text())
     prepared = data.find_prepared(card["fingerprint"], folder / "cache")
-    rows = prepared.splits["train"][:16]
+    rows = prepared.splits["train"].spread(16)
     texts = [data.decode(prepared.tokenizer, row).split("\n") for row in rows.tokens]
     (folder / "asked.txt").write_text("\n".join(prompt for prompt, _ in texts))
     done = run(

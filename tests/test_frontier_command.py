@@ -23,8 +23,9 @@ def run(folder):
     env = {"MDLM_JAX_CACHE": str(folder / "cache")}
     places = {"folder": folder, "text": folder / "text.txt", "run": folder / "run"}
 
-    def run(name, *arguments, code=0):
-        return run_command(name, *arguments, code=code, env=env, **places)
+    def run(name, *arguments, code=0, devices=1):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        return run_command(name, *arguments, code=code, env={**env, **flags}, **places)
 
     write_text(folder / "text.txt")
     run("train", *TINY, "--workdir={run}")
@@ -33,10 +34,11 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def measured(run, folder):
-    """What the command printed, and what it wrote."""
+    """What the command printed, and what it wrote, on 4 devices that share the rows."""
     done = run(
         "evaluate", *FRONTIER, "--strategies=exact_count; threshold(0.5)", "--steps=2,4",
         "--temperatures=1,0.1", "--samples=8", "--batch_size=8", "--features={run}",
+        devices=4,
     )  # fmt: skip
     return done.stdout, json.loads((folder / "run" / "frontier.json").read_text())
 
@@ -53,6 +55,7 @@ def test_every_point_is_told_and_written_beside_real_text(measured, folder):
         assert 0 < point["mauve"] <= 1 and point["memorised"] <= point["memorised_longest"] <= 16
     lines = printed.splitlines()
     assert lines[2].startswith("real text") and lines[3].startswith("exact_count ")
+    assert told["devices"] == 4
     assert told["split"] == "test" and told["scorer"] == "trigram" and told["step"] == 4
     assert (folder / "run" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert not list((folder / "run").glob("evaluation_*"))

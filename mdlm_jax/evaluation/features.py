@@ -9,22 +9,29 @@ one that wrote the samples. Means over tokens tell words and topics, and of a sm
 of the order of words.
 """
 
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data
+from mdlm_jax.evaluation import spreading
 from mdlm_jax.networks import bert
 
 Array = jax.Array
 
 
 def of_rows(
-    params: Any, encoder: bert.Config, rows: data.Rows, *, batch_size: int = 32
+    params: Any,
+    encoder: bert.Config,
+    rows: data.Rows,
+    *,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """The mean over a row's tokens of the encoder's last hidden states, padding left out.
 
@@ -35,6 +42,7 @@ def of_rows(
       encoder: what they are the parameters of.
       rows: N rows of its own tokens; see `reencode`.
       batch_size: rows at a time; one program is compiled for each size.
+      mesh: as of `spreading.over_rows`.
 
     Returns:
       f32[N, D].
@@ -42,17 +50,22 @@ def of_rows(
     Raises:
       ValueError: rows that the encoder cannot read: empty, too long, or with foreign ids.
     """
-    return _collect(params, encoder, rows, batch_size, pooled=True)
+    return _collect(params, encoder, rows, batch_size, mesh, pooled=True)
 
 
 def of_tokens(
-    params: Any, encoder: bert.Config, rows: data.Rows, *, batch_size: int = 32
+    params: Any,
+    encoder: bert.Config,
+    rows: data.Rows,
+    *,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """The encoder's last hidden state of every token, 0 at padding: f32[N, L, D].
 
     Arguments and errors as for `of_rows`.
     """
-    return _collect(params, encoder, rows, batch_size, pooled=False)
+    return _collect(params, encoder, rows, batch_size, mesh, pooled=False)
 
 
 def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: int) -> data.Rows:
@@ -88,17 +101,27 @@ def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: in
 
 
 def _collect(
-    params: Any, encoder: bert.Config, rows: data.Rows, batch_size: int, *, pooled: bool
+    params: Any,
+    encoder: bert.Config,
+    rows: data.Rows,
+    batch_size: int,
+    mesh: Mesh | None,
+    *,
+    pooled: bool,
 ) -> np.ndarray:
     _check(encoder, rows)
-    parts = [
-        _states(params, encoder, batch["tokens"], batch.get("valid"), pooled=pooled)
-        for batch in data.eval_batches(rows, batch_size=min(batch_size, max(len(rows), 1)))
-    ]
-    return np.concatenate(jax.device_get(parts))[: len(rows)]
+    parts = _over_rows(encoder, pooled, mesh)(params, rows, batch_size)
+    return np.concatenate(parts)[: len(rows)]
 
 
-@partial(jax.jit, static_argnames=("encoder", "pooled"))
+@lru_cache(maxsize=64)
+def _over_rows(encoder: bert.Config, pooled: bool, mesh: Mesh | None) -> Any:
+    def of_batch(params: Any, batch: dict[str, Array]) -> Array:
+        return _states(params, encoder, batch["tokens"], batch.get("valid"), pooled=pooled)
+
+    return spreading.over_rows(of_batch, mesh)
+
+
 def _states(
     params: Any, encoder: bert.Config, tokens: Array, valid: Array | None, *, pooled: bool
 ) -> Array:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, decoding, filling, prompts
+from mdlm_jax.data.tokenization import literal
 from mdlm_jax.evaluation import continuations, likelihoods
 from mdlm_jax.evaluation.continuations import Continuations, Pair
 from mdlm_jax.experiment import SCHEDULES
@@ -57,7 +58,7 @@ class Answerer:
           pairs: of a context and a continuation, split into tokens by `encode_pair`.
           greedy: whether to tell also which of them greedy filling writes.
         """
-        tokenizer = _literal(self.model.tokenizer)
+        tokenizer = literal(self.model.tokenizer)
         encoded = [self._scorable(tokenizer, *pair) for pair in pairs]
         there = np.array([pair is not None for pair in encoded], bool)
         scored = self._score([pair for pair in encoded if pair is not None], greedy=greedy)
@@ -74,7 +75,7 @@ class Answerer:
         A text that is longer than a row is cut into as few rows as hold it, as even as they divide,
         which know nothing of each other: every token counts once.
         """
-        tokenizer = _literal(self.model.tokenizer)
+        tokenizer = literal(self.model.tokenizer)
         rows = [split(_encode(tokenizer, text), self.model.length) for text in texts]
         scored = self._score([((), row) for row in itertools.chain(*rows)], greedy=False)
         nats = np.zeros(len(texts))
@@ -100,8 +101,8 @@ class Answerer:
         length, tokenizer = self.model.length, self.model.tokenizer
         if not 1 <= tokens < length:
             raise ValueError(f"an answer must have 1 to {length - 1} tokens, not {tokens}")
-        literal = _literal(tokenizer)
-        kept = [_encode(literal, context)[-(length - tokens) :] for context in contexts]
+        plain = literal(tokenizer)
+        kept = [_encode(plain, context)[-(length - tokens) :] for context in contexts]
         canvas = _canvas(kept, tokens, length, self.model.encoder.mask_id)
         if self.model.padded:
             canvas = prompts.as_whole_rows(canvas, tokenizer)
@@ -196,12 +197,6 @@ def split(ids: list[int], length: int) -> list[list[int]]:
 def cut_at(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stops; empty stops stop nothing."""
     return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=None)]
-
-
-def _literal(tokenizer: Tokenizer) -> Tokenizer:
-    literal = Tokenizer.from_str(tokenizer.to_str())
-    literal.encode_special_tokens = True
-    return literal
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -123,6 +123,8 @@ def _notes(prepared: data.Prepared) -> Iterator[str]:
         f"coverage: {1 - unknown:.3%} of the training tokens have an entry of their own, and "
         f"{_entries_used(prepared):.1%} of the entries occur"
     )
+    if told := data.unknown_warning(prepared.card, prepared.tokenizer):
+        yield f"warning: {told}"
     if train["cut_tokens"]:
         share = train["cut_tokens"] / train["tokens"]
         yield (

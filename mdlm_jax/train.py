@@ -75,6 +75,8 @@ def main() -> int:
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
+            if told := data.unknown_warning(job.prepared.card, job.prepared.tokenizer):
+                _say(f"warning: {told}")
             weights = load_start(job)
             with distributed.failing_together():
                 if jax.process_index() == 0:  # for all processes

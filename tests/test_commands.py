@@ -382,3 +382,18 @@ def test_updates_that_stay_non_finite_end_the_run_with_the_step_named(run, tmp_p
     assert re.search(
         r"error: step \d+: 3 updates in a row .* the checkpoints are intact", done.stderr
     )
+
+
+@pytest.mark.slow
+def test_training_tells_each_time_what_of_its_text_is_unknown(folder, run):
+    """WordPiece makes an [UNK] of each line of a text without spaces."""
+    draw = random.Random(0)
+    lines = ("".join(draw.choices("ผพบมฆลฒฎรฤขษปคซฮฉฟก", k=150)) for _ in range(800))
+    (folder / "thai.txt").write_text("\n".join(lines), encoding="utf-8")
+    flags = [
+        flag.replace("{text}", "{folder}/thai.txt").replace("paragraph", "line") for flag in TINY
+    ]
+    for _ in range(2):  # the second finds the data prepared, and the run done
+        done = run("train", *flags, "--workdir={folder}/thai")
+        assert "warning: 100.0% of the training text is unknown to the tokenizer" in done.stdout
+        assert f"{folder}/thai.txt: WordPiece knows no word of more than 100" in done.stdout

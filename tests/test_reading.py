@@ -23,7 +23,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "é"]
 def corpus(path, **fields):
     named = {"documents": "file", "text_field": "text", "label_field": "", **fields}
     found = open_text_files({"files": str(path)}, **named).read(None)["train"]
-    return list(found)
+    return [document._replace(place="") for document in found]
 
 
 def records(*of):

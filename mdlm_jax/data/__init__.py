@@ -50,6 +50,7 @@ _NAMES = {
     ),
     "tokenizer_loading": ("load_tokenizer",),
     "tokenizer_training": ("train_tokenizer",),
+    "unknowns": ("unknown_warning",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -14,11 +14,13 @@ class Document(NamedTuple):
       text: not empty.
       label: index into the corpus' `label_names`; or, where that is None, the label's name.
       prompt: of a pair, perhaps empty; None where the text is all there is.
+      place: where it stands, as a person is told: a file, perhaps with the line.
     """
 
     text: str
     label: int | str
     prompt: str | None = None
+    place: str = ""
 
 
 class Corpus(NamedTuple):

@@ -89,7 +89,7 @@ def write_tokens(
         of_pairs: collections.deque[bool] = collections.deque()  # of the documents under way
 
         def texts() -> Iterator[str]:
-            for text, label, prompt in documents:
+            for text, label, prompt, _ in documents:
                 index = names.setdefault(label, len(names)) if isinstance(label, str) else label
                 labels.append(index)
                 of_pairs.append(prompt is not None)

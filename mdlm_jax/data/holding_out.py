@@ -75,7 +75,7 @@ class _OfCharacters:
             text = document.text[max(self.first - start, 0) : self.last - start]
             start += len(document.text)
             if text.strip():
-                yield Document(text, document.label)
+                yield document._replace(text=text)
 
 
 def _by_position(documents: Iterable[Document], share: float, count: int) -> list[_OfCharacters]:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,6 +19,7 @@ from mdlm_jax.data import (
     text_files,
     tfds_datasets,
     tokenization,
+    unknowns,
 )
 from mdlm_jax.data.cache import open_cache
 from mdlm_jax.data.config import OF_HELD_OUT, TOKENIZERS, Config
@@ -150,16 +151,18 @@ def _write(
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
     encoded = encode(folder, splits, tokenizer)
+    unknown = unknowns.measure(splits["train"], encoded["train"], tokenizer)
     label_names = corpus.label_names
     if label_names is None:
         label_names, encoded = encoding.sort_labels(encoded)
-    sizes = {
-        split: _write_rows(
-            folder, split, each, tokenizer, config, _advice(split, given_splits, config)
-        )
-        for split, each in encoded.items()
-    }
-    _write_card(folder, config, corpus, label_names, sizes)
+    told = unknowns.unknown_warning(
+        {"unknown": unknown, "config": dataclasses.asdict(config)}, tokenizer
+    )
+    sizes = {}
+    for split, each in encoded.items():
+        advice = _advice(split, given_splits, config) + (f"; {told}" if told else "")
+        sizes[split] = _write_rows(folder, split, each, tokenizer, config, advice)
+    _write_card(folder, config, corpus, label_names, sizes, unknown)
     for split, told in sizes.items():
         if dropped := told.get("dropped_documents"):
             print(
@@ -260,6 +263,7 @@ def _write_card(
     corpus: Corpus,
     label_names: tuple[str, ...],
     sizes: Mapping[str, Mapping[str, int]],
+    unknown: Mapping[str, Any] | None,
 ) -> None:
     card = {
         "source": config.source,
@@ -271,6 +275,7 @@ def _write_card(
         "chat_template": corpus.chat_template,
         "label_names": list(label_names),
         "splits": sizes,
+        "unknown": unknown,
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     (folder / CARD).write_text(text, encoding="utf-8")

@@ -33,6 +33,7 @@ class Prepared(NamedTuple):
         rows, longest (tokens of the longest document, its separators included), cut_tokens (of
         documents longer than a padded row, those that are in no row; 0 of packed rows), and of
         pairs dropped_documents (whose prompts leave no room for a response).
+        `card["unknown"]` is what `unknowns.measure` told of the training text.
         `card["chat_template"]` is the text of the template that wrote out messages, '' where there
         were none.
       path: the folder that holds all of it.

@@ -128,7 +128,7 @@ class _Documents:
         else:
             paragraphs = itertools.groupby(lines, key=lambda line: bool(line.strip()))
             texts = ("".join(each).removesuffix("\n") for is_text, each in paragraphs if is_text)
-        return (Document(text, 0) for text in texts)
+        return (Document(text, 0, place=file.name) for text in texts)
 
     def _of_jsonl(self, file: _File) -> Iterator[Document]:
         for place, record in json_text.records(file.at):
@@ -137,7 +137,7 @@ class _Documents:
             if self.label_field:
                 value = _field(record, "label_field", self.label_field, place)
                 label = json_text.label(value, f"{place}: label_field {self.label_field!r}")
-            yield Document(text, label, prompt)
+            yield Document(text, label, prompt, place)
 
     def _texts(self, record: dict[str, Any], place: str) -> tuple[str | None, str]:
         """The prompt, if the line is a pair, and the text."""

@@ -89,7 +89,8 @@ class _Documents:
             text = example[self.text_field].decode("utf-8")
             if text.strip():
                 prompt = example[self.prompt_field].decode("utf-8") if self.prompt_field else None
-                yield Document(text, self._label(example, number), prompt)
+                place = f"{self.place}, example {number}"
+                yield Document(text, self._label(example, number), prompt, place)
 
     def parts(self) -> list[Iterable[Document]]:
         firsts = range(0, len(self.examples), _PART)

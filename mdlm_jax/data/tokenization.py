@@ -69,6 +69,13 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, by which special tokens that are spelt out in a text are plain text."""
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.encode_special_tokens = True
+    return made
+
+
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
     """Token ids of each text, ended by the separator; encoded in parallel, some millions at a time.
 
@@ -82,15 +89,12 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     Raises:
       ValueError: a text holds the mask all the same, as it is none of the special tokens.
     """
-    literal = Tokenizer.from_str(tokenizer.to_str())
-    literal.encode_special_tokens = True
     special = special_ids(tokenizer)
     end = np.array([special.sep])
+    plain = literal(tokenizer)
     begun: list[np.ndarray] = []  # the pieces so far of a document
     for chunk in _chunks(texts):
-        encodings = literal.encode_batch_fast(
-            [piece for piece, _ in chunk], add_special_tokens=False
-        )
+        encodings = plain.encode_batch_fast([piece for piece, _ in chunk], add_special_tokens=False)
         for encoding, (_, is_last) in zip(encodings, chunk, strict=True):
             ids = np.array(encoding.ids, np.int64)
             if (ids == special.mask).any():

@@ -38,11 +38,11 @@ def test_documents_stay_when_others_are_added():
 @given(documents, st.floats(0.01, 0.49))
 def test_positions_cut_the_characters_in_order(train, share):
     splits = hold_out({"train": train}, share=share, by="position")
-    whole = [(c, label) for text, label, _ in train for c in text]
+    whole = [(c, label) for text, label, *_ in train for c in text]
     held = round(len(whole) * share)
     borders = [0, len(whole) - 2 * held, len(whole) - held, len(whole)]
     for part, (first, last) in zip(splits.values(), itertools.pairwise(borders), strict=True):
-        found = [(c, label) for text, label, _ in part for c in text if not c.isspace()]
+        found = [(c, label) for text, label, *_ in part for c in text if not c.isspace()]
         assert found == [pair for pair in whole[first:last] if not pair[0].isspace()]
 
 

@@ -17,7 +17,10 @@ def read(files, *, documents="file", text_field="text", label_field="", **others
         text_field=text_field,
         label_field=label_field,
     )
-    return {split: list(found) for split, found in corpus.read(None).items()}
+    return {
+        split: [data.Document(*document[:3]) for document in found]
+        for split, found in corpus.read(None).items()
+    }
 
 
 def texts(*args, **kwargs):
@@ -220,3 +223,10 @@ def test_prepared_files_are_found_again_until_they_change(config, tmp_path):
     os.utime(config.files, (1, 1))
     second = data.prepare(config, tmp_path / "cache")
     assert second.path != first.path and second.fingerprint == first.fingerprint
+
+
+def test_documents_tell_where_they_stand(write):
+    paths = f"{write('a.txt', 'one')},{write('b.jsonl', chr(10) + json.dumps({'text': 'x'}))}"
+    corpus = open_text_files({"files": paths}, documents="file", text_field="text", label_field="")
+    first, second = (document.place for document in corpus.read(None)["train"])
+    assert first.endswith("a.txt") and second.endswith("b.jsonl, line 2")

@@ -43,8 +43,8 @@ def blocks_of(window: int, implementation: str) -> Blocks:
 
 
 def pays(length: int, blocks: Blocks) -> bool:
-    """Whether a block's keys are at most half of a row's."""
-    return 2 * blocks.keys <= length
+    """Whether a block's keys are less than half of a row's; at half, a mask is as fast on GPUs."""
+    return 2 * blocks.keys < length
 
 
 def local_attention(

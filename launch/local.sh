@@ -2,8 +2,8 @@
 # bash launch/local.sh --processes 2 -- --config=quickstart --workdir=runs/local
 #
 # Trains with several processes on this machine as one job, and starts the job again when it crashes.
-# Needs mdlm_jax installed for the `python` on the PATH, and bash >= 4.4. What follows -- goes to
-# `python -m mdlm_jax.train`.
+# Needs bash >= 4.4 and mdlm_jax installed: in the environment that is active, else in .venv of the
+# repository, else for the `python` on the PATH. What follows -- goes to `python -m mdlm_jax.train`.
 #
 #   --processes N  processes of the job; the GPUs are shared out evenly between them (default 1: one
 #                  process with all GPUs)
@@ -14,12 +14,17 @@
 #
 # Process 0 writes to the terminal too, all write to logs/WORKDIR/process-I.log. Ctrl-C and SIGTERM stop
 # the job with all saved, a second one ends it at once. Exit codes: 0 done; 75 stopped, start again to go
-# on; 2 bad input; else that of the first process that failed.
+# on; 2 bad input; 76 the updates are not finite; else that of the first process that failed.
 
 # shellcheck disable=SC2317,SC2329 # `restarting` calls the functions
 set -euo pipefail
 # shellcheck source=launch/restart.sh
 source "$(dirname "${BASH_SOURCE[0]}")/restart.sh"
+environment=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/activate
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -f "$environment" ]; then
+  # shellcheck disable=SC1090
+  source "$environment"
+fi
 
 processes=1 restarts=10 pause=10 grace=10 dry_run=''
 while [ $# -gt 0 ]; do
@@ -178,7 +183,7 @@ if [ -n "$dry_run" ]; then
     mapfile -t variables < <(environment_of "$i" PORT)
     echo "process $i: $(printf '%q ' "${variables[@]}" "${train[@]}")>>$logs/process-$i.log"
   done
-  echo "at most $restarts restarts, $pause s apart, on every exit code but 0 and 2"
+  echo "at most $restarts restarts, $pause s apart, on every exit code but 0, 2 and 76"
   exit 0
 fi
 

@@ -2,8 +2,9 @@
 # Sourced by the other launchers: `restarting JOB RESTARTS PAUSE` runs the function JOB, which is one
 # try of a whole job, until the job is done.
 #
-# 0 (done) and 2 (bad input) end it. 75 (stopped by a signal, all is saved) and every crash start the
-# job again, after PAUSE seconds, at most RESTARTS times. A signal to the launcher calls the function
+# 0 (done), 2 (bad input) and 76 (the updates are not finite, and would be again) end it. 75 (stopped by
+# a signal, all is saved) and every crash start the job again, after PAUSE seconds, at most RESTARTS
+# times, unless `python` cannot import mdlm_jax. A signal to the launcher calls the function
 # stop_job, and what the job then ends with is final: 75 means that it goes on when started again.
 
 stopping=
@@ -39,7 +40,7 @@ _pausing() {
 }
 
 restarting() {
-  local job=$1 restarts=$2 pause=$3 try code
+  local job=$1 restarts=$2 pause=$3 try code why
   trap _on_signal TERM INT HUP
   for ((try = 1; ; try++)); do
     code=0
@@ -56,7 +57,15 @@ restarting() {
         say "code 2 is bad input: not started again"
         return 2
         ;;
+      76)
+        say "code 76 says that the updates are not finite: not started again"
+        return 76
+        ;;
     esac
+    if ((try == 1)) && ! why=$(python -c 'import mdlm_jax' 2>&1); then
+      say "$(command -v python || echo python) cannot import mdlm_jax (${why##*$'\n'}): not started again"
+      return 2
+    fi
     if ((try > restarts)); then
       say "the job ended with code $code after $restarts restarts: giving up"
       return "$code"

@@ -20,15 +20,20 @@ NOT_FINITE = 76  # exit code: the updates stopped being finite, and would again
 NOT_READ = 141  # exit code: nobody read what was printed, and there was nothing else to do
 
 _PACKAGE = Path(__file__).resolve().parent
+_OF_RUN = _PACKAGE / "config_of_run.py"
 
 
 def define_config() -> flags.FlagHolder:
-    """`--config=NAME_OR_PATH`, and `--config.key=value` for every key of it."""
+    """`--config=NAME_OR_PATH`, and `--config.key=value` for every key of it.
+
+    The path is that of a Python file with `get_config()`, or of the config.json of a run.
+    """
     return config_flags.DEFINE_config_file(
         "config",
         None,
         f"Name of a shipped config ({', '.join(sorted(shipped_configs()))}) or path of a config "
-        "file. Any key of it can be changed: --config.training.steps=2000",
+        "file, or of the config.json of a run. Any key of it can be changed: "
+        "--config.training.steps=2000",
     )
 
 
@@ -108,11 +113,22 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        # absl begins with "flag --x=None: " what a validator says.
-        told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
-        refuse(f"{'; '.join(told.split(chr(10)))} (--help tells the flags)")
+        refuse(f"{_flag_error(error)} (--help tells the flags)")
     except Exception as error:  # of the user's config file, or how ml_collections refuses a key
         refuse(_config_error(error, argv))
+
+
+def _flag_error(error: flags.Error) -> str:
+    """What absl complains of."""
+    if str(_OF_RUN) in str(error):  # a file that the user never named: its own words alone
+        cause = told = error
+        while cause is not None:
+            told = cause if type(cause) is ValueError else told
+            cause = cause.__context__
+        return endings.one_line(told)
+    # absl begins with "flag --x=None: " what a validator says.
+    told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
+    return "; ".join(told.split("\n"))
 
 
 def _config_error(error: Exception, argv: list[str]) -> str:
@@ -148,6 +164,10 @@ def _config_path(name: str) -> str:
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
+    if Path(name).is_dir():
+        refuse(f"--config={name}: a folder is there; of a run, give its config.json")
+    if Path(name).is_file() and name.endswith(".json"):
+        return f"{_OF_RUN}:{name}"
     if not Path(name).is_file():
         refuse(f"--config={name}: no such file, and the shipped configs are {', '.join(shipped)}")
     return name

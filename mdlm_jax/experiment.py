@@ -6,6 +6,7 @@ dataclasses and refuses what is unknown or impossible in one line.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,8 +173,10 @@ class MeshConfig:
 
 _SECTIONS = ("data", "start", "model", "objective", "optimizer", "training", "evaluation", "mesh")
 
+FORMAT = 1  # of the config.json of a run
+
 # Of the encoder's config, what the tokenizer and the rows decide.
-_FROM_DATA = ("vocab_size", "mask_id", "max_length")
+FROM_DATA = ("vocab_size", "mask_id", "max_length")
 
 # What may change when a run goes on: how it is run, not what it computes. All else identifies it.
 # (Of the data, the fingerprint of the tokenizer and of all rows does, wherever they came from.)
@@ -225,15 +228,22 @@ class Experiment:
         """Checks a config and freezes it.
 
         Raises:
-          ValueError: a section or key is unknown, or a value is impossible; it is named.
+          ValueError: a section or key is unknown, or a value is impossible or of another type
+            than the default; it is named.
         """
         accepted = default_config()
         _refuse_unknown("section", config.keys(), accepted)
         profile_steps = config.get("profile_steps", "")
+        _check_type("profile_steps", profile_steps, "")
         profile_range(profile_steps)
-        sections = {name: dict(config.get(name, {})) for name in _SECTIONS}
+        sections = {name: config.get(name, {}) for name in _SECTIONS}
         for name, section in sections.items():
+            if not isinstance(section, Mapping):
+                raise ValueError(f"{name} must be a section with keys, not {section!r}")
             _refuse_unknown(f"key in {name}", section, accepted[name])
+            for key, value in section.items():
+                _check_type(f"{name}.{key}", value, accepted[name][key])
+            sections[name] = dict(section)
         return cls(
             data=_named("data", data.Config, sections["data"]),
             start=StartConfig(**sections["start"]),
@@ -295,7 +305,7 @@ def default_config() -> "ml_collections.ConfigDict":
     """Every key there is, with its default."""
     import ml_collections  # Not where an experiment is made without a config file.
 
-    model = {k: v for k, v in dataclasses.asdict(bert.Config()).items() if k not in _FROM_DATA}
+    model = {k: v for k, v in dataclasses.asdict(bert.Config()).items() if k not in FROM_DATA}
     sections = {
         "data": data.Config(),
         "start": StartConfig(),
@@ -346,6 +356,15 @@ def _refuse_unknown(what: str, given: Any, accepted: Any) -> None:
     unknown = sorted(set(given) - set(accepted))
     if unknown:
         raise ValueError(f"unknown {what}: {', '.join(unknown)} (there are {', '.join(accepted)})")
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Refuses a value of another kind than the default's; a whole number may stand for a float."""
+    kind = type(default)
+    accepted = (float, int) if kind is float else (kind,)
+    if type(value) not in accepted or (kind is float and not math.isfinite(value)):
+        told = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+        raise ValueError(f"{name} must be {told[kind]}, not {value!r}")
 
 
 def _choose(name: str, value: Any, accepted: tuple[str, ...]) -> None:

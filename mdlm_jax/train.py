@@ -5,8 +5,8 @@
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
 workdir, a run goes on from its newest checkpoint, or says that it is done.
 --config.profile_steps=10:13 leaves a trace of steps 10, 11 and 12. Exit codes: 0 training complete;
-75 stopped by a signal with everything saved; 2 bad input, nothing started; 1 the updates stopped
-being finite, or a crash.
+75 stopped by a signal with everything saved; 2 bad input, nothing started; 76 the updates stopped
+being finite, and would again; else a crash.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from mdlm_jax.networks import bert
 from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig, Profile, fit
-from mdlm_jax.training.metrics import MetricsWriter, read_metrics
+from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
@@ -100,6 +100,8 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
       OSError: a file or folder cannot be read.
     """
     _check_local(experiment, folder)
+    if experiment.training.tensorboard:
+        require_tensorboard()
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
     saved = workdir.saved_config(folder)
     if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):
@@ -202,7 +204,7 @@ def train(job: Job, weights: Any = None) -> int:
                 )
             except FloatingPointError as error:
                 print(f"error: {error}; the checkpoints are intact", file=sys.stderr)
-                return 1
+                return command_line.NOT_FINITE
     if outcome.stopped:
         _say(f"stopped at step {int(outcome.state.step)}, all is saved: start again to go on")
         return command_line.STOPPED

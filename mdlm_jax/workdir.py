@@ -26,13 +26,11 @@ from tokenizers import Tokenizer
 from mdlm_jax import data, distributed, parallel, paths
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
-from mdlm_jax.experiment import Experiment, default_config, identity
+from mdlm_jax.experiment import FORMAT, Experiment, default_config, identity
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import runs_on
 from mdlm_jax.program import pad_vocabulary, place_parameters
 from mdlm_jax.training import checkpoints
-
-FORMAT = 1
 
 
 class Trained(NamedTuple):
@@ -282,6 +280,12 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
     config = json_text.load(path)
+    if "format" not in config and {"architectures", "model_type"} & config.keys():
+        raise ValueError(
+            f"{workdir} is a checkpoint in the form of Hugging Face, and not the folder of a run: "
+            "evaluate and harness take it as their --checkpoint, and a run starts from it with "
+            "--config.start.checkpoint"
+        )
     number = config.get("format")
     if not isinstance(number, int):
         raise ValueError(f"{path} is damaged: its format must be a number, got {number!r}")

@@ -2,14 +2,20 @@
 
 import dataclasses
 import importlib.util
+import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
 
+from mdlm_jax import command_line, workdir
 from mdlm_jax.command_line import shipped_configs
-from mdlm_jax.experiment import Experiment
+from mdlm_jax.experiment import Experiment, default_config
 from mdlm_jax.networks import bert
 from mdlm_jax.program import frozen_parameters, make_corruption, make_loss, rate_multipliers
 from mdlm_jax.training.optimizer import make_optimizer
@@ -132,3 +138,92 @@ def test_its_step_can_be_traced(name):
         lambda x: (x.shape, x.dtype), state
     )
     assert metrics["loss"].shape == ()
+
+
+TYPES = {
+    "a string for a number": ("training", "steps", "ten", "training.steps must be a whole number"),
+    "a float for a number": ("training", "steps", 10.5, "training.steps must be a whole number"),
+    "a truth for a number": ("model", "layers", True, "model.layers must be a whole number"),
+    "none": ("data", "files", None, "data.files must be a string, not None"),
+    "a list": ("data", "files", ["a.txt"], r"data.files must be a string, not \['a.txt'\]"),
+    "a number for a truth": ("model", "scan", 1, "model.scan must be True or False, not 1"),
+    "no number": ("optimizer", "learning_rate", float("nan"), "learning_rate must be a number"),
+    "infinite": ("optimizer", "eps", float("inf"), "optimizer.eps must be a number, not inf"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_value_of_another_type_is_refused(name):
+    section, key, value, told = TYPES[name]
+    config = default_config().to_dict()
+    config[section][key] = value
+    with pytest.raises(ValueError, match=told):
+        Experiment.of(config)
+
+
+def test_a_section_that_is_none_is_refused_and_whole_numbers_are_numbers():
+    config = default_config().to_dict()
+    with pytest.raises(ValueError, match="training must be a section with keys, not 3"):
+        Experiment.of({**config, "training": 3})
+    with pytest.raises(ValueError, match="profile_steps must be a string, not 3"):
+        Experiment.of({**config, "profile_steps": 3})
+    config["optimizer"]["learning_rate"] = 1
+    assert Experiment.of(config).optimizer.learning_rate == 1
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """`parsed(*words)`, the config of a command line."""
+
+    def parsed(*words):
+        return config_of_words(command_line._with_config_paths(["train", *words]), monkeypatch)
+
+    return parsed
+
+
+def config_of_words(argv, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for what is changed
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values(argv)
+    return holder.value.to_dict()
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path, parsed):
+    asked = config_of("quickstart")
+    asked.model.dropout = 0.0
+    experiment = dataclasses.asdict(Experiment.of(asked.to_dict()))
+    model = dataclasses.asdict(bert.Config(**experiment["model"], vocab_size=9, mask_id=4))
+    told = {"format": 1, "data_fingerprint": "0f", **experiment, "model": model, "exported": "ema"}
+    path = tmp_path / "run: [1]" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(told))
+    assert parsed(f"--config={path}") == asked.to_dict()
+    changed = parsed("--config", str(path), "--config.training.steps=7")
+    assert changed["training"].pop("steps") == 7 and asked.training.steps != 7
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "is no config.json of a run: it has no format"),
+        ('{"format": 9}', "format 9, this version of mdlm_jax reads up to 1"),
+        ('{"format": 1, "data": {"lenght": 3}}', "data has a key lenght that is not known"),
+        ("[", "config.json, line 1 is not JSON"),
+    ],
+)
+def test_what_is_no_config_of_a_run_is_told_in_one_line(tmp_path, capsys, parsed, text, told):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(flags.Error) as error:
+        parsed(f"--config={tmp_path}/config.json")
+    line = command_line._flag_error(error.value)
+    assert told in line and "\n" not in line and "config_of_run" not in line
+    with pytest.raises(SystemExit):
+        parsed(f"--config={tmp_path}")
+    assert "of a run, give its config.json" in capsys.readouterr().err
+
+
+def test_a_converted_folder_is_told_to_be_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["x"]}')
+    with pytest.raises(ValueError, match="in the form of Hugging Face, and not the folder of a"):
+        workdir.read_encoder(epath.Path(tmp_path))

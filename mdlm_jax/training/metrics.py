@@ -88,6 +88,20 @@ class MetricsWriter:
         self.close()
 
 
+def require_tensorboard() -> None:
+    """Says at once what `MetricsWriter(tensorboard=True)` would.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "training.tensorboard needs tensorboardX: pip install 'mdlm_jax[tensorboard]'"
+        ) from None
+
+
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
     """The records of a run, in the order written."""
     return [json.loads(line) for line in (epath.Path(directory) / FILE).read_text().splitlines()]
@@ -142,10 +156,7 @@ def _verbatim(text: str) -> str:
 
 
 def _summary_writer(directory: epath.Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ImportError(
-            "tensorboard=True needs tensorboardX: pip install 'mdlm_jax[tensorboard]'"
-        ) from None
+    require_tensorboard()
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(directory), purge_step=step)

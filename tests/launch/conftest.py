@@ -11,9 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Process I of a job counts by itself. Without an act left, it ends well.
+# Process I of a job counts by itself. Without an act left, it ends well. `python -c`, which imports
+# the package, does not count.
 FAKE = """#!/bin/bash
 place={place}/{name}${{PROCESS_ID:-}}
+if [ "$1" = -c ]; then
+  [ ! -f {place}/import.act ] || source {place}/import.act
+  exit 0
+fi
 n=$(cat $place.count 2>/dev/null || echo 0)
 echo $((n + 1)) >$place.count
 printf '%s\\0' "$@" >$place.$n.args
@@ -48,6 +53,10 @@ class Fakes:
         for i, act in enumerate(acts):
             (self.folder / "records" / f"{name}.{i}.act").write_text(act)
 
+    def act_at_import(self, act):
+        """What `python -c` does."""
+        (self.folder / "records" / "import.act").write_text(act)
+
     def calls(self, name):
         records = self.folder / "records"
         count = sum(1 for path in records.glob(f"{name}.*.env"))
@@ -72,6 +81,7 @@ class Fakes:
                 **kept,
                 "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
                 "JAX_PLATFORMS": "cpu",
+                "VIRTUAL_ENV": "fakes",
                 **(env or {}),
             },
             stdin=subprocess.DEVNULL,

@@ -37,7 +37,7 @@ def test_each_begins_with_the_command_that_runs_it(path):
 
 @pytest.fixture
 def slurm(fakes):
-    for name in ("srun", "scontrol", "sleep"):
+    for name in ("srun", "scontrol", "sleep", "python"):
         fakes.make(name)
 
     def run(*, code=0, start=False, **env):
@@ -51,8 +51,8 @@ def slurm(fakes):
 SRUN = ["--label", "--kill-on-bad-exit=0", "--wait=120", "python", "-m", "mdlm_jax.train", *TRAIN]
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_slurm_done_and_bad_input_are_final(fakes, slurm, code):
+@pytest.mark.parametrize("code", [0, 2, 76])
+def test_slurm_done_bad_input_and_updates_that_are_not_finite_are_final(fakes, slurm, code):
     fakes.act("srun", f"exit {code}")
     slurm(code=code)
     (call,) = fakes.calls("srun")
@@ -316,7 +316,11 @@ def test_the_jobset_restarts_on_all_but_bad_input(jobset):
     assert job["podFailurePolicy"]["rules"] == [
         {
             "action": "FailJob",
-            "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2]},
+            "onExitCodes": {
+                "containerName": container["name"],
+                "operator": "In",
+                "values": [2, 76],
+            },
         }
     ]
 

@@ -1,7 +1,9 @@
 """launch/local.sh, with a `python` that ends as told."""
 
 import os
+import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -77,12 +79,39 @@ def test_a_job_that_stopped_by_itself_is_started_again(fakes):
     assert tries(fakes) == [2, 2] and "the job ended with code 75: restart 1" in done.stderr
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_done_and_bad_input_are_final(fakes, code):
+@pytest.mark.parametrize("code", [0, 2, 76])
+def test_done_bad_input_and_updates_that_are_not_finite_are_final(fakes, code):
     fakes.act("python0", f"exit {code}")
     fakes.act("python1", f"exit {code}")
     done = local(fakes, "--processes", "2", code=code)
     assert tries(fakes) == [1, 1] and "restart" not in done.stderr
+
+
+def test_it_ends_at_once_where_the_package_cannot_be_imported(fakes):
+    fakes.act("python", *["exit 1"] * 3)
+    fakes.act_at_import("echo a traceback >&2; echo No module named jax >&2; exit 1")
+    done = local(fakes, code=2)
+    told = f"launch: {fakes.folder}/bin/python cannot import mdlm_jax (No module named jax): not"
+    assert told in done.stderr and len(fakes.calls("python")) == 1
+
+
+def test_the_repositorys_environment_is_activated_where_none_is(fakes):
+    shutil.copytree(fakes.root / "launch", fakes.folder / "launch")
+    activate = fakes.folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text("export ACTIVATED=yes\n")
+    for active, told in (("", "yes"), ("another", None)):
+        done = subprocess.run(
+            ["bash", "launch/local.sh", "--", "--workdir=runs/x"],
+            cwd=fakes.folder,
+            env={
+                "PATH": f"{fakes.folder / 'bin'}:{os.environ['PATH']}",
+                "JAX_PLATFORMS": "cpu",
+                "VIRTUAL_ENV": active,
+            },
+        )
+        assert done.returncode == 0
+        assert fakes.calls("python")[-1].env.get("ACTIVATED") == told
 
 
 def test_the_first_failure_decides(fakes):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.training.metrics import MetricsWriter, read_metrics
+from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
 from mdlm_jax.training.report import Report, peak_memory
 
 
@@ -67,6 +67,8 @@ def test_tensorboard_without_the_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r"pip install 'mdlm_jax\[tensorboard\]'") as error:
         MetricsWriter(tmp_path, tensorboard=True)
+    with pytest.raises(ImportError, match=r"training\.tensorboard needs tensorboardX"):
+        require_tensorboard()
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,50 @@
+"""The package in a foreign program: an import changes nothing of the process."""
+
+import subprocess
+import sys
+
+IMPORTS = """
+import importlib, logging, pkgutil, signal, sys, threading
+
+# What others change when they are imported is theirs.
+import absl.app, flax, grain, jax, matplotlib.pyplot, ml_collections.config_flags, optax, tokenizers
+import rich.progress
+from orbax.checkpoint import v1
+from absl import flags
+
+
+def process():
+    found = {"root": logging.root, **logging.root.manager.loggerDict}
+    loggers = {
+        name: (logger.level, logger.propagate, [*logger.handlers], [*logger.filters])
+        for name, logger in found.items() if isinstance(logger, logging.Logger)
+    }
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook
+    signals = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    return {"hooks": hooks, "signals": signals, "streams": (sys.stdout, sys.stderr), **loggers}
+
+
+before, known, handled = process(), {*flags.FLAGS}, []
+real = signal.signal
+signal.signal = lambda *args: handled.append(args) or real(*args)
+import mdlm_jax
+
+count = 0
+for module in pkgutil.walk_packages(mdlm_jax.__path__, "mdlm_jax."):
+    for name in {*flags.FLAGS} - known:  # commands share the names of flags
+        delattr(flags.FLAGS, name)
+    try:
+        importlib.import_module(module.name)
+        count += 1
+    except ImportError as error:  # of an extra
+        assert error.name.split(".")[0] != "mdlm_jax", error
+after = process()
+changed = [name for name, value in before.items() if after[name] != value]
+print(count, changed, handled)
+"""
+
+
+def test_an_import_changes_no_hook_no_signal_and_no_logger():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    count, _, told = done.stdout.partition(" ")
+    assert told == "[] []\n" and int(count) > 80, done.stdout + done.stderr

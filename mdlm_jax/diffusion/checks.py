@@ -1,8 +1,9 @@
 """Checks of the pure functions' arguments, before anything is computed or compiled.
 
-They look at types, shapes and dtypes alone, so they hold for traced arrays too. Each error is one
-line: which argument, what it is, and what to pass instead. What is of the wrong type is a
-`TypeError`; an array of the wrong dtype or shape is a `ValueError`.
+They look at types, shapes and dtypes alone, so they hold for traced arrays too; who looks at values
+asks whether they are `known`. Each error is one line: which argument, what it is, and what to pass
+instead. What is of the wrong type is a `TypeError`; an array of the wrong dtype or shape, or a
+value out of its range, is a `ValueError`.
 """
 
 from typing import Any
@@ -78,6 +79,13 @@ def check_whole(name: str, value: Any) -> None:
         described = _described(value)
     if not fits:
         raise TypeError(f"{name} is {described}, it must be one whole number")
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The values, where they are there to be looked at: not traced, nor on another process."""
+    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+        return None
+    return np.asarray(value)
 
 
 def check_function(value: Any) -> None:

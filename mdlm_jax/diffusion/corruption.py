@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm_jax.diffusion import checks, noise
-from mdlm_jax.diffusion.masks import Masks, bernoulli_masks, exact_masks, share_counts, share_masks
+from mdlm_jax.diffusion.masks import (
+    Masks,
+    bernoulli_masks,
+    exact_masks,
+    maskable_of,
+    share_counts,
+    share_masks,
+)
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array
@@ -41,7 +48,7 @@ class Corrupted(NamedTuple):
 
 
 def corrupt(
-    key: Array,
+    key: Array | None,
     tokens: Array,
     *,
     mask_id: int,
@@ -51,12 +58,17 @@ def corrupt(
     max_rate: Array | float = 1.0,
     maskable: Array | None = None,
     rows: Array | None = None,
+    keys: Array | None = None,
     paired: bool | None = None,
 ) -> Corrupted:
     """Draws the masks of a whole batch, once.
 
+    Where a batch is cut up before it comes here (`shard_map`, `vmap`, several calls), each part
+    draws the same noise from the same key: give `rows`, or `keys`.
+
     Args:
-      key: of this step; the noise of a row is a function of (key, its number in `rows`).
+      key: of this step; the noise of a row is a function of (key, its number in `rows`). None
+        beside `keys`.
       tokens: i32[B, L], clean.
       mask_id: the mask token.
       schedule: turns the mask rate into the time; with Bernoulli masking it is also the law of the
@@ -69,20 +81,29 @@ def corrupt(
         uniform on {1..K} with `K = max(1, ceil(r L))` (15 for 0.15 and 100), and the loss is
         `L E[S_k / k]` over these k, the NELBO's integrand averaged over the rates up to r. Only
         r = 1 gives the NELBO. It may be traced: a curriculum is a function of the step.
-      maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`.
-      rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+      maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`, which
+        never is (see `maskable_of`).
+      rows: i32[B], the rows' numbers in the global batch; default 0..B-1. Counts (or times) are
+        spread evenly over them.
+      keys: [B], one a row, instead of `key` and `rows`: a row's noise is a function of its key.
+        Counts are then spread over nothing, each is drawn alone.
       paired: whether rows 2i and 2i + 1 share slots, which saves half the projection. By default
         they do with exact counts if B is even and the rows are seen to be neighbours in the global
-        batch; of `rows` that are traced under jit this must be said. The masks are the same.
+        batch. Of `rows` that are traced under jit this must be said; the masks are the same if they
+        are neighbours. Said of other rows, or of `keys`, the second row of a pair takes its count
+        from the first one's draw.
 
     Raises:
       ValueError: on shapes or names that do not fit; on "flat" with exact counts and a schedule
         that is not linear (a flat loss depends on the law of the rate, and exact counts have one);
-        on a number `max_rate` that is out of its range, or that Bernoulli masking has no use for.
-      TypeError: on a list for an array or a schedule that was not called.
+        on a number `max_rate` that is out of its range, or that Bernoulli masking has no use for;
+        where it can be seen, on a mask among the maskable tokens, on `paired` rows that are no
+        neighbours, and on one key for a part of a batch (see `keys_of_rows`).
+      TypeError: on a list for an array, a seed for a key, a schedule that was not called.
     """
     check_schedule(schedule)
-    maskable, rows, neighbours = _check_rows(tokens, mask_id, maskable, rows)
+    maskable = maskable_of(tokens, mask_id, maskable)
+    of_rows = noise.keys_of_rows(key, keys, rows, tokens)
     if corruption not in ("exact", "bernoulli"):
         raise ValueError(f"corruption is {corruption!r}, it must be 'exact' or 'bernoulli'")
     if weighting not in ("elbo", "flat"):
@@ -94,21 +115,29 @@ def corrupt(
             "take schedule=linear(), or corruption='bernoulli'"
         )
     _check_max_rate(max_rate, exact)
-    if paired and not (exact and tokens.shape[0] % 2 == 0):
+    batch = tokens.shape[0]
+    if paired and not (exact and batch % 2 == 0):
         raise ValueError(
-            f"paired rows need exact counts and an even batch, not {corruption!r} and "
-            f"{tokens.shape[0]} rows"
+            f"paired rows need exact counts and an even batch, not {corruption!r} and {batch} rows"
         )
-    paired = exact and neighbours if paired is None else paired
+    paired = _are_paired(paired, rows, keys, batch) if exact and batch % 2 == 0 else False
 
-    spread, placing = jax.random.split(key)
-    keys = noise.row_keys(placing, rows)
+    numbers = jnp.arange(batch) if rows is None else rows
+    if keys is not None:
+        numbers = jnp.zeros_like(numbers)  # where a row stands is nothing to it
+    placing = noise.derive(of_rows, "place")
     if exact:
-        u = noise.stratified(spread, rows // 2)  # one for each pair
-        masks = exact_masks(keys, u, rows, maskable=maskable, schedule=schedule, max_rate=max_rate)
+        u, side = _uniform(key, keys, numbers // 2), numbers  # one u for each pair
+        if paired and not (rows is None and keys is None):
+            # Whatever the second row is, the two must fit their slots.
+            u = jnp.repeat(u.reshape(-1, 2)[:, 0], 2)
+            side = (side.reshape(-1, 2)[:, :1] + jnp.arange(2)).reshape(-1)
+        masks = exact_masks(
+            placing, u, side, maskable=maskable, schedule=schedule, max_rate=max_rate
+        )
     else:
-        t = 1.0 - noise.stratified(spread, rows)  # (0, 1], where the weight is finite
-        masks = bernoulli_masks(keys, t, maskable=maskable, schedule=schedule)
+        t = 1.0 - _uniform(key, keys, numbers)  # (0, 1], where the weight is finite
+        masks = bernoulli_masks(placing, t, maskable=maskable, schedule=schedule)
     weight = masks.weight if weighting == "elbo" else jnp.ones_like(masks.weight)
     return lay_out(
         tokens,
@@ -120,7 +149,7 @@ def corrupt(
 
 
 def corrupt_mlm(
-    key: Array,
+    key: Array | None,
     tokens: Array,
     *,
     mask_id: int,
@@ -130,6 +159,7 @@ def corrupt_mlm(
     random_share: float = 0.1,
     maskable: Array | None = None,
     rows: Array | None = None,
+    keys: Array | None = None,
 ) -> Corrupted:
     """BERT's corruption (Devlin et al. 2019, section 3.1): a fixed share of each row is selected.
 
@@ -137,8 +167,14 @@ def corrupt_mlm(
     `mask_share` becomes the mask, `random_share` a uniformly random token other than the mask, and
     the rest stays. The weights make the loss the mean nats per selected token.
 
+    Args:
+      key, tokens, mask_id, maskable, rows, keys: as of `corrupt`.
+      vocab_size: random tokens are below it, as the mask is.
+      rate, mask_share, random_share: as above.
+
     Raises:
-      ValueError: on shapes or shares that do not fit.
+      ValueError: on shapes or shares that do not fit, a mask that is not in the vocabulary, and as
+        `corrupt`.
       TypeError: as `corrupt`.
     """
     if not 0 < rate <= 1:
@@ -148,9 +184,13 @@ def corrupt_mlm(
             f"mlm: mask_share is {mask_share} and random_share {random_share}, "
             "they must not be negative and must sum to 1 at most"
         )
-    maskable, rows, _ = _check_rows(tokens, mask_id, maskable, rows)
+    maskable = maskable_of(tokens, mask_id, maskable)
+    seen = checks.known(mask_id)
+    if seen is not None and seen >= vocab_size:
+        raise ValueError(f"mlm: mask_id is {mask_id}, it must be below vocab_size, {vocab_size}")
+    of_rows = noise.keys_of_rows(key, keys, rows, tokens)
     width = tokens.shape[1]
-    placing, fates, others = (noise.row_keys(k, rows) for k in jax.random.split(key, 3))
+    placing, fates, others = (noise.derive(of_rows, name) for name in ("place", "fate", "other"))
     masks = share_masks(placing, rate, maskable=maskable)
 
     other = (noise.row_uniform(others, width) * (vocab_size - 1)).astype(jnp.int32)
@@ -202,25 +242,37 @@ def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: b
     )
 
 
+def _uniform(key: Array | None, keys: Array | None, index: Array) -> Array:
+    """`f32[B]` on [0, 1): of one key spread over `index`, of keys each row's own."""
+    if keys is None:
+        return noise.stratified(noise.derive(key, "spread"), index)
+    return noise.row_uniform(noise.derive(keys, "spread"), 1)[:, 0]
+
+
+def _are_paired(paired: bool | None, rows: Array | None, keys: Array | None, batch: int) -> bool:
+    """Whether rows 2i and 2i + 1 of an even batch share slots."""
+    if paired is False or rows is None:
+        return (keys is None) if paired is None else paired
+    seen = checks.known(rows)
+    if seen is None:
+        if paired is None:
+            raise ValueError(
+                "rows are traced, and cannot be seen to be neighbours: say paired=True if rows 2i "
+                "and 2i + 1 are, which saves half the projection, or paired=False"
+            )
+        return paired
+    pairs = seen.reshape(batch // 2, 2)
+    neighbours = bool(np.all(pairs[:, 0] ^ 1 == pairs[:, 1]))
+    if paired and not neighbours:
+        raise ValueError(
+            f"paired rows must be neighbours, 2i and 2i + 1, not {pairs[0].tolist()} and so on"
+        )
+    return neighbours
+
+
 def _check_max_rate(max_rate: Array | float, exact: bool) -> None:
-    known = not isinstance(max_rate, jax.Array)  # which may be traced
-    if known and not 0 < max_rate <= 1:
+    seen = checks.known(max_rate)
+    if seen is not None and not 0 < seen <= 1:
         raise ValueError(f"max_rate is {max_rate}, it must be in (0, 1]")
-    if not exact and not (known and max_rate == 1):
+    if not exact and not (seen is not None and seen == 1):
         raise ValueError("max_rate bounds exact counts: with corruption='bernoulli' it must be 1")
-
-
-def _check_rows(tokens, mask_id, maskable, rows) -> tuple[Array, Array, bool]:
-    """`maskable` and `rows` with their defaults, and whether rows 2i and 2i + 1 are neighbours."""
-    checks.check_text("tokens", tokens)
-    checks.check_whole("mask_id", mask_id)
-    maskable = tokens != mask_id if maskable is None else maskable
-    checks.check_maskable("maskable", maskable, tokens.shape)
-    batch = tokens.shape[0]
-    if rows is None:
-        return maskable, jnp.arange(batch), batch % 2 == 0
-    checks.check_rows(rows, batch)
-    if batch % 2 or isinstance(rows, jax.core.Tracer):
-        return maskable, rows, False
-    pairs = np.asarray(rows).reshape(-1, 2)
-    return maskable, rows, bool(np.all(pairs[:, 0] ^ 1 == pairs[:, 1]))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.masks import Masks
+from mdlm_jax.diffusion.masks import Masks, maskable_of
 from mdlm_jax.diffusion.objectives import slot_nats
 
 Array = jax.Array
@@ -39,17 +39,25 @@ def enumerated_nelbo(
       maskable: bool[B, L], the tokens that count; default all but `mask_id`.
 
     Returns:
-      f32[B], nats; 0 where nothing is maskable.
+      f32[B], nats; 0 where nothing is maskable; NaN of a row that has more than `longest`, where
+      `maskable` is traced.
 
     Raises:
-      ValueError, TypeError: on arrays that do not fit, or a bare function for a denoiser.
+      ValueError: on a `longest` out of its range; where it can be seen, on a row that has more; and
+        as `corrupt`.
+      TypeError: as `diffusion_loss`.
     """
     checks.check_denoiser(denoiser)
-    checks.check_text("tokens", tokens)
-    checks.check_whole("mask_id", mask_id)
-    maskable = tokens != mask_id if maskable is None else maskable
-    checks.check_maskable("maskable", maskable, tokens.shape)
+    checks.check_whole("longest", longest)
+    if not 1 <= longest <= 30:
+        raise ValueError(f"longest is {longest}, it must be from 1 to 30")
+    maskable = maskable_of(tokens, mask_id, maskable)
     length = maskable.sum(axis=1, dtype=jnp.int32)
+    seen = checks.known(length)
+    if seen is not None and seen.max() > longest:
+        raise ValueError(
+            f"row {seen.argmax()} has {seen.max()} maskable tokens: longest is {longest}"
+        )
     place = jnp.cumsum(maskable, axis=1) - 1  # among the row's maskable tokens
     ones = jnp.ones(len(tokens))
 
@@ -66,7 +74,9 @@ def enumerated_nelbo(
         nats = slot_nats(denoiser, corrupted, mask_id=mask_id).nats
         return total + jnp.sum(corrupted.weights * nats, axis=1)
 
-    return jax.lax.fori_loop(1, 1 << length.max(), add_set, jnp.zeros(len(tokens)))
+    sets = 1 << jnp.minimum(length.max(), longest)
+    total = jax.lax.fori_loop(1, sets, add_set, jnp.zeros(len(tokens)))
+    return jnp.where(length <= longest, total, jnp.nan)
 
 
 def _weight(length: Array, size: Array) -> Array:

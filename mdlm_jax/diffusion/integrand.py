@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.masks import share_counts, share_masks
+from mdlm_jax.diffusion.masks import maskable_of, share_counts, share_masks
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
@@ -43,13 +43,14 @@ class AtRate(NamedTuple):
 
 def at_rate(
     denoiser: Denoiser,
-    key: Array,
+    key: Array | None,
     tokens: Array,
     *,
     mask_id: int,
     rate: float,
     maskable: Array | None = None,
     rows: Array | None = None,
+    keys: Array | None = None,
     schedule: Schedule = linear(),
 ) -> AtRate:
     """Masks `max(1, round(rate * L))` of each row's L maskable tokens, once, and predicts them.
@@ -62,6 +63,7 @@ def at_rate(
       rate: in (0, 1].
       maskable: bool[B, L], the tokens that may be masked; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the whole text; default 0..B-1.
+      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
       schedule: turns the mask rate into the time that the denoiser is told.
 
     Raises:
@@ -72,13 +74,9 @@ def at_rate(
         raise ValueError(f"at_rate: rate is {rate}, it must be in (0, 1]")
     checks.check_denoiser(denoiser)
     check_schedule(schedule)
-    checks.check_text("tokens", tokens)
-    checks.check_whole("mask_id", mask_id)
-    maskable = tokens != mask_id if maskable is None else maskable
-    checks.check_maskable("maskable", maskable, tokens.shape)
-    rows = jnp.arange(tokens.shape[0]) if rows is None else rows
-    checks.check_rows(rows, tokens.shape[0])
-    masks = share_masks(noise.row_keys(key, rows), rate, maskable=maskable)
+    maskable = maskable_of(tokens, mask_id, maskable)
+    of_rows = noise.keys_of_rows(key, keys, rows, tokens)
+    masks = share_masks(noise.derive(of_rows, "place"), rate, maskable=maskable)
     masks = masks._replace(t=schedule.rate_to_time(masks.t))
     canvas = jnp.where(masks.selected, mask_id, tokens)
     slots = int(share_counts(rate, tokens.shape[1])[-1])

@@ -12,7 +12,13 @@ from mdlm_jax.diffusion import checks, noise
 Array = jax.Array
 
 
-def keep_prefix(key: Array, maskable: Array, rows: Array | None = None) -> Array:
+def keep_prefix(
+    key: Array | None,
+    maskable: Array,
+    rows: Array | None = None,
+    *,
+    keys: Array | None = None,
+) -> Array:
     """Keeps a random prefix of each row: the model learns to go on.
 
     Of a row's n maskable tokens the first m are kept, m uniform on {0..n-1}: no prompt is as likely
@@ -22,16 +28,23 @@ def keep_prefix(key: Array, maskable: Array, rows: Array | None = None) -> Array
       key: of this step; the noise of a row is a function of (key, its number in `rows`).
       maskable: bool[B, L], the tokens that may be masked.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
 
     Returns:
       bool[B, L], true at those that still may be.
     """
-    u, rank, count = _of_rows(key, maskable, rows)
+    u, rank, count = _of_rows(key, maskable, rows, keys)
     kept = _below(u[:, 0], count)
     return maskable & (rank >= kept[:, None])
 
 
-def keep_around(key: Array, maskable: Array, rows: Array | None = None) -> Array:
+def keep_around(
+    key: Array | None,
+    maskable: Array,
+    rows: Array | None = None,
+    *,
+    keys: Array | None = None,
+) -> Array:
     """Keeps what stands before and behind a random span of each row: the model learns to fill in.
 
     Of a row's n maskable tokens a run of l is left to mask, l uniform on {1..n}, and where it
@@ -39,24 +52,25 @@ def keep_around(key: Array, maskable: Array, rows: Array | None = None) -> Array
     be all.
 
     Args:
-      key, maskable, rows: as of `keep_prefix`.
+      key, maskable, rows, keys: as of `keep_prefix`.
 
     Returns:
       bool[B, L], true at the tokens of the span.
     """
-    u, rank, count = _of_rows(key, maskable, rows)
+    u, rank, count = _of_rows(key, maskable, rows, keys)
     span = 1 + _below(u[:, 0], count)
     begin = _below(u[:, 1], count + 1 - span)
     inside = (rank >= begin[:, None]) & (rank < (begin + span)[:, None])
     return maskable & inside
 
 
-def _of_rows(key: Array, maskable: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+def _of_rows(
+    key: Array | None, maskable: Array, rows: Array | None, keys: Array | None
+) -> tuple[Array, Array, Array]:
     """Two uniforms a row `f32[B, 2]`, each token's number among the maskable, their count."""
     checks.check_maskable("maskable", maskable)
-    rows = jnp.arange(maskable.shape[0]) if rows is None else rows
-    checks.check_rows(rows, maskable.shape[0])
-    u = noise.row_uniform(noise.row_keys(key, rows), 2)
+    of_rows = noise.keys_of_rows(key, keys, rows, maskable)
+    u = noise.row_uniform(noise.derive(of_rows, "keep"), 2)
     rank = jnp.cumsum(maskable, axis=1, dtype=jnp.int32) - 1
     return u, rank, maskable.sum(axis=1, dtype=jnp.int32)
 

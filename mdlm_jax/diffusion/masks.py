@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.schedules import Schedule
 
 Array = jax.Array
@@ -49,6 +49,40 @@ class Masks(NamedTuple):
     def selected(self) -> Array:
         """bool[B, L], position by position."""
         return _inverse(self.order) < self.count[:, None]
+
+
+def maskable_of(tokens: Array, mask_id: int | Array, maskable: Array | None) -> Array:
+    """Which tokens may be masked, `bool[B, L]`: those that are asked for, but the mask never.
+
+    The mask is no clean token: its probability is 0 and its loss infinite. Where the arrays are
+    traced a mask among the maskable tokens is left out, and counts for nothing.
+
+    Args:
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      maskable: bool[B, L]; default all but `mask_id`.
+
+    Raises:
+      TypeError, ValueError: on what does not fit; on a negative `mask_id`, and on a mask among
+        the maskable tokens, where they can be seen.
+    """
+    checks.check_text("tokens", tokens)
+    checks.check_whole("mask_id", mask_id)
+    the_mask = checks.known(mask_id)
+    if the_mask is not None and the_mask < 0:
+        raise ValueError(f"mask_id is {mask_id}, it must be a token's number, from 0 up")
+    clean = tokens != mask_id
+    if maskable is None:
+        return clean
+    checks.check_maskable("maskable", maskable, tokens.shape)
+    seen = [checks.known(x) for x in (clean, maskable)]
+    if all(x is not None for x in seen) and np.any(~seen[0] & seen[1]):
+        row, position = np.argwhere(~seen[0] & seen[1])[0]
+        raise ValueError(
+            f"tokens hold the mask, {mask_id}, where maskable is true (row {row}, position "
+            f"{position}): it cannot be predicted, pass maskable & (tokens != mask_id)"
+        )
+    return maskable & clean
 
 
 def exact_masks(

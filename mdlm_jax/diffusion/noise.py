@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdlm_jax.diffusion import checks
+
 Array = jax.Array
 
 # What is drawn, each from noise of its own.
@@ -135,10 +137,11 @@ def keys_of_rows(key: Array | None, keys: Array | None, rows: Array | None, toke
       tokens: `[B, ...]`, what the noise is for.
 
     Raises:
-      ValueError: both of `key` and `keys`, or neither; `rows` beside `keys`; what is no key; a
-        wrong length; and, where it can be seen, one key without `rows` for tokens that are mapped
-        or sharded: each part would draw the same noise. It can be seen directly in `vmap`, and in
-        a `shard_map` that checks (`check_vma=True`); not through a `jit` within `vmap`.
+      TypeError: what is no key, or no array.
+      ValueError: both of `key` and `keys`, or neither; `rows` beside `keys`; a wrong length; and,
+        where it can be seen, one key without `rows` for tokens that are mapped or sharded: each
+        part would draw the same noise. It can be seen directly in `vmap`, and in a `shard_map`
+        that checks (`check_vma=True`); not through a `jit` within `vmap`.
     """
     batch = tokens.shape[0]
     if (key is None) == (keys is None):
@@ -163,9 +166,9 @@ def keys_of_rows(key: Array | None, keys: Array | None, rows: Array | None, toke
                 "give rows, their numbers in the global batch, or keys, one a row"
             )
         rows = jnp.arange(batch)
-    elif jnp.shape(rows) != (batch,):
-        raise ValueError(f"rows has shape {jnp.shape(rows)}, it must be ({batch},)")
-    return row_keys(key, jnp.asarray(rows))
+    else:
+        checks.check_rows(rows, batch)
+    return row_keys(key, rows)
 
 
 def row_uniform(keys: Array, length: int) -> Array:
@@ -199,13 +202,13 @@ def _typed(key: Array) -> Array:
 
 
 def _checked(name: str, key: Array) -> Array:
-    if not isinstance(key, jax.Array | np.ndarray) or not (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        or (key.dtype == jnp.uint32 and key.ndim and key.shape[-1] in (2, 4))
+    array = isinstance(key, jax.Array | np.ndarray)
+    typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and not (
+        array and key.dtype == np.uint32 and key.ndim and key.shape[-1] in (2, 4)
     ):
-        array = hasattr(key, "dtype") and hasattr(key, "shape")
         what = f"{key.dtype}{list(key.shape)}" if array else f"of type {type(key).__name__}"
-        raise ValueError(f"{name} is {what}, it must be made by jax.random.key(seed) and the like")
+        raise TypeError(f"{name} is {what}, it must be made by jax.random.key(seed) and the like")
     return _typed(key)
 
 

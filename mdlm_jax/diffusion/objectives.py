@@ -43,7 +43,7 @@ class LossAux(NamedTuple):
 
 def diffusion_loss(
     denoiser: Denoiser,
-    key: Array,
+    key: Array | None,
     tokens: Array,
     *,
     mask_id: int,
@@ -53,6 +53,8 @@ def diffusion_loss(
     weighting: Literal["elbo", "flat"] = "elbo",
     max_rate: Array | float = 1.0,
     rows: Array | None = None,
+    keys: Array | None = None,
+    paired: bool | None = None,
 ) -> tuple[Array, LossAux]:
     """The continuous-time NELBO of masked diffusion, estimated from one corruption of each row.
 
@@ -61,12 +63,18 @@ def diffusion_loss(
     (MD4, Shi et al. 2024, eq. 5; MDLM, Sahoo et al. 2024, eq. 10), over `corrupt`'s exact counts by
     default. With the true conditionals the bound is an equality.
 
+    It is differentiated backward (`jax.grad`), and that forward again (Hessian-vector products).
+    `jax.jvp` of the loss itself is a `TypeError`: its gradient is taken in the forward pass, while
+    the logits are there, which JAX has backward rules for only.
+
     Args:
       denoiser: built from the parameters to be trained, within the differentiated function.
-      key: of this step.
+      key: of this step; None beside `keys`.
       tokens: i32[B, L], clean.
       mask_id: the mask token.
-      schedule, corruption, maskable, weighting, max_rate, rows: as in `corrupt`.
+      schedule, corruption, maskable, weighting, max_rate, rows, keys, paired: as in `corrupt`. A
+        part of a batch (in `shard_map`, in `vmap`) needs `rows` or `keys`, or it draws the same
+        noise as the other parts; the loss is then per maskable token of the part.
 
     Returns:
       The loss in nats per maskable token (a float32 scalar), and a `LossAux`.
@@ -86,13 +94,15 @@ def diffusion_loss(
         max_rate=max_rate,
         maskable=maskable,
         rows=rows,
+        keys=keys,
+        paired=paired,
     )
     return corrupted_loss(denoiser, corrupted, mask_id=mask_id)
 
 
 def mlm_loss(
     denoiser: Denoiser,
-    key: Array,
+    key: Array | None,
     tokens: Array,
     *,
     mask_id: int,
@@ -102,6 +112,7 @@ def mlm_loss(
     random_share: float = 0.1,
     maskable: Array | None = None,
     rows: Array | None = None,
+    keys: Array | None = None,
 ) -> tuple[Array, LossAux]:
     """BERT's masked-LM loss (Devlin et al. 2019): the NELBO's integrand at one mask rate.
 
@@ -121,6 +132,7 @@ def mlm_loss(
       random_share: share of the selected that becomes a random token.
       maskable: bool[B, L], which tokens may be selected; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
+      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
 
     Returns:
       The loss in nats per selected token, and a `LossAux`.
@@ -144,6 +156,7 @@ def mlm_loss(
         random_share=random_share,
         maskable=maskable,
         rows=rows,
+        keys=keys,
     )
     return corrupted_loss(denoiser, corrupted, mask_id=mask_id)
 

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -266,3 +267,21 @@ def test_bad_input_is_named(change, message):
     arguments = {"tokens": tokens_of(2, 4), "mask_id": MASK} | change
     with pytest.raises(ValueError, match=message):
         corrupt(KEY, **arguments)
+
+
+def test_the_mask_is_never_masked():
+    """A mask among the tokens: refused where it is seen to be maskable, else left out."""
+    tokens = tokens_of(2, 6).at[1, 4].set(MASK)
+    every = jnp.ones((2, 6), bool)
+    for draw in (corrupt, partial(corrupt_mlm, vocab_size=10)):
+        with pytest.raises(ValueError, match=r"the mask, 9, .*\(row 1, position 4\)"):
+            draw(KEY, tokens, mask_id=MASK, maskable=every)
+        default = jax.jit(lambda draw=draw: draw(KEY, tokens, mask_id=MASK))()
+        traced = jax.jit(
+            lambda maskable, draw=draw: draw(KEY, tokens, mask_id=MASK, maskable=maskable)
+        )(every)
+        jax.tree.map(np.testing.assert_array_equal, traced, default)
+        with pytest.raises(ValueError, match="mask_id is -1"):
+            draw(KEY, tokens, mask_id=-1)
+    with pytest.raises(ValueError, match="mask_id is 9, it must be below vocab_size, 9"):
+        corrupt_mlm(KEY, tokens, mask_id=MASK, vocab_size=9)

@@ -54,3 +54,23 @@ def test_rows_with_fewer_tokens_have_fewer_sets(untrue):
     error = drawn.std(axis=1, ddof=1) / np.sqrt(500)
     assert np.all(np.abs(nats - drawn.mean(axis=1)) <= 4 * error + 1e-5)
     assert error[0] > 1e-3 and nats[3] == 0
+
+
+def test_a_row_with_more_tokens_than_it_enumerates_has_no_bound(untrue):
+    """Refused where it is seen, else not a number: a part of the sets is no bound."""
+    strings = jnp.asarray(STRINGS[:2])
+    maskable = jnp.array([[True] * 4, [True, True, False, False]])
+
+    def of(maskable, longest=3):
+        return enumerated_nelbo(
+            untrue.denoiser(), strings, mask_id=MASK, longest=longest, maskable=maskable
+        )
+
+    with pytest.raises(ValueError, match="row 0 has 4 maskable tokens: longest is 3"):
+        of(maskable)
+    nats = jax.jit(of)(maskable)
+    assert np.isnan(nats[0])
+    np.testing.assert_allclose(nats[1], exact(untrue, strings, maskable=maskable)[1], rtol=1e-6)
+    for longest in (0, 31):
+        with pytest.raises(ValueError, match=f"longest is {longest}, it must be from 1 to 30"):
+            of(maskable, longest)

@@ -5,7 +5,8 @@ import pytest
 from oracle import MASK, STRINGS, L
 from scipy import stats
 
-from mdlm_jax import nelbo, schedules
+from mdlm_jax import as_denoiser, nelbo, schedules
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
 from mdlm_jax.diffusion.likelihood import Likelihood
 
 KEY = jax.random.key(0)
@@ -91,3 +92,56 @@ def test_text_error_covers_the_mean_of_the_texts():
 def test_one_draw_is_refused(oracle):
     with pytest.raises(ValueError, match="draws is 1, at least 2"):
         nelbo(oracle.denoiser(), KEY, repeated([0, 0, 0, 0], 2), mask_id=MASK, draws=1)
+
+
+def test_two_draws_share_the_slots_of_one(oracle):
+    """k and L + 1 - k masks: L + 1 slots, filled up to a multiple of 8, instead of 2 L."""
+    width, read = 64, []
+
+    def readout(at, row):
+        read.append(at.shape[0])
+        return jnp.zeros((at.shape[0], 5)) + at[:, :1]
+
+    denoiser = Denoiser(lambda tokens, t: Hidden(tokens[..., None] * 1.0), readout)
+    tokens = jnp.zeros((1, width), jnp.int32)
+    for draws, slots in ((8, 72), (6, 64)):  # of 6 there are 3 strata, which have no pairs
+        read.clear()
+        jax.eval_shape(lambda draws=draws: nelbo(denoiser, KEY, tokens, mask_id=4, draws=draws))
+        assert max(read) == slots
+
+
+def test_pairs_of_draws_have_opposite_counts_and_rows_their_own_conditions():
+    """A recording denoiser, told of each row: of two neighbouring evaluations L + 1 masks."""
+    seen = []
+
+    def logits(tokens, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), tokens, ordered=True)
+        own = jnp.arange(3)[:, None, None] == jnp.arange(4)  # row i knows that it is all i
+        return jnp.broadcast_to(50.0 * own, (*tokens.shape, 4))
+
+    tokens = jnp.broadcast_to(jnp.arange(3)[:, None], (3, 10))
+    likelihood = jax.jit(lambda: nelbo(as_denoiser(logits, 3), KEY, tokens, mask_id=3, draws=8))()
+    jax.effects_barrier()
+    assert likelihood.nats.max() < 1e-6
+    masked = np.array([(each == 3).sum(axis=1) for each in seen])  # [8, 3]
+    assert np.all(masked.reshape(4, 2, 3).sum(axis=1) == 11)
+    assert np.all(masked >= 1) and len(np.unique(masked[:, 0])) > 2
+
+
+def test_it_takes_8_draws_by_default(oracle):
+    told = jax.jit(lambda: nelbo(oracle.denoiser(), KEY, repeated([0, 1, 0, 2], 3), mask_id=MASK))()
+    eight = jax.jit(
+        lambda: nelbo(oracle.denoiser(), KEY, repeated([0, 1, 0, 2], 3), mask_id=MASK, draws=8)
+    )()
+    np.testing.assert_array_equal(told.nats, eight.nats)
+
+
+def test_the_likelihood_of_nothing_is_nothing(oracle):
+    nothing = jax.jit(
+        lambda: nelbo(
+            oracle.denoiser(), KEY, repeated([0, 0, 0, 0], 2), mask_id=MASK, draws=2,
+            maskable=jnp.zeros((2, L), bool),
+        )
+    )()  # fmt: skip
+    assert nothing.nats_per_token == 0 and nothing.mc_error == 0
+    assert np.isnan(nothing.text_error) and np.all(nothing.nats == 0)

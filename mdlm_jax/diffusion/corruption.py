@@ -109,7 +109,7 @@ def corrupt(
     if weighting not in ("elbo", "flat"):
         raise ValueError(f"weighting is {weighting!r}, it must be 'elbo' or 'flat'")
     exact = corruption == "exact"
-    if weighting == "flat" and exact and schedule is not linear():
+    if weighting == "flat" and exact and schedule != linear():
         raise ValueError(
             "flat weighting with exact counts trains the linear schedule: "
             "take schedule=linear(), or corruption='bernoulli'"

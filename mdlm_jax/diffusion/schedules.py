@@ -13,12 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks
+from mdlm_jax.diffusion.values import Bound, holds_values
 
 Array = jax.Array
 
 
+@holds_values
 class Schedule(NamedTuple):
     """Functions of `t` in [0, 1], elementwise, float32.
+
+    Two of this module are equal, and hash alike, where their kind and exponent are: a schedule may
+    be a static argument of a jitted function. It may be a traced one too, of which the exponent
+    varies. Of functions of your own, these must be the same ones.
 
     Attributes:
       alpha: probability that a token is kept.
@@ -36,27 +42,53 @@ class Schedule(NamedTuple):
     weight: Callable[[Array], Array]
 
 
-@functools.cache
-def polynomial(exponent: float) -> Schedule:
+def polynomial(exponent: float | Array) -> Schedule:
     """`alpha(t) = 1 - t ** exponent` (MD4, table 4).
 
+    Args:
+      exponent: positive; it may be traced.
+
     Raises:
-      ValueError: if the exponent is not positive.
+      ValueError: if the exponent can be seen and is not positive.
     """
-    if not exponent > 0:
-        raise ValueError(f"polynomial schedule: exponent is {exponent}, it must be positive")
-    return Schedule(
-        alpha=lambda t: 1.0 - t**exponent,
-        dalpha=lambda t: -exponent * t ** (exponent - 1),
-        rate=lambda t: t**exponent,
-        rate_to_time=lambda r: r ** (1 / exponent),
-        weight=lambda t: exponent / t,
-    )
+    if not isinstance(exponent, jax.core.Tracer):
+        if not exponent > 0:
+            raise ValueError(f"polynomial schedule: exponent is {exponent}, it must be positive")
+        if exponent == 1:
+            return linear()
+    return Schedule(*(Bound(f, (exponent,)) for f in (_alpha, _dalpha, _rate, _time, _weight)))
 
 
+def _alpha(exponent, t):
+    return 1.0 - t**exponent
+
+
+def _dalpha(exponent, t):
+    return -exponent * t ** (exponent - 1)
+
+
+def _rate(exponent, t):
+    return t**exponent
+
+
+def _time(exponent, r):
+    return r ** (1 / exponent)
+
+
+def _weight(exponent, t):
+    return exponent / t
+
+
+@functools.cache
 def linear() -> Schedule:
     """`alpha(t) = 1 - t`: the mask rate is the time."""
-    return polynomial(1)
+    return Schedule(
+        alpha=lambda t: 1.0 - t,
+        dalpha=lambda t: -jnp.ones_like(t),
+        rate=lambda t: t,
+        rate_to_time=lambda r: r,
+        weight=lambda t: 1.0 / t,
+    )
 
 
 @functools.cache

@@ -4,14 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 
-@dataclasses.dataclass(frozen=True)
+_HERE = type("_Here", (), {"__repr__": lambda self: "*"})()  # where a child was taken out
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
 class Bound:
-    """`function(*values, *arguments)`: a `functools.partial` that is equal by value.
+    """`function(*values, *arguments)`: a `functools.partial` that is equal by value, and a pytree.
 
-    Two are equal, and hash alike, where their functions and values do. What is made of them (a
-    `Denoiser` and its transforms) may so be a static argument of a jitted function; values that are
-    traced may be neither compared nor hashed.
+    Two are equal, and hash alike, where their functions and values do: what is made of them (a
+    schedule, a strategy, a transform) may so be a static argument of a jitted function. It may be a
+    traced one too: its leaves are its numbers and arrays. An array, traced or not, is equal to
+    itself alone, and has no hash.
 
     Attributes:
       function: of a module, not a lambda: those of two calls differ.
@@ -24,3 +31,76 @@ class Bound:
     def __call__(self, *arguments: Any) -> Any:
         """The function of all of them."""
         return self.function(*self.values, *arguments)
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, Bound):
+            return NotImplemented
+        return (
+            self.function == other.function
+            and len(self.values) == len(other.values)
+            and all(map(_equal, self.values, other.values))
+        )
+
+    def __hash__(self) -> int:
+        for value in self.values:
+            if isinstance(value, jax.Array | np.ndarray):
+                raise TypeError(
+                    f"{self.function.__name__.strip('_')} holds an array: as a static argument it "
+                    "must hold a number, float(x); an array belongs in an argument that is traced"
+                )
+        return hash((self.function, self.values))
+
+    def __repr__(self) -> str:
+        return f"{self.function.__name__}({', '.join(map(repr, self.values))}, ...)"
+
+    def tree_flatten(self) -> tuple:
+        """The values that may be traced, and all else."""
+        children, rest = _split(self.values, lambda value: _is_number(value) or _holds(value))
+        return children, (self.function, rest)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, children: tuple) -> "Bound":
+        """From what `tree_flatten` returned."""
+        function, rest = static
+        return cls(function, _join(rest, children))
+
+
+_HOLDING: set[type] = {Bound}  # types whose instances may hold values
+
+
+def holds_values(cls: type) -> type:
+    """Makes a NamedTuple of functions a pytree: those that are `Bound` vary, all else is static."""
+
+    def flatten(fields: tuple) -> tuple:
+        return _split(tuple(fields), _holds)
+
+    jax.tree_util.register_pytree_node(cls, flatten, lambda rest, bound: cls(*_join(rest, bound)))
+    _HOLDING.add(cls)
+    return cls
+
+
+def _split(values: tuple, varies: Callable[[Any], bool]) -> tuple[tuple, tuple]:
+    """Those that vary; and the others, each in its place."""
+    children = tuple(value for value in values if varies(value))
+    return children, tuple(_HERE if varies(value) else value for value in values)
+
+
+def _join(rest: tuple, children: tuple) -> tuple:
+    """The inverse of `_split`."""
+    left = iter(children)
+    return tuple(next(left) if value is _HERE else value for value in rest)
+
+
+def _holds(value: Any) -> bool:
+    return type(value) in _HOLDING
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+    return number and not isinstance(value, bool)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, jax.Array | np.ndarray) or isinstance(other, jax.Array | np.ndarray):
+        return one is other
+    return one == other

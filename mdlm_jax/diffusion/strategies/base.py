@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion.draws import Score, probability
 from mdlm_jax.diffusion.readouts import Candidates
+from mdlm_jax.diffusion.values import holds_values
 
 Array = jax.Array
 State = Any
@@ -73,8 +74,13 @@ class Proposal(NamedTuple):
     noise: Array | float = 1.0
 
 
+@holds_values
 class Strategy(NamedTuple):
     """Pure functions with carried state; `keys` are one a row, fresh at every call.
+
+    Two of this package are equal, and hash alike, where their kind and values are: a strategy may
+    be a static argument of a jitted function. It may be a traced one too, of which the numbers vary
+    and all else is static. Of functions of your own, these must be the same ones, or `Bound`.
 
     Attributes:
       init: `(keys [B], view) -> state`.

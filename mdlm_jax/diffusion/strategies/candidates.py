@@ -9,17 +9,20 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.draws import entropy, margin, probability
 from mdlm_jax.diffusion.masks import ranks
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
     ALL_BLANKS,
     Grid,
+    Last,
     Proposal,
     Strategy,
+    View,
     blanks_left,
     no_state,
     require_one_of,
     require_within,
 )
+from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 ScoreName = Literal["probability", "margin", "entropy"]
@@ -56,7 +59,7 @@ def confidence(
     """
     _require("confidence", score, grid)
     require_within("confidence", "temperature", temperature, 0.0)
-    return _surest(score, temperature=temperature, grid=grid, schedule=schedule, token_noise=1.0)
+    return _surest(score, temperature, grid, schedule, tokens="drawn")
 
 
 def greedy(
@@ -73,26 +76,37 @@ def greedy(
       ValueError: on another score or grid.
     """
     _require("greedy", score, grid)
-    return _surest(score, temperature=0.0, grid=grid, schedule=schedule, token_noise=0.0)
+    return _surest(score, 0.0, grid, schedule, tokens="greedy")
 
 
-def _surest(score, *, temperature, grid, schedule, token_noise) -> Strategy:
-    def init(keys, view):
-        return view.blank.sum(axis=1)
+def _surest(score, temperature, grid, schedule, tokens: Last) -> Strategy:
+    check_schedule(schedule)
+    return Strategy(
+        _count_blanks,
+        Bound(_ask_every_blank, (schedule, tokens)),
+        Bound(_keep_surest, (temperature, grid)),
+        score=_SCORES[score],
+        chunk=ALL_BLANKS,
+    )
 
-    def propose(state, keys, view):
-        return Proposal(view.blank, schedule.rate_to_time(view.rate), token_noise), state
 
-    def commit(state, keys, view, asked, candidates):
-        done = (view.index + 1) / view.steps
-        blanks = view.blank.sum(axis=1)
-        left = jnp.clip(jnp.minimum(blanks_left(grid, state, view), blanks - 1), 0)
-        jitter = temperature * (1.0 - done) * noise.row_gumbel(keys, asked.shape[1])
-        rank = ranks(jnp.where(asked, -(candidates.score + jitter), jnp.inf))
-        kept = asked & (rank < (blanks - left)[:, None])
-        return jnp.where(kept, candidates.tokens, view.canvas), state
+def _count_blanks(keys, view: View):
+    return view.blank.sum(axis=1)
 
-    return Strategy(init, propose, commit, score=_SCORES[score], chunk=ALL_BLANKS)
+
+def _ask_every_blank(schedule: Schedule, tokens: Last, state, keys, view: View):
+    scale = 1.0 if tokens == "drawn" else 0.0
+    return Proposal(view.blank, schedule.rate_to_time(view.rate), scale), state
+
+
+def _keep_surest(temperature, grid: Grid, state, keys, view: View, asked, candidates):
+    done = (view.index + 1) / view.steps
+    blanks = view.blank.sum(axis=1)
+    left = jnp.clip(jnp.minimum(blanks_left(grid, state, view), blanks - 1), 0)
+    jitter = temperature * (1.0 - done) * noise.row_gumbel(keys, asked.shape[1])
+    rank = ranks(jnp.where(asked, -(candidates.score + jitter), jnp.inf))
+    kept = asked & (rank < (blanks - left)[:, None])
+    return jnp.where(kept, candidates.tokens, view.canvas), state
 
 
 def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
@@ -109,7 +123,11 @@ def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
       ValueError: if `tau` is outside [0, 1].
     """
     require_within("threshold", "tau", tau, 0.0, 1.0)
-    return _adaptive(lambda score, rank: jnp.exp(score) >= tau, probability, schedule)
+    return _adaptive(Bound(_above, (tau,)), probability, schedule)
+
+
+def _above(tau, score, rank):
+    return jnp.exp(score) >= tau
 
 
 def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
@@ -126,12 +144,12 @@ def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
       ValueError: if the value is negative.
     """
     require_within("factor", "value", value, 0.0)
+    return _adaptive(Bound(_sure_together, (value,)), probability, schedule)
 
-    def sure(score, rank):
-        enough = (rank + 2) * -jnp.expm1(score) <= value  # n = rank + 1
-        return _all_before(enough, rank)
 
-    return _adaptive(sure, probability, schedule)
+def _sure_together(value, score, rank):
+    enough = (rank + 2) * -jnp.expm1(score) <= value  # n = rank + 1
+    return _all_before(enough, rank)
 
 
 def entropy_bounded(gamma: float | Array, schedule: Schedule = linear()) -> Strategy:
@@ -151,15 +169,15 @@ def entropy_bounded(gamma: float | Array, schedule: Schedule = linear()) -> Stra
       ValueError: if `gamma` is negative.
     """
     require_within("entropy_bounded", "gamma", gamma, 0.0)
+    return _adaptive(Bound(_within_entropy, (gamma,)), entropy, schedule)
 
-    def sure(score, rank):
-        nats = jnp.where(jnp.isfinite(score), jnp.maximum(-score, 0.0), 0.0)  # [B, L]
-        order = jnp.argsort(rank, axis=1)
-        ascending = jnp.take_along_axis(nats, order, axis=1)
-        before = jnp.cumsum(ascending, axis=1) - ascending  # of the more certain ones
-        return jnp.take_along_axis(before, rank, axis=1) <= gamma
 
-    return _adaptive(sure, entropy, schedule)
+def _within_entropy(gamma, score, rank):
+    nats = jnp.where(jnp.isfinite(score), jnp.maximum(-score, 0.0), 0.0)  # [B, L]
+    order = jnp.argsort(rank, axis=1)
+    ascending = jnp.take_along_axis(nats, order, axis=1)
+    before = jnp.cumsum(ascending, axis=1) - ascending  # of the more certain ones
+    return jnp.take_along_axis(before, rank, axis=1) <= gamma
 
 
 def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) -> Strategy:
@@ -167,17 +185,16 @@ def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) 
 
     `rank` is the place by descending score; what was not asked for has score -inf.
     """
+    check_schedule(schedule)
+    propose = Bound(_ask_every_blank, (schedule, "drawn"))
+    return Strategy(no_state, propose, Bound(_keep_sure, (sure,)), score=score, chunk=ALL_BLANKS)
 
-    def propose(state, keys, view):
-        return Proposal(view.blank, schedule.rate_to_time(view.rate)), state
 
-    def commit(state, keys, view, asked, candidates):
-        scores = jnp.where(asked, candidates.score, -jnp.inf)
-        rank = ranks(-scores)
-        kept = asked & (sure(scores, rank) | (rank == 0) | view.last)
-        return jnp.where(kept, candidates.tokens, view.canvas), state
-
-    return Strategy(no_state, propose, commit, score=score, chunk=ALL_BLANKS)
+def _keep_sure(sure, state, keys, view: View, asked, candidates):
+    scores = jnp.where(asked, candidates.score, -jnp.inf)
+    rank = ranks(-scores)
+    kept = asked & (sure(scores, rank) | (rank == 0) | view.last)
+    return jnp.where(kept, candidates.tokens, view.canvas), state
 
 
 def _all_before(enough: Array, rank: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.masks import ranks
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
     Grid,
     Last,
@@ -20,6 +20,7 @@ from mdlm_jax.diffusion.strategies.base import (
     noise_of,
     require_one_of,
 )
+from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 
@@ -43,13 +44,14 @@ def exact_count(
       ValueError: on another `grid` or `last`.
     """
     _require("exact_count", grid, last)
+    check_schedule(schedule)
+    return Strategy(_random_order, Bound(_ask_by_turn, (schedule, grid, last)), commit_all)
 
-    def propose(state, keys, view):
-        turn, _, blanks = state
-        asked = view.blank & (turn >= _left_one_less(grid, blanks, view)[:, None])
-        return Proposal(asked, schedule.rate_to_time(view.rate), noise_of(last, view)), state
 
-    return Strategy(_random_order, propose, commit_all)
+def _ask_by_turn(schedule: Schedule, grid: Grid, last: Last, state, keys, view: View):
+    turn, _, blanks = state
+    asked = view.blank & (turn >= _left_one_less(grid, blanks, view)[:, None])
+    return Proposal(asked, schedule.rate_to_time(view.rate), noise_of(last, view)), state
 
 
 def first_hitting(schedule: Schedule = linear()) -> Strategy:
@@ -65,14 +67,15 @@ def first_hitting(schedule: Schedule = linear()) -> Strategy:
     Args:
       schedule: turns the mask rate into the time.
     """
+    check_schedule(schedule)
+    return Strategy(_random_order, Bound(_ask_by_rate, (schedule,)), commit_all)
 
-    def propose(state, keys, view):
-        turn, rates, blanks = state
-        asked = view.blank & (turn >= blanks_left("uniform", blanks, view)[:, None])
-        first = jnp.max(jnp.where(asked, rates, 0.0), axis=1)
-        return Proposal(asked, schedule.rate_to_time(view.rate_of_text(first))), state
 
-    return Strategy(_random_order, propose, commit_all)
+def _ask_by_rate(schedule: Schedule, state, keys, view: View):
+    turn, rates, blanks = state
+    asked = view.blank & (turn >= blanks_left("uniform", blanks, view)[:, None])
+    first = jnp.max(jnp.where(asked, rates, 0.0), axis=1)
+    return Proposal(asked, schedule.rate_to_time(view.rate_of_text(first))), state
 
 
 def ancestral(
@@ -95,19 +98,20 @@ def ancestral(
       ValueError: on another `grid` or `last`.
     """
     _require("ancestral", grid, last)
+    check_schedule(schedule)
+    return Strategy(no_state, Bound(_ask_alone, (schedule, grid, last)), commit_all)
 
+
+def _ask_alone(schedule: Schedule, grid: Grid, last: Last, state, keys, view: View):
     def time(i, steps):
         return 1.0 - i / steps if grid == "uniform" else jnp.cos(math.pi / 2 * i / steps)
 
-    def propose(state, keys, view):
-        t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
-        now = schedule.rate(t)
-        stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)
-        asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
-        told = schedule.rate_to_time(view.rate_of_text(now))
-        return Proposal(asked, told, noise_of(last, view)), state
-
-    return Strategy(no_state, propose, commit_all)
+    t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
+    now = schedule.rate(t)
+    stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)
+    asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
+    told = schedule.rate_to_time(view.rate_of_text(now))
+    return Proposal(asked, told, noise_of(last, view)), state
 
 
 def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:

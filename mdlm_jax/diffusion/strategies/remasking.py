@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.masks import ranks
-from mdlm_jax.diffusion.schedules import Schedule, linear
+from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
     ALL_BLANKS,
     Grid,
@@ -20,6 +20,7 @@ from mdlm_jax.diffusion.strategies.base import (
     require_one_of,
     require_within,
 )
+from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 Kind = Literal["cap", "rescale", "confidence", "loop"]
@@ -71,46 +72,57 @@ def remask(
             "0 < t_off < t_on < 1 and 0 < alpha_on < 1"
         )
 
-    def rate(t):
-        if kind != "loop":
-            return schedule.rate(t)
-        before = 1.0 - alpha_on * (1.0 - t) / (1.0 - t_on)
-        after = (1.0 - alpha_on) * t / t_off
-        return jnp.where(t > t_on, before, jnp.minimum(1.0 - alpha_on, after))
+    check_schedule(schedule)
+    rate = schedule.rate if kind != "loop" else Bound(_rate_of_loop, (t_on, t_off, alpha_on))
+    sigma = Bound(_sigma, (kind, eta, t_on, t_off))
+    return Strategy(
+        _certain,
+        Bound(_ask_what_is_due, (schedule.rate_to_time, rate, sigma)),
+        Bound(_write_and_take_back, (rate, sigma)),
+        remasks=True,
+    )
 
-    def init(keys, view):
-        return jnp.ones(view.canvas.shape)  # the probability that each token was written with
 
-    def propose(state, keys, view):
-        now = _step(rate, view)
-        stays = now.rate_s / now.rate_t - _sigma(now, state, view) * (1.0 / now.rate_t - 1.0)
-        stays = jnp.where(view.last, 0.0, stays)
-        asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
-        return Proposal(asked, schedule.rate_to_time(view.rate_of_text(now.rate_t))), state
+def _certain(keys, view: View):
+    return jnp.ones(view.canvas.shape)  # the probability that each token was written with
 
-    def commit(state, keys, view, asked, candidates):
-        sigma = _sigma(_step(rate, view), state, view)
-        written = view.wanted & ~view.blank
-        taken_back = written & (noise.row_uniform(keys, view.canvas.shape[1]) < sigma)
-        canvas = jnp.where(asked, candidates.tokens, view.canvas)
-        state = jnp.where(asked, jnp.exp(candidates.log_prob), state)
-        return jnp.where(taken_back, view.mask_id, canvas), state
 
-    def _sigma(now, probability, view):
-        """`f32[]`, or `[B, L]` and 0 at blanks."""
-        if kind == "rescale":
-            return eta * now.sigma_max
-        if kind == "cap":
-            return jnp.minimum(eta, now.sigma_max)
-        if kind == "loop":
-            remasks = (now.t <= t_on) & (now.t > t_off)
-            return jnp.where(remasks, jnp.minimum(eta, now.sigma_max), 0.0)
-        written = view.wanted & ~view.blank
-        weights = jnp.where(written, jnp.exp(-probability), 0.0)
-        total = weights.sum(axis=1, keepdims=True)
-        return eta * now.sigma_max * weights / jnp.where(total > 0, total, 1.0)
+def _ask_what_is_due(rate_to_time, rate, sigma, state, keys, view: View):
+    now = _step(rate, view)
+    stays = now.rate_s / now.rate_t - sigma(now, state, view) * (1.0 / now.rate_t - 1.0)
+    stays = jnp.where(view.last, 0.0, stays)
+    asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
+    return Proposal(asked, rate_to_time(view.rate_of_text(now.rate_t))), state
 
-    return Strategy(init, propose, commit, remasks=True)
+
+def _write_and_take_back(rate, sigma, state, keys, view: View, asked, candidates):
+    written = view.wanted & ~view.blank
+    probability = sigma(_step(rate, view), state, view)
+    taken_back = written & (noise.row_uniform(keys, view.canvas.shape[1]) < probability)
+    canvas = jnp.where(asked, candidates.tokens, view.canvas)
+    state = jnp.where(asked, jnp.exp(candidates.log_prob), state)
+    return jnp.where(taken_back, view.mask_id, canvas), state
+
+
+def _rate_of_loop(t_on, t_off, alpha_on, t):
+    before = 1.0 - alpha_on * (1.0 - t) / (1.0 - t_on)
+    after = (1.0 - alpha_on) * t / t_off
+    return jnp.where(t > t_on, before, jnp.minimum(1.0 - alpha_on, after))
+
+
+def _sigma(kind: Kind, eta, t_on, t_off, now: "_Step", probability: Array, view: View) -> Array:
+    """The probability that a written token is masked: `f32[]`, or `[B, L]` and 0 at blanks."""
+    if kind == "rescale":
+        return eta * now.sigma_max
+    if kind == "cap":
+        return jnp.minimum(eta, now.sigma_max)
+    if kind == "loop":
+        remasks = (now.t <= t_on) & (now.t > t_off)
+        return jnp.where(remasks, jnp.minimum(eta, now.sigma_max), 0.0)
+    written = view.wanted & ~view.blank
+    weights = jnp.where(written, jnp.exp(-probability), 0.0)
+    total = weights.sum(axis=1, keepdims=True)
+    return eta * now.sigma_max * weights / jnp.where(total > 0, total, 1.0)
 
 
 class _Step(NamedTuple):
@@ -152,17 +164,25 @@ def path_planning(
     """
     require_one_of("path_planning", "grid", grid, ("uniform", "cosine"))
     require_within("path_planning", "eta", eta, 0.0)
+    check_schedule(schedule)
+    return Strategy(
+        no_state,
+        Bound(_ask_all_wanted, (schedule,)),
+        Bound(_keep_most_probable, (eta, grid)),
+        remasks=True,
+        chunk=ALL_BLANKS,
+    )
 
-    def propose(state, keys, view):
-        return Proposal(view.wanted, schedule.rate_to_time(view.rate)), state
 
-    def commit(state, keys, view, asked, candidates):
-        left = blanks_left(grid, view.wanted.sum(axis=1), view)
-        score = jnp.maximum(candidates.score, jnp.finfo(jnp.float32).min)  # 0 * inf is no number
-        score = jnp.where(view.blank, score, eta * score)
-        rank = ranks(jnp.where(asked, score, jnp.inf))  # the lowest first
-        masked = asked & (rank < left[:, None])
-        canvas = jnp.where(view.blank & asked, candidates.tokens, view.canvas)
-        return jnp.where(masked, view.mask_id, canvas), state
+def _ask_all_wanted(schedule: Schedule, state, keys, view: View):
+    return Proposal(view.wanted, schedule.rate_to_time(view.rate)), state
 
-    return Strategy(no_state, propose, commit, remasks=True, chunk=ALL_BLANKS)
+
+def _keep_most_probable(eta, grid: Grid, state, keys, view: View, asked, candidates):
+    left = blanks_left(grid, view.wanted.sum(axis=1), view)
+    score = jnp.maximum(candidates.score, jnp.finfo(jnp.float32).min)  # 0 * inf is no number
+    score = jnp.where(view.blank, score, eta * score)
+    rank = ranks(jnp.where(asked, score, jnp.inf))  # the lowest first
+    masked = asked & (rank < left[:, None])
+    canvas = jnp.where(view.blank & asked, candidates.tokens, view.canvas)
+    return jnp.where(masked, view.mask_id, canvas), state

@@ -1,6 +1,7 @@
 """What the commands share: config flags by name, and one line for what a person has to mend."""
 
 import contextlib
+import itertools
 import re
 import sys
 import traceback
@@ -13,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mdlm_jax import endings
+from mdlm_jax.data import reading
 
 BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
 STOPPED = 75  # exit code: stopped by a signal, all is saved; start again to go on
@@ -20,6 +22,7 @@ NOT_FINITE = 76  # exit code: the updates stopped being finite, and would again
 NOT_READ = 141  # exit code: nobody read what was printed, and there was nothing else to do
 
 _PACKAGE = Path(__file__).resolve().parent
+_FLAG = ("--config", "-config")
 _OF_RUN = _PACKAGE / "config_of_run.py"
 
 
@@ -139,6 +142,8 @@ def _config_error(error: Exception, argv: list[str]) -> str:
     if "no attribute 'get_config" in told:
         return "the config file defines no get_config()"
     if isinstance(error, SyntaxError):
+        if error.filename is None:  # bytes that Python takes for no text
+            return f"{_config_of(argv)} is no UTF-8 text: {error.msg}"
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     words = " ".join(argv)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -147,12 +152,18 @@ def _config_error(error: Exception, argv: list[str]) -> str:
     return f"unknown config key: {told}" if isinstance(error, AttributeError | KeyError) else told
 
 
+def _config_of(argv: list[str]) -> str:
+    """What `--config` names."""
+    words = filter(None, itertools.chain(*(word.partition("=")[::2] for word in argv)))
+    return next((after for word, after in itertools.pairwise(words) if word in _FLAG), "--config")
+
+
 def _with_config_paths(argv: list[str]) -> list[str]:
     """Replaces `--config=NAME` by the path of that config."""
     out = list(argv)
     for i, word in enumerate(out):
         flag, equals, value = word.partition("=")
-        if flag in ("--config", "-config"):
+        if flag in _FLAG:
             if equals:
                 out[i] = f"{flag}={_config_path(value)}"
             elif i + 1 < len(out):
@@ -164,9 +175,10 @@ def _config_path(name: str) -> str:
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
+    name = reading.plain(name)
     if Path(name).is_dir():
         refuse(f"--config={name}: a folder is there; of a run, give its config.json")
-    if Path(name).is_file() and name.endswith(".json"):
+    if Path(name).is_file() and name.lower().endswith(".json"):
         return f"{_OF_RUN}:{name}"
     if not Path(name).is_file():
         refuse(f"--config={name}: no such file, and the shipped configs are {', '.join(shipped)}")

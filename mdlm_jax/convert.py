@@ -10,9 +10,9 @@ DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes t
 """
 
 from absl import flags
-from etils import epath
 
 from mdlm_jax import command_line, workdir
+from mdlm_jax.data import reading
 from mdlm_jax.interop import Pretrained, load_pretrained, save_pretrained
 
 _SOURCE = flags.DEFINE_string("source", None, "Folder, name of the hub, or folder of a run.")
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _read(source: str) -> Pretrained:
-    run = epath.Path(source)
+    run = reading.path(source)
     if (run / "checkpoints").is_dir():
         trained = workdir.load(run, weights=_WEIGHTS.value)
         return Pretrained(trained.params, trained.encoder, trained.tokenizer)

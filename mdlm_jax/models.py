@@ -1,14 +1,13 @@
 """A model to be measured, wherever it lies: a run, what `export` wrote, or Hugging Face's files."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data, workdir
+from mdlm_jax.data import reading
 from mdlm_jax.experiment import ObjectiveConfig
 from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
@@ -77,12 +76,13 @@ def load(name: str, mesh: Mesh, *, weights: str | None = None) -> Model:
       FileNotFoundError: as these.
       ImportError: as `load_pretrained`.
     """
-    if (epath.Path(name) / "checkpoints").is_dir():
+    folder = reading.path(name)
+    if (folder / "checkpoints").is_dir():
         weights = weights or "ema"
-        return of_run(workdir.load(epath.Path(name), weights=weights, mesh=mesh), weights)
+        return of_run(workdir.load(folder, weights=weights, mesh=mesh), weights)
     if weights is not None:
         raise ValueError(f"{name} is no run: it has one kind of weights, and not {weights!r}")
-    pretrained = load_pretrained(Path(name) if Path(name).is_dir() else name)
+    pretrained = load_pretrained(name)
     if pretrained.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer.json and no vocab.txt: no text can be read")
     encoder = pad_vocabulary(pretrained.config, mesh)

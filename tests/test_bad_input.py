@@ -62,6 +62,7 @@ def places(tmp_path_factory):
     (folder / "empty.jsonl").write_text("\n")
     (folder / "samples.jsonl").write_text('{"prompt": "another", "strategy": "exact_count"}\n')
     (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "wide.py").write_bytes("def get_config():\n    return 3\n".encode("utf-16"))
     (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     (folder / "nothing.py").write_text("config = 3\n")
     (folder / "number.py").write_text("def get_config():\n    return 3\n")
@@ -87,6 +88,10 @@ CASES = {
     "no config": ("train", ["--workdir={folder}/new"], "--config is required"),
     "config name": ("train", ["--config=quickstat", "--workdir=x"], "shipped configs.*quickstart"),
     "config syntax": ("train", ["--config={folder}/syntax.py", "--workdir=x"], "syntax.py, line 1"),
+    "config of no text": (
+        "train", ["--config", "{folder}/wide.py", "--workdir=x"], "wide.py is no UTF-8 text: .*nul",
+    ),
+    "config at home": ("train", ["--config=~/gone.py", "--workdir=x"], "--config=/.*/gone.py: no"),
     "config raises": (
         "train", ["--config={folder}/raises.py", "--workdir=x"], "raises.py, line 2: ZeroDivision",
     ),

@@ -13,6 +13,7 @@ import jax
 from etils import epath
 
 from mdlm_jax import paths
+from mdlm_jax.data import json_text
 
 FILE = "metrics.jsonl"
 
@@ -103,8 +104,15 @@ def require_tensorboard() -> None:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The records of a run, in the order written."""
-    return [json.loads(line) for line in (epath.Path(directory) / FILE).read_text().splitlines()]
+    """The records of a run, in the order written; of one that is still writing, the whole ones.
+
+    Raises:
+      ValueError: a line is no record; the file and the line are named.
+    """
+    path = epath.Path(directory) / FILE
+    whole, _, _ = path.read_text().rpartition("\n")
+    lines = enumerate(whole.split("\n") if whole else [], 1)
+    return [json_text.parse(line, f"{path}, line {number}") for number, line in lines]
 
 
 class _Object:

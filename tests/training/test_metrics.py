@@ -31,6 +31,17 @@ def test_records_are_json_lines(tmp_path):
     ]
 
 
+def test_of_a_run_that_is_writing_the_whole_records_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    assert read_metrics(tmp_path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        read_metrics(tmp_path)
+
+
 def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in (2, 4, 6):

@@ -61,9 +61,10 @@ def _parsed(spec: str) -> tuple[str, list, dict]:
             raise ValueError
         named = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
         return call.func.id, [_literal(x) for x in call.args], named
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deep nesting
+        told = repr(spec if len(spec) <= 60 else f"{spec[:57]}...")
         raise ValueError(
-            f"strategy {spec!r} cannot be read: write a name, or name(value, option=value)"
+            f"strategy {told} cannot be read: write a name, or name(value, option=value)"
         ) from None
 
 

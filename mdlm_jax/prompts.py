@@ -316,14 +316,15 @@ def token_id(text: str, tokenizer: Tokenizer) -> int:
 
 def _with_masks(prompt: str, mask_token: str, length: int) -> str:
     def masks(gap: re.Match[str]) -> str:
-        if not gap[1].isdecimal() or int(gap[1]) < 1:
+        digits = gap[1].lstrip("0")
+        if not re.fullmatch("[0-9]+", digits):
             raise ValueError(
                 f"prompt {_short(prompt)}: {gap[0]} is no gap, the number of masks must be at "
                 "least 1, as in {mask:12}"
             )
-        if int(gap[1]) > length:
-            raise _too_long(prompt, int(gap[1]), length)
-        return mask_token * int(gap[1])
+        if len(digits) > len(str(length)) or int(digits) > length:
+            raise _too_long(prompt, digits if len(digits) <= 20 else "too many", length)
+        return mask_token * int(digits)
 
     return _GAPS.sub(masks, prompt.replace("[MASK]", mask_token))
 
@@ -351,7 +352,7 @@ def _without_messages(prompt: Prompt) -> ValueError:
     )
 
 
-def _too_long(prompt: str, tokens: int, length: int) -> ValueError:
+def _too_long(prompt: str, tokens: int | str, length: int) -> ValueError:
     return ValueError(f"prompt {_short(prompt)} has {tokens} tokens, a row has {length}")
 
 

@@ -89,6 +89,8 @@ def test_a_strategy_of_ones_own_needs_no_schedule(monkeypatch):
         ("best", "strategy 'best' must be one of ancestral, confidence, .*threshold"),
         ("", "strategy '' cannot be read: write a name, or name"),
         ("threshold(0.9", "cannot be read"),
+        ("threshold(" + "-" * 200_000 + "1)", r"^strategy 'threshold\(-{47}\.\.\.' cannot be read"),
+        ("threshold(" + "9" * 5_000 + ")", "cannot be read"),
         ("strategies.threshold(0.9)", "cannot be read"),
         ("threshold(open('x'))", "cannot be read"),
         ("threshold", r"it is threshold\(tau\)$"),

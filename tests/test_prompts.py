@@ -80,6 +80,8 @@ def test_gaps_are_written_alike_whatever_the_mask_is_called():
         ("no gap", "'no gap' has nothing to fill: mark gaps by"),
         ("{mask:13}", "13 tokens, a row has 12"),
         ("{mask:99999999999999}", "has 99999999999999 tokens, a row has 12"),
+        (f"{{mask:{'9' * 5_000}}}", "has too many tokens, a row has 12"),
+        ("the {mask:0012}", "has 1[3-9] tokens, a row has 12"),
         ("the {mask:12}", "tokens, a row has 12"),
         ("a {mask:0}", r"\{mask:0\} is no gap"),
         ("a {mask:many}", r"\{mask:many\} is no gap"),

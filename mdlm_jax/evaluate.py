@@ -59,7 +59,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", _SPLITS, "Which text.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws, or of the samples.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws, or of the samples.", 0, 2**64 - 1)
 _DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink the error.", 2)
 _MESH = flags.DEFINE_string(
     "mesh",

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mdlm_jax import parallel
+from mdlm_jax.diffusion import noise
 from mdlm_jax.networks import bert
 from mdlm_jax.prompts import Canvas
 from mdlm_jax.sampler import Method, make_writer
@@ -62,6 +63,7 @@ def fill(
     first: int = 0,
     batch_size: int = 32,
     seed: int = 0,
+    key: jax.Array | None = None,
 ) -> Iterator[list[Filled]]:
     """Samples of every row of a canvas, a batch at a time, in order; every process gets all.
 
@@ -79,6 +81,7 @@ def fill(
       first: number that is begun with.
       batch_size: rows at a time.
       seed: of all noise.
+      key: of all noise instead, of another purpose than samples.
     """
     total = len(canvas.tokens) * samples
     if first >= total:
@@ -87,7 +90,7 @@ def fill(
     shards = parallel.row_shards(mesh)
     most = min(batch_size, 1 << (total - first - 1).bit_length())
     size = -(-most // shards) * shards
-    key = jax.random.key(seed)
+    key = noise.derive(noise.seed_key(seed), "samples") if key is None else key
     for start in range(first, total, size):
         # What is missing of the last batch is its last row again: one shape, one program.
         numbers = np.minimum(np.arange(start, start + size, dtype=np.int32), total - 1)

@@ -101,7 +101,7 @@ _LENGTH = flags.DEFINE_integer(
     "Tokens of a row, at most as many as the model takes; as in training by default.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**32 - 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**64 - 1)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     32,

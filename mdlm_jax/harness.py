@@ -35,7 +35,7 @@ _STRATEGY = flags.DEFINE_string(
     "strategy", "greedy", "How answers are written, as generate --strategy takes it."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows at a time; changes no result.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**32 - 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**64 - 1)
 _OUTPUT = flags.DEFINE_string("output", None, "Write the results into this file, as JSON.")
 command_line.require("tasks")
 

@@ -23,6 +23,7 @@ from mdlm_jax.diffusion import (
     corrupted_loss,
     keep_around,
     keep_prefix,
+    noise,
 )
 from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig
 from mdlm_jax.networks import bert
@@ -67,7 +68,8 @@ class Program(NamedTuple):
         def init(key: Array) -> TrainState:
             return init_state(bert.init(key, self.encoder), self.optimizer)
 
-        return jax.jit(init, out_shardings=self.shardings)(jax.random.key(seed))
+        key = noise.derive(noise.seed_key(seed), "init")
+        return jax.jit(init, out_shardings=self.shardings)(key)
 
     def place(self, params: PyTree) -> PyTree:
         """Brings parameters to the devices, as `put_parameters` does."""
@@ -235,6 +237,8 @@ def make_corruption(
 ) -> Callable[[Array, Array, PyTree], PyTree]:
     """`(key, step, batch) -> batch` that draws all masks of the global batch at once.
 
+    The key is that of the step.
+
     Args:
       experiment: the config.
       encoder: the network.
@@ -246,8 +250,8 @@ def make_corruption(
     def prepare(key: Array, step: Array, batch: PyTree) -> PyTree:
         maskable = batch["maskable"]
         if objective.keep:
-            key, keeping = jax.random.split(key)
-            maskable = _KEEP[objective.keep](keeping, maskable)
+            maskable = _KEEP[objective.keep](noise.derive(key, "prompts"), maskable)
+        masks = noise.derive(key, "masks")
         shared = {"mask_id": encoder.mask_id, "maskable": maskable}
         if objective.name == "autoregressive":
             corrupted = corrupt_causal(
@@ -255,11 +259,11 @@ def make_corruption(
             )
         elif objective.name == "mlm":
             corrupted = corrupt_mlm(
-                key, batch["tokens"], vocab_size=encoder.vocab_size, rate=objective.rate, **shared
+                masks, batch["tokens"], vocab_size=encoder.vocab_size, rate=objective.rate, **shared
             )
         else:
             corrupted = corrupt(
-                key,
+                masks,
                 batch["tokens"],
                 schedule=SCHEDULES[objective.schedule](),
                 corruption=objective.corruption,

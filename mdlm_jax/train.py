@@ -3,7 +3,8 @@
     python -m mdlm_jax.train --config=quickstart --workdir=runs/quickstart
 
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
-workdir, a run goes on from its newest checkpoint, or says that it is done.
+workdir, a run goes on from its newest checkpoint, finishes what its last step lacks, or says that
+it is done.
 --config.profile_steps=10:13 leaves a trace of steps 10, 11 and 12. Exit codes: 0 training complete;
 75 stopped by a signal with everything saved; 2 bad input, nothing started; 76 the updates stopped
 being finite, and would again; else a crash.
@@ -12,6 +13,7 @@ being finite, and would again; else a crash.
 import contextlib
 import dataclasses
 import functools
+import math
 import sys
 from typing import Any, NamedTuple
 
@@ -32,13 +34,15 @@ from mdlm_jax import (
     starting,
     workdir,
 )
+from mdlm_jax.diffusion import noise
 from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
 from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
 from mdlm_jax.networks import bert
 from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
 from mdlm_jax.training import checkpoints
-from mdlm_jax.training.loop import LoopConfig, Profile, fit
+from mdlm_jax.training.loop import LoopConfig, Profile, fit, lacking
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
+from mdlm_jax.training.optimizer import make_optimizer
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
@@ -63,7 +67,12 @@ class Job(NamedTuple):
     prepared: data.Prepared
     batches: data.TrainBatches
     workdir: epath.Path
-    goes_on: bool
+    steps_before: int | None  # that a run which goes on was to have, None of a new one
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something was saved already."""
+        return self.steps_before is not None
 
 
 def main() -> int:
@@ -120,7 +129,8 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
         seed=experiment.training.seed,
         local=parallel.local_rows(mesh, experiment.training.batch_size),
     )
-    return Job(program, prepared, batches, folder, goes_on=saved is not None), encoder
+    steps_before = None if saved is None else saved["training"]["steps"]
+    return Job(program, prepared, batches, folder, steps_before), encoder
 
 
 def load_start(job: Job) -> Any:
@@ -171,12 +181,15 @@ def train(job: Job, weights: Any = None) -> int:
             with command_line.bad_input():
                 padded = bert.padded_leaves(program.encoder)  # another mesh pads otherwise
                 state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
-        start = int(state.step)
-        if start >= training.steps:
-            _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
-            return 0
-        _say(_first_words(job, start))
+        start, vote = int(state.step), distributed.make_vote(mesh)
         with MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard) as metrics:
+            # After the last step a run may have ended before it was measured and shown.
+            kinds = hook_kinds(experiment) if start == training.steps else ()
+            if start >= training.steps and not lacking(kinds, metrics, vote):
+                _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
+                return 0
+            for line in _begin(job, start):
+                _say(line)
             try:
                 outcome = fit(
                     state,
@@ -200,7 +213,7 @@ def train(job: Job, weights: Any = None) -> int:
                     summarize=lambda aux: {"accuracy": float(aux.accuracy)},
                     hooks=make_hooks(program, job.prepared),
                     profile=Profile(profile_range(experiment.profile_steps), job.workdir),
-                    vote=distributed.make_vote(mesh),
+                    vote=vote,
                 )
             except FloatingPointError as error:
                 print(f"error: {error}; the checkpoints are intact", file=sys.stderr)
@@ -213,11 +226,37 @@ def train(job: Job, weights: Any = None) -> int:
     return 0
 
 
-def make_hooks(program: Program, prepared: data.Prepared) -> dict:
-    """What is done every `evaluation.every` steps: the validation likelihood, and a sample.
+def _begin(job: Job, start: int) -> list[str]:
+    """Notes how many steps the run will have; what is to be said of it."""
+    steps, before = job.program.experiment.training.steps, job.steps_before
+    words = [_first_words(job, start)]
+    if before is None or before == steps or start == steps:
+        return words
+    if jax.process_index() == 0:
+        workdir.record_steps(job.workdir, steps)
+    words.append(f"changed since the last start: training.steps: {before} -> {steps}")
+    optimizer = job.program.experiment.optimizer
+    was, is_now = (float(make_optimizer(optimizer, n)[1](start)) for n in (before, steps))
+    if not math.isclose(was, is_now, rel_tol=0.01):
+        words.append(
+            f"the learning rate decays over all of training.steps: at step {start} it was "
+            f"{was:.3g}, and {'rises' if is_now > was else 'falls'} to {is_now:.3g} now; to choose "
+            "it yourself, begin another --workdir from these weights: "
+            f"--config.start.checkpoint={job.workdir} --config.optimizer.learning_rate=..."
+        )
+    return words
+
+
+def hook_kinds(experiment: Experiment) -> tuple[str, ...]:
+    """What `make_hooks` makes, by its names.
 
     No sample of an autoregressive model: the sampler fills masks, and it knows none.
     """
+    return ("eval",) if experiment.objective.name == "autoregressive" else ("eval", "sample")
+
+
+def make_hooks(program: Program, prepared: data.Prepared) -> dict:
+    """What is done every `evaluation.every` steps: the validation likelihood, and a sample."""
     experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
     settings, schedule = experiment.evaluation, SCHEDULES[experiment.objective.schedule]()
     few = prepared.splits["validation"].spread(settings.rows)
@@ -255,13 +294,13 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         return {"likelihood": "exact" if exact else "bound", **shown, **baselines}
 
     def show(state, step):
-        # One row: sample number `step` of so many, whose noise is its own.
-        numbered = {"samples": step + 1, "first": step, "seed": experiment.training.seed}
-        ((row,),) = filling.fill(state.ema, encoder, mesh, method, canvas, **numbered)
+        key = noise.derive(noise.seed_key(experiment.training.seed), "shown", step)
+        ((row,),) = filling.fill(state.ema, encoder, mesh, method, canvas, key=key)
         text = row.tokens[canvas.shown[0]]
         return {"text": data.decode(prepared.tokenizer, text)}
 
-    return {"eval": evaluate} if exact else {"eval": evaluate, "sample": show}
+    hooks = {"eval": evaluate, "sample": show}
+    return {kind: hooks[kind] for kind in hook_kinds(experiment)}
 
 
 def _canvas(rows: data.Rows, mask_id: int) -> prompts.Canvas:

@@ -53,7 +53,8 @@ def claim(
     for all.
 
     Yields:
-      One line for each operational key that changed since the run was last started.
+      One line for each operational key that changed since the run was last started, but for
+      training.steps, which `record_steps` changes.
 
     Raises:
       ValueError: the folder holds another run (the difference is shown), exported weights, or
@@ -103,11 +104,22 @@ def _begin(
     path = workdir / "config.json"
     changes = []
     if path.exists() and checkpoints.list_steps(workdir / "checkpoints"):
-        changes = _changes(workdir, _read_config(workdir), config)
+        before = _read_config(workdir)
+        # How long the run is changes when it goes on: a start that does nothing must not tell so.
+        config["training"]["steps"] = before["training"]["steps"]
+        changes = _changes(workdir, before, config)
     for name in ("tokenizer.json", "data.json"):
         paths.write(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
     paths.write(path, json.dumps(config, indent=2) + "\n")
     return changes
+
+
+def record_steps(workdir: epath.Path, steps: int) -> None:
+    """Tells in the config of a run that it is of so many steps, now that it goes on to them."""
+    config = _read_config(workdir)
+    if config["training"]["steps"] != steps:
+        config["training"]["steps"] = steps
+        paths.write(workdir / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def load(

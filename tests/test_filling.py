@@ -16,7 +16,7 @@ from networks.tiny import BASE, MASK, params_of
 
 from mdlm_jax import decoding, filling, parallel
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import schedules, strategies
+from mdlm_jax.diffusion import noise, schedules, strategies
 from mdlm_jax.prompts import Canvas
 from mdlm_jax.sampler import make_writer
 
@@ -74,7 +74,10 @@ def test_a_sample_depends_on_its_number_alone(fill):
     whole = tokens_of(fill(samples=3, batch_size=16))
     np.testing.assert_array_equal(tokens_of(fill(samples=3, first=2)), whole[2:])
     assert fill(samples=3, first=9) == []
-    assert np.any(tokens_of(fill(samples=3, seed=1)) != whole)
+    other = tokens_of(fill(samples=3, seed=2**32))
+    assert np.any(other != whole)
+    key = noise.derive(noise.seed_key(2**32), "samples")
+    np.testing.assert_array_equal(tokens_of(fill(samples=3, key=key)), other)
 
 
 def test_a_batch_never_holds_more_rows_than_asked_for(mesh, canvas):

@@ -1,22 +1,24 @@
 """What the training step of a config draws, and which parameters it leaves alone."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks.tiny import params_of
 from scipy import stats
 
 from mdlm_jax import data, parallel
 from mdlm_jax import program as program_module
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import corrupt, strategies
+from mdlm_jax.diffusion import corrupt, corrupt_causal, corrupt_mlm, noise, strategies
 from mdlm_jax.evaluation import features, likelihoods
-from mdlm_jax.experiment import Experiment, ObjectiveConfig, default_config
+from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig, default_config
 from mdlm_jax.networks import bert
-from mdlm_jax.program import highest_rate, make_corruption, make_program
+from mdlm_jax.program import highest_rate, make_corruption, make_loss, make_program
 from mdlm_jax.sampler import Method, make_writer
 
 ROWS, LENGTH, MASK = 256, 10, 19
@@ -123,6 +125,18 @@ def test_given_parameters_are_where_a_run_begins():
     assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state())
 
 
+def test_fresh_parameters_are_of_the_seed_and_of_no_other_noise():
+    settings = experiment()
+    settings = dataclasses.replace(
+        settings, training=dataclasses.replace(settings.training, seed=2**31 + 5)
+    )
+    encoder = settings.planned_encoder()
+    state = make_program(settings, encoder, MESH).init()
+    key = noise.derive(noise.seed_key(2**31 + 5), "init")
+    expected = jax.jit(partial(bert.init, config=encoder))(key)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state.params, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -138,6 +152,76 @@ def test_bad_objectives_are_refused(changes, told):
     with pytest.raises(ValueError, match=told) as error:
         ObjectiveConfig(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "class_dropout"])
+def test_a_loss_is_told_padding_labels_and_its_key(kind):
+    settings = experiment()
+    encoder = dataclasses.replace(
+        settings.planned_encoder(), layers=1, classes=3, **{"dropout": 0.0, kind: 0.5}
+    )
+    valid = jnp.broadcast_to(jnp.arange(LENGTH) < LENGTH - 4, (8, LENGTH))
+    batch = {
+        "tokens": jnp.asarray(np.random.default_rng(0).integers(5, MASK, (8, LENGTH)), jnp.int32),
+        "maskable": valid,
+        "valid": valid,
+        "label": jnp.arange(8) % 3,
+    }
+    prepare = jax.jit(make_corruption(settings, encoder, paired=False))
+    prepared = prepare(jax.random.key(1), 0, batch)
+    params, loss_fn = params_of(encoder), jax.jit(make_loss(encoder))
+
+    def loss(key=2, **changes):
+        return float(loss_fn(params, jax.random.key(key), {**prepared, **changes})[0])
+
+    corrupted = prepared["corrupted"]
+    padded = corrupted._replace(canvas=jnp.where(valid, corrupted.canvas, 7))
+    assert loss(corrupted=padded) == loss() == loss(key=2)
+    for changes in ({"valid": jnp.ones_like(valid)}, {"label": (batch["label"] + 1) % 3}):
+        assert abs(loss(**changes) - loss()) > 1e-4, changes
+    assert len({loss(key=key) for key in range(4)}) > 1  # alike by chance: 2^-24
+
+
+OBJECTIVES = {
+    "diffusion": {"schedule": "cosine"},
+    "bernoulli": {"schedule": "cosine", "corruption": "bernoulli"},
+    "flat": {"weighting": "flat"},
+    "mlm": {"name": "mlm", "rate": 0.4},
+    "autoregressive": {"name": "autoregressive"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "paired"), [*((name, False) for name in OBJECTIVES), ("diffusion", True)]
+)
+def test_a_corruption_is_what_its_objective_names(name, paired):
+    """Against the functions called by hand, for every value that is handed on."""
+    objective = OBJECTIVES[name]
+    settings = experiment(objective)
+    encoder = settings.planned_encoder()
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(5, MASK, (8, LENGTH)), jnp.int32)
+    maskable = jnp.asarray(rng.random((8, LENGTH)) < 0.8)
+    batch = {"tokens": tokens, "maskable": maskable, "label": jnp.zeros(8, jnp.int32)}
+    key = jax.random.key(5)
+    prepare = jax.jit(make_corruption(settings, encoder, paired=paired, start_id=3))
+    found = prepare(key, 0, batch)
+    masked = {"mask_id": MASK, "maskable": maskable}
+    if name == "autoregressive":
+        by_hand = partial(corrupt_causal, start_id=3, maskable=maskable)
+    elif name == "mlm":
+        of_step = noise.derive(key, "masks")
+        by_hand = partial(corrupt_mlm, of_step, vocab_size=MASK + 1, rate=0.4, **masked)
+    else:
+        by_hand = partial(
+            corrupt, noise.derive(key, "masks"), paired=paired, **masked,
+            schedule=SCHEDULES[objective.get("schedule", "linear")](),
+            corruption=objective.get("corruption", "exact"),
+            weighting=objective.get("weighting", "elbo"),
+        )  # fmt: skip
+    expected = jax.jit(by_hand)(tokens)
+    assert set(found) == {"corrupted", "label"}
+    jax.tree.map(np.testing.assert_array_equal, found["corrupted"], expected)
 
 
 KINDS = {

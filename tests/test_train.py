@@ -1,19 +1,26 @@
 """What a training run hands on to its hooks, of an encoder and data of our own."""
 
 import dataclasses
+import json
+import os
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_runs import TEXT
+from etils import epath
 from networks.tiny import params_of
 
-from mdlm_jax import data, decoding, filling, parallel, train
-from mdlm_jax.diffusion import schedules
+from mdlm_jax import command_line, data, decoding, filling, parallel, train, workdir
+from mdlm_jax.diffusion import noise, schedules
 from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
 from mdlm_jax.experiment import Experiment, default_config
 from mdlm_jax.program import make_program
 from mdlm_jax.prompts import Canvas
+from mdlm_jax.training import checkpoints
+from mdlm_jax.training.metrics import read_metrics
 from mdlm_jax.training.state import TrainState
 
 LENGTH, ROWS, LABELS = 12, 60, 3
@@ -39,7 +46,7 @@ def rows_of(kind, seed):
     return data.Rows(tokens, labels, sizes, np.full(ROWS, 4, np.int32) if kind == "pairs" else None)
 
 
-def run_of(kind, **evaluation):
+def run_of(kind, training=()):
     """A program whose encoder is told time and label, and the data of its run."""
     config = default_config()
     config.data.update(length=LENGTH, rows="packed" if kind == "packed" else "padded")
@@ -47,8 +54,9 @@ def run_of(kind, **evaluation):
         config.data.update(prompt_field="prompt", source="text_files", files="a.jsonl")
     config.model.update(layers=1, width=16, heads=2, mlp_width=16, time_conditioning=True)
     config.objective.schedule = "cosine"
-    config.evaluation.update(rows=6, batch_size=4, sample_steps=3, draws=2, **evaluation)
-    config.training.batch_size = 8
+    config.evaluation.update(rows=6, batch_size=4, sample_steps=3, draws=2)
+    config.training.update(batch_size=8, **dict(training))
+    config.optimizer.warmup_steps = 2
     settings = Experiment.of(config.to_dict())
     encoder = dataclasses.replace(
         settings.planned_encoder(), vocab_size=VOCAB, mask_id=SPECIAL.mask, classes=LABELS
@@ -79,10 +87,12 @@ def test_a_sample_is_of_the_average_in_a_row_as_the_data_have_it(kind):
     tokens = np.where(wanted, encoder.mask_id, row.tokens)
     canvas = Canvas(tokens, wanted, wanted, valid, wanted)
 
+    key = noise.derive(noise.seed_key(0), "shown", 7)
+
     def written(params, schedule):
         strategy = decoding.strategy("exact_count", schedule)
         method = filling.Method(strategy, decoding.Shaping(), steps=3)
-        ((filled,),) = filling.fill(params, encoder, MESH, method, canvas, samples=8, first=7)
+        ((filled,),) = filling.fill(params, encoder, MESH, method, canvas, key=key)
         text = filled.tokens[:SIZE] if kind == "padded" else filled.tokens
         return data.decode(TOKENIZER, text)
 
@@ -104,7 +114,8 @@ def test_validation_is_of_the_average_on_rows_of_all_labels(kind):
         likelihoods.denoiser_of(encoder), mask_id=encoder.mask_id, seed=0, draws=2,
         schedule=schedules.cosine(), mesh=MESH,
     )  # fmt: skip
-    figures = likelihoods.summary(of_rows(state.ema, rows, 4))
+    likelihood = of_rows(state.ema, rows, 4)
+    figures = likelihoods.summary(likelihood)
     size = text_sizes.text_size(rows, TOKENIZER)
     figures |= likelihoods.per_text_unit(figures["nats_per_token"], figures["tokens"], size)
     for key in ("nats_per_token", "mc_error", "text_error", "tokens", "bits_per_character"):
@@ -124,3 +135,129 @@ def test_spread_rows_reach_both_ends():
         assert len(chosen) == len(chosen.sizes) == len(chosen.prompts) == count
         assert gaps.min() >= 1 and gaps.max() <= -(-ROWS // count) + (count == 1)
     assert rows.spread(60) is rows and rows.spread(99) is rows
+
+
+@pytest.fixture(scope="module")
+def short():
+    """A run of 4 steps whose program is compiled once for all tests."""
+    return run_of("packed", {"steps": 4, "save_every": 2, "log_every": 1})
+
+
+def job_of(short, folder, before=None, batches=None):
+    program, prepared = short
+    size, seed = program.experiment.training.batch_size, program.experiment.training.seed
+    batches = batches or data.train_batches(prepared.splits["train"], batch_size=size, seed=seed)
+    return train.Job(program, prepared, batches, epath.Path(folder), before)
+
+
+class Stopping:
+    """Batches, of which the last comes with a signal."""
+
+    def __init__(self, batches):
+        self.batches, self.rows = batches, batches.rows
+
+    def iterate(self, start_step):
+        for step in range(start_step, 4):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield self.batches.at(step)
+
+
+@pytest.mark.parametrize("cause", ["a crash", "a signal"])
+def test_what_the_last_step_lacks_is_finished_by_the_next_start(
+    short, tmp_path, monkeypatch, capsys, cause
+):
+    """And by that alone: what is there is not measured again."""
+    job = job_of(short, tmp_path)
+    if cause == "a signal":
+        assert train.train(job._replace(batches=Stopping(job.batches))) == command_line.STOPPED
+    else:
+        make_hooks = train.make_hooks
+
+        def fail(state, step):
+            raise RuntimeError("no room")
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
+            patch.setattr(train, "make_hooks", lambda *a: make_hooks(*a) | {"sample": fail})
+            train.train(job)
+    before = [(each["step"], each["kind"]) for each in read_metrics(tmp_path)]
+    assert before == [(i, "train") for i in (1, 2, 3, 4)] + [(4, "eval")] * (cause == "a crash")
+    assert train.train(job_of(short, tmp_path, before=4)) == 0
+    said = capsys.readouterr().out
+    assert "is done" not in said and said.splitlines()[-1].startswith("validation NELBO")
+    kinds = [each["kind"] for each in read_metrics(tmp_path) if each["step"] == 4]
+    assert kinds == ["train", "eval", "sample"]
+    records = read_metrics(tmp_path)
+    assert train.train(job_of(short, tmp_path, before=4)) == 0
+    assert "is done: it has 4 of 4 steps" in capsys.readouterr().out
+    assert read_metrics(tmp_path) == records
+
+
+def changed(program, **training):
+    settings = program.experiment
+    return program._replace(
+        experiment=dataclasses.replace(
+            settings, training=dataclasses.replace(settings.training, **training)
+        )
+    )
+
+
+def claimed(short, folder):
+    program, prepared = short
+    with workdir.claim(folder, program.experiment, program.encoder, prepared) as changes:
+        return changes
+
+
+def test_only_a_run_that_goes_on_has_other_steps(short, tmp_path):
+    """A start that does nothing leaves the config as it was, and tells of no change."""
+    program, prepared = short
+    prepared = prepared._replace(path=tmp_path)
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "data.json").write_text("{}")
+    folder = epath.Path(tmp_path / "run")
+
+    def steps():
+        return json.loads((folder / "config.json").read_text())["training"]["steps"]
+
+    assert claimed((program, prepared), folder) == [] and steps() == 4
+    assert claimed((changed(program, steps=3), prepared), folder) == [] and steps() == 3
+    assert claimed((program, prepared), folder) == [] and steps() == 4  # nothing was saved yet
+    one = jnp.ones(1)
+    state = TrainState(jnp.int32(4), {"a": one}, {"a": one}, {"a": one}, jnp.int32(0))
+    with checkpoints.open_checkpoints(folder / "checkpoints") as checkpointer:
+        checkpoints.save(checkpointer, state)
+    less = changed(program, steps=2, log_every=3)
+    assert claimed((less, prepared), folder) == ["training.log_every: 1 -> 3"] and steps() == 4
+    more = changed(program, steps=6)
+    assert claimed((more, prepared), folder) == ["training.log_every: 3 -> 1"] and steps() == 4
+    words = train._begin(job_of((more, prepared), folder, before=4), 4)
+    assert steps() == 6 and "training.steps: 4 -> 6" in words[1]
+
+
+@pytest.mark.parametrize(
+    ("decay", "before", "steps", "told"),
+    [
+        ("cosine", 100, 200, "at step 99 it was 0.0001, and rises to 0.000595 now; to choose it"),
+        ("linear", 200, 100, "at step 99 it was 0.000578, and falls to 0.00011 now"),
+        ("constant", 100, 200, None),
+        ("cosine", 100, 100, None),
+    ],
+)
+def test_a_learning_rate_that_jumps_is_told(short, tmp_path, decay, before, steps, told):
+    program, prepared = short
+    optimizer = dataclasses.replace(
+        program.experiment.optimizer, decay=decay, learning_rate=1e-3, warmup_steps=10
+    )
+    longer = changed(program, steps=steps)
+    experiment = dataclasses.replace(longer.experiment, optimizer=optimizer)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "training": {"steps": before}}))
+    words = train._begin(
+        job_of((longer._replace(experiment=experiment), prepared), tmp_path, before), 99
+    )
+    said = [line for line in words if "learning rate" in line]
+    if told is None:
+        assert said == []
+    else:
+        (line,) = said
+        assert told in line
+        assert f"--config.start.checkpoint={tmp_path}" in line

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from mdlm_jax import parallel, sampler
 from mdlm_jax.data import progress
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import Denoiser, Schedule, corrupt_causal, nelbo, strategies
+from mdlm_jax.diffusion import Denoiser, Schedule, corrupt_causal, nelbo, noise, strategies
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import linear
@@ -124,7 +124,7 @@ def log_likelihoods(
         start_id=start_id,
         mesh=mesh,
     )
-    key = jax.random.key(seed)
+    key = noise.derive(noise.seed_key(seed), "evaluation")
     size = min(batch_size, 1 << max(len(pairs) - 1, 0).bit_length())
     if mesh is not None:
         shards = parallel.row_shards(mesh)

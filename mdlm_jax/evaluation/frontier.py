@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from mdlm_jax import data, parallel
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import Strategy
+from mdlm_jax.diffusion import Strategy, noise
 from mdlm_jax.evaluation import memorisation, naive_bayes, text_metrics
 from mdlm_jax.evaluation.scorers import Scorer
 from mdlm_jax.networks import bert
@@ -198,7 +198,7 @@ def measure(
     shards = parallel.row_shards(mesh)
     size = -(-min(batch_size, grid.samples) // shards) * shards
     batches = [_canvas(b, encoder, mesh) for b in data.eval_batches(asked, batch_size=size)]
-    key = jax.random.key(seed)
+    key = noise.derive(noise.seed_key(seed), "samples")
     for name, strategy in strategies.items():
         for number, (temperature, weight, steps) in enumerate(
             itertools.product(grid.temperatures, grid.guidance or (None,), grid.steps)

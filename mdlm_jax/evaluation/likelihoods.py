@@ -16,6 +16,7 @@ from mdlm_jax.diffusion import (
     Schedule,
     causal_likelihood,
     nelbo,
+    noise,
     schedules,
 )
 from mdlm_jax.evaluation import spreading
@@ -74,7 +75,7 @@ def make_nelbo(
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
         return nelbo(
             denoiser_of(params, batch),
-            jax.random.key(seed),
+            noise.derive(noise.seed_key(seed), "evaluation"),
             batch["tokens"],
             mask_id=mask_id,
             draws=draws,

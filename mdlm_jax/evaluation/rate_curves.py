@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mdlm_jax import data
-from mdlm_jax.diffusion import AtRate, Schedule, at_rate, schedules
+from mdlm_jax.diffusion import AtRate, Schedule, at_rate, noise, schedules
 from mdlm_jax.evaluation import spreading, text_metrics
 from mdlm_jax.evaluation.likelihoods import DenoiserOf
 
@@ -51,7 +51,7 @@ def make_rate_curve(
         return [
             at_rate(
                 denoiser_of(params, batch),
-                jax.random.fold_in(jax.random.key(seed), round(rate * 1e6)),
+                noise.derive(noise.seed_key(seed), "rates", round(rate * 1e6)),
                 batch["tokens"],
                 mask_id=mask_id,
                 rate=rate,

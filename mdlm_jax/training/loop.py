@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -114,8 +114,9 @@ def fit(
       metrics: where records go.
       checkpointer: where checkpoints go.
       hooks: by kind of record (`{"eval": evaluate, "sample": sample}`), what is called as
-        `hook(state, step)` every `eval_every` steps, after the last step, and at a restored step
-        that these would have met. It returns the record's values.
+        `hook(state, step)` every `eval_every` steps and after the last step; and at a restored step
+        that these would have met, where the metrics lack its record. It returns the record's
+        values.
       profile: steps to trace, None for none.
       vote: whether any process of the job is to stop, from whether this one is; of several
         processes `distributed.make_vote(mesh)`.
@@ -146,8 +147,10 @@ def fit(
     def due(done: int, every: int) -> bool:
         return done == config.steps or (done > 0 and done % every == 0)
 
-    def run_hooks(state: TrainState, done: int) -> None:
+    def run_hooks(state: TrainState, done: int, lacking: Container[str]) -> None:
         for kind, hook in (hooks or {}).items():
+            if kind not in lacking:
+                continue
             try:
                 with dog.patience():
                     values = hook(state, done)
@@ -173,7 +176,7 @@ def fit(
         checkpoints.rescuing(checkpointer, lambda: state),
     ):
         if due(start, config.eval_every):
-            run_hooks(state, start)
+            run_hooks(state, start, lacking(hooks or {}, metrics, vote))
         source = batches.iterate(start) if start < config.steps else iter(())
         for done in range(start + 1, config.steps + 1):
             batch = next(source, None)
@@ -212,12 +215,27 @@ def fit(
                     trusted = True
             if evaluating:
                 with report.paused():
-                    run_hooks(state, done)
+                    run_hooks(state, done, hooks or {})
             if stopped:
                 break
         with dog.patience():
             checkpointer.wait()
     return Outcome(state, stopped)
+
+
+def lacking(
+    kinds: Iterable[str], metrics: MetricsWriter, vote: Callable[[bool], Any] = bool
+) -> list[str]:
+    """Of the kinds of records those that the metrics lack at the restored step.
+
+    Of several processes every one asks, and all are told what process 0 has.
+
+    Args:
+      kinds: of records.
+      metrics: of the run that goes on.
+      vote: as of `fit`.
+    """
+    return [kind for kind in kinds if bool(jax.device_get(vote(metrics.lacks(kind))))]
 
 
 @contextlib.contextmanager

@@ -28,9 +28,7 @@ class MetricsWriter:
     def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = False):
         """Opens the file for a run that goes on from `step`, 0 for a new one.
 
-        Later records are dropped, a half-written last line too. So are the records at `step` of
-        other kinds than "train": `fit` evaluates a restored step again, for the run may have
-        ended between the checkpoint and the evaluation.
+        Later records are dropped, a half-written last line too.
 
         Args:
           directory: made if it does not exist.
@@ -42,6 +40,7 @@ class MetricsWriter:
           ImportError: if `tensorboard` is asked for and not installed.
         """
         self._file = self._events = None
+        self._found: set[str] = set()  # kinds of the records at `step`
         if jax.process_index() != 0:
             return
         directory = epath.Path(directory)
@@ -49,7 +48,7 @@ class MetricsWriter:
         if tensorboard:
             self._events = _summary_writer(directory, step)
         path = directory / FILE
-        _truncate(path, step)
+        self._found = {record["kind"] for record in _truncate(path, step) if record["step"] == step}
         self._file = path.open("a") if paths.is_local(path) else _Object(path)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
@@ -66,6 +65,13 @@ class MetricsWriter:
                 elif isinstance(value, str):
                     self._events.add_text(f"{kind}/{name}", _verbatim(value), step)
             self._events.flush()
+
+    def lacks(self, kind: str) -> bool:
+        """Whether the file had no record of this kind at the restored step; False but in process 0.
+
+        A run may end between a checkpoint and what is to be told of it.
+        """
+        return self._file is not None and kind not in self._found
 
     def sync(self) -> None:
         """Makes sure of all records so far, before a checkpoint that follows them is saved.
@@ -139,16 +145,15 @@ class _Object:
         self.upload()
 
 
-def _truncate(path: epath.Path, step: int) -> None:
+def _truncate(path: epath.Path, step: int) -> list[dict[str, Any]]:
+    """Drops what is later than `step`, and returns the records that are left."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):  # or the writer was killed within it
-            record = json.loads(line)
-            if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
-                kept.append(line)
-    paths.write(path, "".join(kept))
+        return []
+    # A line without an end: the writer was killed within it.
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [(line, record) for line in lines if (record := json.loads(line))["step"] <= step]
+    paths.write(path, "".join(line for line, _ in kept))
+    return [record for _, record in kept]
 
 
 def _plain(value: Any) -> Any:
@@ -167,4 +172,4 @@ def _summary_writer(directory: epath.Path, step: int) -> Any:
     require_tensorboard()
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(directory), purge_step=step)
+    return SummaryWriter(str(directory), purge_step=step + 1)

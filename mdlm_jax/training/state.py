@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. Randomness is `fold_in(key(seed), step)`, so no key is kept.
+    """All that a step changes. Noise is a function of seed and step, so no key is kept.
 
     Attributes:
       step: i32[], steps taken, those with a skipped update included.

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdlm_jax import parallel
+from mdlm_jax.diffusion import noise
 from mdlm_jax.training.state import TrainState
 
 Array = jax.Array
@@ -46,7 +47,8 @@ def make_step(
       accumulation: microbatches a step; every leaf of the batch is split along its leading axis,
         neighbouring rows together. Leaves may differ in it (rows, pairs of rows).
       prepare: `(key, step i32[], batch) -> batch`, run once on the whole batch: what is drawn here
-        does not depend on `accumulation`. The step, from 0, is for what changes along a run.
+        does not depend on `accumulation`. The key is the step's, from which `noise.derive` makes
+        one for each purpose but "dropout". The step, from 0, is for what changes along a run.
       schedule: from `make_optimizer`; adds the update's `learning_rate` to the metrics.
       shardings: from `state_shardings`; the state stays where it is, batches (and microbatches)
         are split along their rows over the mesh.
@@ -71,12 +73,12 @@ def make_step(
             return advance(state, batch)
 
     def advance(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Any]]:
-        noise_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        of_step = noise.derive(noise.seed_key(seed), "training", state.step)
         if prepare is not None:
-            batch = prepare(noise_key, state.step, batch)
+            batch = prepare(of_step, state.step, batch)
 
         def share(index: Array | int, microbatch: PyTree) -> PyTree:
-            key = jax.random.fold_in(loss_key, index)
+            key = noise.derive(of_step, "dropout", index)
             outputs, grads = value_and_grad(state.params, key, microbatch)
             if mesh is not None:
                 # Without this, XLA may sum whole gradients on every device of `fsdp`.

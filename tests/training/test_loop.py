@@ -58,6 +58,10 @@ def evaluate(state, step):
     return {"norm": float(abs(state.ema["kernel"]).sum()), "at": step}
 
 
+def never(state, step):
+    raise AssertionError("its record is there")
+
+
 def saved_steps(directory):
     return checkpoints.list_steps(directory / "checkpoints")
 
@@ -165,7 +169,9 @@ def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_run(tmp_pat
 def test_running_a_finished_run_again_changes_nothing(tmp_path, step):
     first = train(tmp_path, step, hooks={"eval": evaluate})
     records = read_metrics(tmp_path)
-    again = train(tmp_path, step, hooks={"eval": evaluate})
+    again = train(tmp_path, step, hooks={"eval": never, "sample": evaluate})
+    assert steps_of(tmp_path, "sample") == [12]  # which it lacked
+    records.append(read_metrics(tmp_path)[-1])
     assert_same(jax.device_get(again), jax.device_get(first))
     assert read_metrics(tmp_path) == records
 
@@ -187,16 +193,23 @@ def test_fewer_bad_steps_are_skipped_and_left_out_of_the_means(tmp_path, step):
     assert all(np.isfinite(records[n]["loss"]) for n in (2, 4, 8, 10, 12))
 
 
-def test_a_failing_hook_loses_no_training(tmp_path, step, straight):
+def test_a_failing_hook_loses_no_training_and_is_made_up_for_alone(tmp_path, step, straight):
     def fail(state, step):
         raise RuntimeError("no space for plots")
 
     with pytest.raises(RuntimeError, match="no space for plots"):
-        train(tmp_path, step, hooks={"eval": fail})
+        train(tmp_path, step, hooks={"eval": evaluate, "plot": fail, "last": evaluate})
     assert saved_steps(tmp_path) == [4, 5]
-    resumed = train(tmp_path, step, hooks={"eval": evaluate})
+    asked = []
+    hooks = {
+        kind: lambda state, step, kind=kind: asked.append((kind, step)) or evaluate(state, step)
+        for kind in ("eval", "plot", "last")
+    }
+    resumed = train(tmp_path, step, hooks=hooks)
     assert_same(jax.device_get(resumed.state), straight[1].state)
-    assert steps_of(tmp_path, "eval") == [5, 10, 12]
+    assert asked[:3] == [("plot", 5), ("last", 5), ("eval", 10)]
+    for kind in hooks:
+        assert steps_of(tmp_path, kind) == [5, 10, 12]
 
 
 def test_a_state_that_does_not_belong_is_refused(tmp_path, step, straight):

@@ -50,12 +50,15 @@ def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "kind": "tr')  # killed within a line
     with MetricsWriter(tmp_path, step=4) as writer:
-        writer.write(4, "eval", {"nelbo": 40})
+        lacking = [kind for kind in ("train", "eval", "sample") if writer.lacks(kind)]
+        writer.write(4, "sample", {"nelbo": 40})
+    assert lacking == ["sample"]
     assert [(r["step"], r["kind"], r.get("nelbo")) for r in read_metrics(tmp_path)] == [
         (2, "train", None),
         (2, "eval", 2),
         (4, "train", None),
-        (4, "eval", 40),
+        (4, "eval", 4),
+        (4, "sample", 40),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -64,6 +67,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     with MetricsWriter(tmp_path / "run") as writer:
         writer.write(1, "train", {"loss": 1.0})
+        assert not writer.lacks("eval")  # it is process 0 that knows
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ import toy_regression as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdlm_jax.diffusion import noise
 from mdlm_jax.training.state import init_state
 from mdlm_jax.training.step import make_step, split_batch
 
@@ -46,8 +47,8 @@ def test_accumulation_does_not_change_the_update(step, accumulation):
 
 def test_loss_gradient_and_norm_are_those_of_the_prepared_batch(step):
     _, metrics = run(step, 1)
-    noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    batch = jax.device_get(toy.prepare(noise_key, 0, toy.batch(0)))
+    of_step = noise.derive(noise.seed_key(0), "training", 0)
+    batch = jax.device_get(toy.prepare(of_step, 0, toy.batch(0)))
     params = jax.device_get(toy.params())
     error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
     weight = np.repeat(batch["weight"], 2)[:, None] / (2 * toy.OUTPUTS)  # [rows, 1]

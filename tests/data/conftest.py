@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -51,7 +52,9 @@ def tiny_config(monkeypatch, tiny_corpus):
 
 @pytest.fixture(scope="session")
 def wikipedia_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    """One folder of all workers of pytest-xdist: who comes second waits, and finds it prepared."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wikipedia"
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,19 +14,18 @@ documents_and_labels = st.lists(
 
 
 def laid_out(how, pairs, length, *pad_id):
-    """Rows of (document, label) pairs, from arrays as they lie on disk."""
+    """Rows of (document, label) pairs, from arrays as they lie on disk: in chunks of any size."""
     tokens = np.array([token for document, _ in pairs for token in document], np.uint16)
     sizes = np.array([len(document) for document, _ in pairs], np.int32)
     labels = np.array([label for _, label in pairs], np.int32)
-    stream = how(tokens, sizes, labels, length, *pad_id)
-    flat = [chunk.ravel() for chunk in stream.chunks]
-    rows = np.concatenate([np.zeros(0, np.uint16), *flat]).reshape(stream.count, length)
-    return data.Rows(rows, stream.labels, stream.sizes, stream.prompts)
-
-
-@pytest.fixture(params=[2, 2**22], ids=["in small chunks", "at once"], autouse=True)
-def chunk(request, monkeypatch):
-    monkeypatch.setattr(packing, "_CHUNK", request.param)
+    made = []
+    for chunk in (2, 2**22):
+        with mock.patch.object(packing, "_CHUNK", chunk):
+            stream = how(tokens, sizes, labels, length, *pad_id)
+            flat = [chunk.ravel() for chunk in stream.chunks]
+        made.append(np.concatenate([np.zeros(0, np.uint16), *flat]).reshape(stream.count, length))
+    np.testing.assert_array_equal(*made)
+    return data.Rows(made[0], stream.labels, stream.sizes, stream.prompts)
 
 
 @given(pairs=documents_and_labels, length=st.integers(2, 9))

@@ -3,10 +3,12 @@
 import concurrent.futures
 import errno
 import fcntl
+import itertools
 import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ NAME = "tiny-0123456789abcdef"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(claims, "POLL_SECONDS", 0.005)
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(claims, "SILENT_SECONDS", 5.0)
 
 
@@ -162,13 +164,26 @@ def test_an_own_claim_of_before_a_kill_is_not_waited_for(tmp_path, bucket, capsy
 
 
 def test_a_holder_that_beats_is_waited_for(tmp_path, bucket, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "SILENT_SECONDS", 1.5)
-    hosts = [cache.Cache(tmp_path / name, bucket) for name in "ab"]
+    """Time is counted in looks of who waits, so that a machine that stands still proves nothing."""
+    looks = itertools.count()
+    now = [0]
+
+    def sleep(seconds):
+        time.sleep(seconds)
+        now[0] = next(looks)
+
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    monkeypatch.setattr(claims, "SILENT_SECONDS", 30)
+    hosts = [cache.Cache(tmp_path / "new" / name, bucket) for name in "ab"]
     begun = threading.Event()
 
     def slowly(folder):
         begun.set()
-        make(folder, pause=2.2)
+        for _ in range(6_000):
+            if now[0] > 70:
+                break
+            time.sleep(0.01)
+        make(folder)
 
     def second():
         assert begun.wait(60)
@@ -198,6 +213,26 @@ def test_one_that_was_thought_dead_does_no_harm(machines, monkeypatch):
 
     assert all(map(whole, at_once(lambda: first.obtain(NAME, stopped), take_over)))
     assert left(first.folder) == ["lock", NAME]
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_make_is_not(tmp_path):
+    folder = tmp_path / "new" / "cache"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text("abc")
+    mine, other = f"{claims.host()}-abc", "another-1"
+    for name in (f"x.{mine}", f"{NAME}.{other}", NAME, f"x.{other}"):
+        (folder / f"{name}.incomplete").mkdir()
+    cache.Cache(folder, None).obtain(NAME, make)
+    assert left(folder) == ["lock", NAME, f"x.{other}.incomplete"]
+
+
+def test_work_that_was_done_while_it_was_claimed_is_not_done_again(tmp_path):
+    answers = iter([False, True])
+    store = stores.open_store(tmp_path)
+    claim = claims.one_at_a_time(store, "x.claim", holder="me", done=lambda: next(answers))
+    with claim as is_mine:
+        assert not is_mine
+    assert not left(tmp_path)
 
 
 @pytest.fixture

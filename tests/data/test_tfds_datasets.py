@@ -146,18 +146,16 @@ def test_other_storage_is_refused(tmp_path, stored, monkeypatch):
 
 
 def test_tensorflow_is_never_imported_and_its_datasets_only_to_read(tmp_path):
-    settings = f"source='sayings', vocab_size=200, length=16), {str(tmp_path)!r}"
-    code = (
-        f"import sys; from mdlm_jax import data; data.prepare(data.Config({settings});"
-        "print(*{'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
-    )
-
-    def imported():
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-    assert imported() == ["tensorflow_datasets"]
-    assert imported() == []
+    data.prepare(config(), tmp_path)
+    code = f"""
+import sys
+from mdlm_jax import data
+for length in (16, 8):
+    data.prepare(data.Config(source="sayings", vocab_size=200, length=length), {str(tmp_path)!r})
+    print(length, *{{"tensorflow", "tensorflow_datasets"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["16", "8", "tensorflow_datasets"]
 
 
 def test_parts_are_the_examples_and_can_be_pickled(monkeypatch, tmp_path):

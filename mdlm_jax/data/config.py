@@ -30,7 +30,8 @@ class Config:
       source: a key of `SOURCES`, 'text_files', or the name of a dataset of TensorFlow Datasets
         ('lm1b', 'wiki40b/en').
       files: of text_files, the training text: globs separated by commas ('books/*.txt,
-        gs://bucket/notes-*.jsonl.gz'). Files end in .txt or .jsonl, each perhaps with .gz.
+        gs://bucket/notes-*.jsonl.gz'). Files end in .txt (.text, .md) or .jsonl (.ndjson,
+        .jsonlines, .json with an object a line), each perhaps with .gz.
       validation_files: of text_files, likewise; '' holds the split out of the training text.
       test_files: likewise.
       documents: of text_files, what one document of a .txt is: 'file', 'paragraph' (they end at
@@ -42,7 +43,8 @@ class Config:
       messages_field: of .jsonl, likewise but a list of `{"role", "content"}`: the last, the
         assistant's, is the response, those before it are the prompt; '' is none.
       chat_template: of messages, the path of a Jinja file that writes them out as Hugging Face's
-        chat templates do; '' is a plain one of our own.
+        chat templates do, or of a tokenizer_config.json that holds one; '' is a plain one of our
+        own.
       held_out: share of the training text that becomes each of validation and test, where the
         source has no such split.
       split_by: how it is held out: 'documents' (by a hash of each document's text) or 'position'

@@ -143,6 +143,19 @@ def numbered(name: Name | File) -> Iterator[tuple[str, str]]:
             yield f"{file.name}, line {number}", line.removesuffix("\n")
 
 
+def decoded(raw: bytes, place: str) -> str:
+    """The text of bytes that are no file's.
+
+    Raises:
+      ValueError: they are not UTF-8; the message begins with `place`.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        told = f"byte {error.start} (0x{raw[error.start]:02x})"
+        raise ValueError(f"{place} is not UTF-8: {told}") from None
+
+
 def _file(name: Name | File) -> File:
     return name if isinstance(name, File) else locate(name)
 

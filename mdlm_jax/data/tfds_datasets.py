@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlm_jax.data import reading
 from mdlm_jax.data.corpora import SOURCES, Corpus, Document
 
 # Examples that one machine of many reads at a time.
@@ -42,7 +43,7 @@ def open_tfds(name: str, *, text_field: str, label_field: str, prompt_field: str
     if label_field:
         labels = None
         if class_names.is_file():
-            labels = tuple(class_names.read_text(encoding="utf-8").splitlines())
+            labels = tuple(line.removesuffix("\n") for line in reading.lines(class_names))
     terms = info.get("redistributionInfo", {}).get("license") or "not told by TensorFlow Datasets"
     return Corpus(
         version=hashlib.sha256(described + features).hexdigest()[:16],
@@ -86,11 +87,13 @@ class _Documents:
 
     def __iter__(self) -> Iterator[Document]:
         for number, example in enumerate(self.examples, self.first):
-            text = example[self.text_field].decode("utf-8")
+            place = f"{self.place}, example {number}"
+            text = self._text(example, self.text_field, place)
             if text.strip():
-                prompt = example[self.prompt_field].decode("utf-8") if self.prompt_field else None
-                place = f"{self.place}, example {number}"
-                yield Document(text, self._label(example, number), prompt, place)
+                prompt = (
+                    self._text(example, self.prompt_field, place) if self.prompt_field else None
+                )
+                yield Document(text, self._label(example, place), prompt, place)
 
     def parts(self) -> list[Iterable[Document]]:
         firsts = range(0, len(self.examples), _PART)
@@ -99,14 +102,18 @@ class _Documents:
             for first in firsts
         ]
 
-    def _label(self, example: dict[str, Any], number: int) -> int | str:
+    def _text(self, example: dict[str, Any], field: str, place: str) -> str:
+        return reading.decoded(example[field], f"{place}: {field!r}")
+
+    def _label(self, example: dict[str, Any], place: str) -> int | str:
         if not self.label_field:
             return 0
         label = example[self.label_field]
         if self.labels_are_names:
-            return label.decode("utf-8") if isinstance(label, bytes) else str(label)
+            is_text = isinstance(label, bytes)
+            return self._text(example, self.label_field, place) if is_text else str(label)
         if label < 0:
-            raise ValueError(f"{self.place}, example {number} has no {self.label_field!r}")
+            raise ValueError(f"{place} has no {self.label_field!r}")
         return int(label)
 
 

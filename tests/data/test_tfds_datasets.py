@@ -166,3 +166,16 @@ def test_parts_are_the_examples_and_can_be_pickled(monkeypatch, tmp_path):
     assert len(parts) == 3
     assert [each for part in parts for each in part] == list(documents)
     assert [part.first for part in parts] == [0, 128, 256]  # as messages number them
+
+
+@pytest.mark.parametrize("field", ["text", "speaker", "kind"])
+def test_bytes_that_are_no_text_are_named_with_their_example(field):
+    examples = [{"text": b"one", "speaker": b"s", "kind": b"k"} for _ in range(3)]
+    examples[2] = {**examples[2], field: b"caf\xe9"}
+    documents = tfds_datasets._Documents(
+        examples, "sayings, train", "text", "kind", "speaker", True
+    )
+    with pytest.raises(
+        ValueError, match=rf"^sayings, train, example 2: '{field}' is not UTF-8: byte 3"
+    ):
+        list(documents)

@@ -4,7 +4,7 @@ import array
 import collections
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +72,6 @@ def write_tokens(
       name: of the split, for the progress bar; without one there is none.
 
     Raises:
-      ValueError: a label is negative.
       OSError: the disk is full.
     """
     dtype = dtype_of(tokenizer)
@@ -159,6 +158,17 @@ def join(path: Path, pieces: Iterable[tuple[np.ndarray, Encoded]], tokenizer: To
         counts,
         np.concatenate(prompts),
     )
+
+
+def check_labels(names: Sequence[str], splits: Mapping[str, Encoded]) -> None:
+    """Raises: ValueError: a label is none of the named ones (without names 0)."""
+    classes = max(len(names), 1)
+    for split, encoded in splits.items():
+        wrong = encoded.labels[(encoded.labels < 0) | (encoded.labels >= classes)]
+        if wrong.size:
+            raise ValueError(
+                f"{split}: a document has label {wrong[0]}, accepted are 0 to {classes - 1}"
+            )
 
 
 def sort_labels(splits: Mapping[str, Encoded]) -> tuple[tuple[str, ...], dict[str, Encoded]]:

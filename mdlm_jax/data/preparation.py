@@ -155,6 +155,7 @@ def _write(
     label_names = corpus.label_names
     if label_names is None:
         label_names, encoded = encoding.sort_labels(encoded)
+    encoding.check_labels(label_names, encoded)
     told = unknowns.unknown_warning(
         {"unknown": unknown, "config": dataclasses.asdict(config)}, tokenizer
     )

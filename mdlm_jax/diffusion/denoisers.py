@@ -51,11 +51,14 @@ class Denoiser(NamedTuple):
         own. The logit of the mask token is `-inf`: a clean token is never the mask.
       shape: `(logits f32[N, V], row [N, ...]) -> logits f32[N, V]`, those that tokens are drawn
         from: what temperature, nuclei and penalties compose onto. `-inf` stays `-inf`.
+      mask_id: the token whose logit `readout` has removed, where it is known: whoever is told
+        another mask refuses the denoiser.
     """
 
     encode: Callable[[Array, Array], Hidden]
     readout: Readout
     shape: Shape = unshaped
+    mask_id: int | None = None
 
 
 def law_of(denoiser: Denoiser, mask_id: int | None = None) -> Readout:
@@ -88,11 +91,14 @@ def as_denoiser(fn: Callable[[Array, Array], Array], mask_id: int | None = None)
       mask_id: where given, the mask's logit is removed here, once for all consumers.
 
     Raises:
-      TypeError: if `fn` is no function, or is a denoiser already; when it is called, if it returns
-        no array.
-      ValueError: when it is called, if it returns something else than float `[B, L, V]`.
+      TypeError: if `fn` is no function, or is a denoiser already, or `mask_id` no number; when it
+        is called, if it returns no array.
+      ValueError: when it is called, if it returns something else than float `[B, L, V]`; when it is
+        read out, if `mask_id` is none of the V tokens.
     """
     checks.check_function(fn)
+    if mask_id is not None:
+        checks.check_whole("mask_id", mask_id)
 
     def encode(tokens: Array, t: Array) -> Hidden:
         logits = fn(tokens, t)
@@ -103,14 +109,30 @@ def as_denoiser(fn: Callable[[Array, Array], Array], mask_id: int | None = None)
         del row
         return remove_mask(at.astype(jnp.float32), mask_id)
 
-    return Denoiser(encode=encode, readout=readout)
+    return Denoiser(encode=encode, readout=readout, mask_id=mask_id)
 
 
 def remove_mask(logits: Array, mask_id: int | None) -> Array:
-    """Sets the mask's logit to `-inf`; a second removal changes nothing. Shape `[..., V]`."""
+    """Sets the mask's logit to `-inf`; a second removal changes nothing. Shape `[..., V]`.
+
+    Raises:
+      ValueError: if `mask_id` can be seen and is none of the V tokens.
+    """
     if mask_id is None:
         return logits
-    return jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits)
+    seen, size = checks.known(mask_id), logits.shape[-1]
+    if seen is not None and not 0 <= seen < size:
+        raise ValueError(f"mask_id is {mask_id}, but the logits are of {size} tokens, from 0 up")
+    return jnp.where(jnp.arange(size) == mask_id, -jnp.inf, logits)
+
+
+def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
+    """Raises: ValueError: the denoiser is known to fill another mask than this."""
+    if denoiser.mask_id is None or mask_id is None:
+        return
+    own, told = checks.known(denoiser.mask_id), checks.known(mask_id)
+    if own is not None and told is not None and own != told:
+        raise ValueError(f"mask_id is {told}, but the denoiser was built with mask_id {own}")
 
 
 def vocabulary_size(readout: Readout, hidden: Hidden) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, slots
 from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
-from mdlm_jax.diffusion.denoisers import Denoiser, law_of, vocabulary_size
+from mdlm_jax.diffusion.denoisers import Denoiser, check_mask, law_of, vocabulary_size
 from mdlm_jax.diffusion.schedules import Schedule, linear
 from mdlm_jax.diffusion.slots import SlotNats
 
@@ -80,7 +80,7 @@ def diffusion_loss(
       The loss in nats per maskable token (a float32 scalar), and a `LossAux`.
 
     Raises:
-      ValueError: as `corrupt`.
+      ValueError: as `corrupt`, and as `corrupted_loss`.
       TypeError: as `corrupt`, and on a bare function for a denoiser.
     """
     checks.check_denoiser(denoiser)
@@ -178,6 +178,7 @@ def corrupted_loss(
 
     Raises:
       TypeError: on a bare function for a denoiser, or tokens that were not corrupted.
+      ValueError: on a mask that is none of the denoiser's tokens, or another than its own.
     """
     checks.check_denoiser(denoiser)
     checks.check_kind("corrupted", corrupted, Corrupted, "corrupt(key, tokens, mask_id=mask_id)")
@@ -203,6 +204,7 @@ def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) 
 
 
 def _read_out(denoiser: Denoiser, corrupted: Corrupted, mask_id: int | None) -> tuple:
+    check_mask(denoiser, mask_id)
     return (
         law_of(denoiser, mask_id),
         denoiser.encode(corrupted.canvas, corrupted.t),

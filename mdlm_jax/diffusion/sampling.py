@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, noise
-from mdlm_jax.diffusion.denoisers import Denoiser
+from mdlm_jax.diffusion.denoisers import Denoiser, check_mask
 from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View
 
@@ -95,6 +95,7 @@ def sample(
     for name, value in (("maskable", maskable), ("fill", fill)):
         if value is not None:
             checks.check_maskable(name, value, canvas.shape)
+    check_mask(denoiser, mask_id)
     checks.check_kind("strategy", strategy, Strategy, "strategies.exact_count()")
     if rows is not None:
         checks.check_rows(rows, canvas.shape[0])

@@ -27,6 +27,7 @@ from mdlm_jax.diffusion.denoisers import (
     PyTree,
     Readout,
     Shape,
+    check_mask,
     unshaped,
     vocabulary_size,
 )
@@ -151,6 +152,7 @@ def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
         Bound(_encode_with_standing, (denoiser,)),
         Bound(_read_without_standing, (denoiser.readout,)),
         Bound(_penalise, (denoiser.shape, penalty)),
+        denoiser.mask_id,
     )
 
 
@@ -190,7 +192,7 @@ def guide(
       schedule: `t f32[B] -> f32[B]` scales `weight - 1` over time; default 1 throughout.
 
     Raises:
-      ValueError: if either is shaped already.
+      ValueError: if either is shaped already, or they are known to fill different masks.
     """
     for name, one in (("conditional", conditional), ("unconditional", unconditional)):
         if one.shape is not unshaped:
@@ -198,9 +200,12 @@ def guide(
                 f"guide: the {name} is shaped already (by temperature, top_p or the like): "
                 "shape after guiding"
             )
+    mask_id = conditional.mask_id
+    check_mask(unconditional, mask_id)
     return Denoiser(
         Bound(_encode_both, (conditional, unconditional, weight, schedule)),
         Bound(_mix, (conditional.readout, unconditional.readout)),
+        mask_id=unconditional.mask_id if mask_id is None else mask_id,
     )
 
 

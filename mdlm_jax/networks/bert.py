@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
@@ -137,14 +138,16 @@ def logits(
         from the start of the row.
       token_types: i32 `[B, L]`, 0 or 1; all 0 if not given.
       label: i32 `[B]` in `[-1, classes)`; -1 is "no label", which all rows have if not given.
-        It joins the time's condition, or else the embedding of every position.
+        It joins the time's condition, or else the embedding of every position. The logits of a row
+        whose label is none of these are NaN, where it is traced.
       dropout_key: given, dropout and class dropout are on.
 
     Returns:
       f32 `[B, L, vocab_size]`, the mask token's logit among them.
 
     Raises:
-      ValueError: an argument of the wrong shape or type, or one the config has no use for.
+      ValueError: an argument of the wrong shape or type, or one the config has no use for; where
+        they can be seen, tokens or labels that do not exist.
     """
     rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
     _check_rows(config, tokens, t, **rows)
@@ -210,7 +213,7 @@ def denoiser(
         out = remove_mask(project(at), config.mask_id)
         return jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, out, -jnp.inf)
 
-    return Denoiser(encode, readout)
+    return Denoiser(encode, readout, mask_id=config.mask_id)
 
 
 def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole: bool):
@@ -324,6 +327,8 @@ def _check_rows(
     _check("segment_ids", segment_ids, (rows, length), jnp.int32, "int32")
     _check("token_types", token_types, (rows, length), jnp.int32, "int32")
     _check("label", label, (rows,), jnp.int32, "int32")
+    _check_range("tokens", tokens, 0, config.vocab_size)
+    _check_range("label", label, -1, config.classes)
 
 
 def _check(
@@ -334,6 +339,14 @@ def _check(
     if value.shape != shape or not jnp.issubdtype(value.dtype, kind):
         accepted = f"{kind_name} {list(shape)}{others}"
         raise ValueError(f"{name} is {_describe(value)}: must be {accepted}")
+
+
+def _check_range(name: str, value: Array | None, first: int, behind: int) -> None:
+    """What is out of its range would be read as another row of its table."""
+    seen = None if value is None else checks.known(value)
+    if seen is not None and seen.size and (seen.min() < first or seen.max() >= behind):
+        wrong = seen.min() if seen.min() < first else seen.max()
+        raise ValueError(f"{name} holds {wrong}: must be from {first} to {behind - 1}")
 
 
 def _describe(value: Array) -> str:

@@ -199,7 +199,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Array:
-        """Label `i32[B]`, -1 for none, to `f32[B, D]`."""
+        """Label `i32[B]`, -1 for none, to `f32[B, D]`; NaN of a label that is no class."""
         config = self.config
         if self.has_rng("dropout"):
             key = self.make_rng("dropout")
@@ -207,7 +207,10 @@ class LabelEmbedding(nn.Module):
             label = jnp.where(drop, -1, label)
         init = weight_init(config, "classes", "embed")
         table = self.param("table", init, (config.classes + 1, config.width))
-        return jnp.take(table, label, axis=0)  # -1 counts from the end: the last row
+        # Out of range would count from the end, or be cut off: another class, or none.
+        exists = (label >= -1) & (label < config.classes)
+        row = jnp.where(exists, jnp.where(label < 0, config.classes, label), config.classes + 1)
+        return jnp.take(table, row, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 class TimeEmbedding(nn.Module):

@@ -94,6 +94,18 @@ def test_labels_are_named(tmp_path, field, names):
         assert names[label] == expected(number)
 
 
+def test_a_label_without_a_name_is_refused(tmp_path, stored):
+    """Else it would be read as another class, or as none."""
+    (names,) = stored.glob("sayings/*/kind.labels.txt")
+    before = names.read_text()
+    try:
+        names.write_text(KINDS[0] + "\n")
+        with pytest.raises(ValueError, match="a document has label 1, accepted are 0 to 0"):
+            data.prepare(config(label_field="kind"), tmp_path)
+    finally:
+        names.write_text(before)
+
+
 def test_a_feature_may_be_the_prompt(tmp_path):
     asked = config(prompt_field="speaker", rows="padded", length=48)
     prepared = data.prepare(asked, tmp_path)

@@ -6,11 +6,16 @@ from oracle import MASK, STRINGS, L
 
 from mdlm_jax import (
     as_denoiser,
+    at_rate,
     corrupt,
     corrupted_loss,
     diffusion_loss,
     mlm_loss,
+    nelbo,
+    sample,
     schedules,
+    strategies,
+    transforms,
 )
 from mdlm_jax.diffusion import slots
 
@@ -255,3 +260,29 @@ def test_random_tokens_of_mlm_stay_within_the_vocabulary_that_is_told():
     mlm_loss(as_denoiser(logits), jax.random.key(0), tokens, **flags)
     jax.effects_barrier()
     assert seen[-1].max() > 12
+
+
+def test_a_mask_outside_the_vocabulary_and_two_masks_are_refused():
+    logits = lambda tokens, t: jnp.zeros((*tokens.shape, 11))  # noqa: E731
+    free, own, sampled = as_denoiser(logits), as_denoiser(logits, 10), jnp.full((1, 4), 12)
+    guided = transforms.guide(own, free, 2.0)
+    penalised = transforms.repetition_penalty(transforms.top_k(own, 2), 1.2)
+    calls = {
+        "loss": lambda denoiser, mask: diffusion_loss(denoiser, KEY, TOKENS, mask_id=mask),
+        "mlm": lambda denoiser, mask: mlm_loss(denoiser, KEY, TOKENS, mask_id=mask, vocab_size=100),
+        "nelbo": lambda denoiser, mask: nelbo(denoiser, KEY, TOKENS, mask_id=mask),
+        "rate": lambda denoiser, mask: at_rate(denoiser, KEY, TOKENS, mask_id=mask, rate=0.5),
+        "sample": lambda denoiser, mask: sample(
+            denoiser, KEY, sampled, mask_id=mask, steps=2, strategy=strategies.exact_count()
+        ),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match="mask_id is 12, but the logits are of 11 tokens"):
+            jax.eval_shape(lambda call=call: call(free, 12))
+        for denoiser in (own, guided, penalised):
+            with pytest.raises(ValueError, match=r"mask_id is 12, but the denoiser .* 10"):
+                jax.eval_shape(lambda call=call, denoiser=denoiser: call(denoiser, 12))
+    with pytest.raises(ValueError, match=r"mask_id is 9, but the denoiser .* 10"):
+        transforms.guide(as_denoiser(logits, 9), own, 2.0)
+    with pytest.raises(ValueError, match="mask_id is 11, but the logits are of 11 tokens"):
+        diffusion_loss(as_denoiser(logits, 11), KEY, TOKENS, mask_id=11)

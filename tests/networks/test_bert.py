@@ -169,6 +169,23 @@ def test_labels(config, tokens):
     assert np.abs(labelled - none).max(axis=(1, 2)).min() > 1e-3
 
 
+@pytest.mark.parametrize("config", [MODERN, POST_CLASSES], ids=["adaln", "embedded"])
+def test_labels_that_do_not_exist_are_no_others(config, tokens):
+    """Refused where they are seen, else not a number: -2, or one too many, is no class."""
+    params = params_of(config, noise=0.1)
+    rows = jnp.tile(tokens[:1], (4, 1))
+
+    @jax.jit
+    def traced(label):
+        return bert.logits(params, config, rows, jnp.ones(4), label=label)
+
+    out = np.asarray(traced(jnp.array([-2, config.classes, config.classes + 1, 0])))
+    assert np.isnan(out[:3]).all() and np.isfinite(out[3]).all()
+    for label in (-2, config.classes):
+        with pytest.raises(ValueError, match=f"label holds {label}: must be from -1 to"):
+            bert.logits(params, config, rows[:1], jnp.ones(1), label=jnp.array([label]))
+
+
 def test_class_dropout_replaces_whole_rows_by_no_label():
     params = params_of(POST_CLASSES, noise=0.1)
     tokens = jnp.zeros((400, LENGTH), jnp.int32)
@@ -322,6 +339,8 @@ IDS = jnp.zeros((ROWS, LENGTH), jnp.int32)
     [
         (TINY, {"tokens": IDS[0]}, r"tokens are int32 \[8\]: must be int32 \[B, L\]"),
         (TINY, {"tokens": IDS.astype(float)}, r"tokens are float32 \[2, 8\]"),
+        (TINY, {"tokens": IDS - 1}, "tokens holds -1: must be from 0 to"),
+        (TINY, {"tokens": IDS + TINY.vocab_size}, "tokens holds .*: must be from 0 to"),
         (TINY, {"tokens": jnp.tile(IDS, 2)}, "tokens have length 16: max_length is 8"),
         (TINY, {"valid": IDS}, r"valid is int32 \[2, 8\]: must be bool \[2, 8\]"),
         (TINY, {"segment_ids": IDS[:, :4]}, r"segment_ids is int32 \[2, 4\]"),

@@ -2,10 +2,14 @@
 
 import codecs
 import gzip
+import io
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from mdlm_jax import data, interop, prompts, workdir
@@ -294,6 +298,36 @@ def test_globs_pass_over_hidden_files_as_a_shell_does(tmp_path):
     assert found("**/*.txt") == ["a.txt", "c/d.txt"]
     assert found(".*.txt") == ["._a.txt", ".b.txt"]
     assert found(".b.txt") == [".b.txt"] and found(".e/*.txt") == [".e/f.txt"]
+
+
+def test_names_of_files_and_folders_may_hold_anything(tmp_path, monkeypatch):
+    folder = tmp_path / "sweep[1]"
+    folder.mkdir()
+    for name in ("a.txt", "b,c.txt", "d*[x].txt"):
+        (folder / name).write_text(name)
+
+    def found(pattern):
+        return [document.text for document in corpus(pattern)]
+
+    assert found(f"{folder}/*.txt") == ["a.txt", "b,c.txt", "d*[x].txt"]
+    assert found(f"{folder}/b,c.txt") == ["b,c.txt"]
+    monkeypatch.chdir(folder)
+    assert found("*.txt") == found("./*.txt") == ["a.txt", "b,c.txt", "d*[x].txt"]
+    assert found("d*[x].txt,a.txt") == ["d*[x].txt", "a.txt"]
+
+
+CHARACTERS = st.text(st.sampled_from("aé漢😀\r\n\x85\u2028 "), min_size=1)
+
+
+@given(CHARACTERS, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]), st.integers(1, 7))
+def test_text_is_read_as_python_reads_it_wherever_blocks_end(text, encoding, block):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.reading, "_BLOCK", block)
+        path = Path(folder) / "a.txt"
+        path.write_bytes(text.encode(encoding))
+        expected = path.read_text(encoding=encoding)
+        assert data.reading.text(path) == expected
+        assert list(data.reading.lines(path)) == list(io.StringIO(expected, newline="\n"))
 
 
 def test_a_checkpoints_index_is_read_alike(tmp_path):

@@ -53,6 +53,10 @@ class File(NamedTuple):
         """Whether it lies in a folder of this machine."""
         return "file" in self.system.protocol
 
+    def exists(self) -> bool:
+        """Whether something is there."""
+        return self.system.exists(self.path)
+
 
 class _Paths:
     """The buckets that epath knows, which need not be through fsspec."""
@@ -61,6 +65,9 @@ class _Paths:
 
     def open(self, path: str, mode: str) -> Any:
         return epath.Path(path).open(mode)
+
+    def exists(self, path: str) -> bool:
+        return epath.Path(path).exists()
 
 
 def plain(name: Name) -> str:

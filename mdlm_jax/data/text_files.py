@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mdlm_jax.data import json_text, reading
@@ -168,15 +168,13 @@ def _field(record: dict[str, Any], key: str, name: str, place: str) -> Any:
 def _find(field: str, globs: str) -> list[_File]:
     """The files of comma-separated globs, in their order, each glob's sorted, none twice."""
     found: dict[str, _File] = {}
-    for pattern in filter(None, (part.strip() for part in globs.split(","))):
+    # What exists is taken literally: names may hold commas and brackets.
+    is_one = "://" not in globs and reading.locate(globs.strip()).exists()
+    parts = [globs] if is_one else globs.split(",")
+    for pattern in filter(None, (part.strip() for part in parts)):
         root = _root(field, pattern)
-        # What exists is taken literally: names may hold brackets.
         try:
-            if root.system.exists(root.path):
-                paths = [root.path]
-            else:
-                every = sorted(root.system.glob(root.path))
-                paths = [path for path in every if not _is_hidden(path, root.path)]
+            paths = [root.path] if root.exists() else _matching(root)
         except OSError as error:  # of a bucket, the network's words only
             raise ValueError(f"{field}: cannot read {pattern!r}: {error}") from None
         if not paths:
@@ -197,13 +195,21 @@ def _root(field: str, pattern: str) -> reading.File:
         raise ValueError(f"{field}: cannot read {pattern!r}: {error}") from None
 
 
-def _is_hidden(path: str, pattern: str) -> bool:
-    """Whether a part of the path that the glob found begins with a dot, and none of the glob's."""
-    asked = PurePosixPath(pattern).parts
+def _matching(root: reading.File) -> list[str]:
+    """What a glob finds, sorted; hidden files only where it asks for them, as in a shell."""
+    asked = PurePosixPath(root.path).parts
     given = sum(1 for _ in itertools.takewhile(lambda part: not glob.has_magic(part), asked))
-    if any(part.startswith(".") for part in asked[given:]):
-        return False
-    return any(part.startswith(".") for part in PurePosixPath(path).parts[given:])
+    while root.is_local and given < len(asked) and Path(*asked[: given + 1]).exists():
+        given += 1  # a folder whose name holds brackets
+    literal, pattern = asked[:given], asked[given:]
+    found = sorted(root.system.glob(str(PurePosixPath(*map(glob.escape, literal), *pattern))))
+    if any(part.startswith(".") for part in pattern):
+        return found
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in PurePosixPath(path).parts[given:])
+    ]
 
 
 def _stat(field: str, system: Any, path: str) -> _File:

@@ -89,6 +89,7 @@ def test_other_file_systems_are_read():
     memory.pipe("/room/a.txt", b"one")
     memory.pipe("/room/b.txt.gz", gzip.compress(b"two"))
     assert texts("memory://room/*") == ["one", "two"]
+    assert texts("memory://room/b*, memory://room/a.txt") == ["two", "one"]
     before = version("memory://room/*")
     assert version("memory://room/*") == before
     memory.pipe("/room/a.txt", b"ten")

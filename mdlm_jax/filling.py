@@ -68,7 +68,8 @@ def fill(
     """Samples of every row of a canvas, a batch at a time, in order; every process gets all.
 
     The noise of a row is a function of the seed and its number: neither the batch that it comes in
-    nor the mesh can change it. A batch is rounded up to what the mesh's devices share evenly.
+    nor the mesh can change it. A batch is rounded up to what the mesh's devices share evenly, and a
+    single one to a power of two, so that few programs serve canvases of any size.
 
     Args:
       params: from `workdir.load`, placed on `mesh`.

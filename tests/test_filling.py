@@ -5,20 +5,22 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import compilations
 import exported
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks.tiny import BASE, MASK, params_of
 
 from mdlm_jax import decoding, filling, parallel
 from mdlm_jax.decoding import Shaping
-from mdlm_jax.diffusion import noise, schedules, strategies
+from mdlm_jax.diffusion import as_denoiser, noise, schedules, strategies
 from mdlm_jax.prompts import Canvas
-from mdlm_jax.sampler import make_writer
+from mdlm_jax.sampler import make_writer, written
 
 ENCODER = dataclasses.replace(BASE, classes=3, vocab_multiple=8)
 LENGTH = ENCODER.max_length
@@ -147,6 +149,11 @@ def test_what_was_compiled_serves_every_method_of_the_same_program(fill, canvas)
     assert not compiled
     np.testing.assert_array_equal(tokens_of(again), first)
     assert len(others) == 9 and others[0].evaluations == 1
+    strong = {"samples": 2, "batch_size": 4}
+    mixed = tokens_of(fill(method(8, guidance=6.0), labels=np.array([0, 0, 2]), **strong))
+    alike = tokens_of(fill(method(8, guidance=6.0), labels=np.zeros(3, np.int32), **strong))
+    np.testing.assert_array_equal(mixed[:4], alike[:4])
+    assert np.any(mixed[4:] != alike[4:])
 
 
 def test_padding_is_not_seen(fill):
@@ -167,6 +174,24 @@ def test_padding_is_not_seen(fill):
     np.testing.assert_array_equal(others[1], log_prob)
     seen = written(tokens, np.ones_like(valid))[1]
     assert not np.allclose(seen[valid], log_prob[valid], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, 10), (0.5, 5)])
+def test_the_time_is_of_what_training_masks(share, told):
+    """Of a denoiser that writes the time that it is told, in tenths."""
+    tokens = jnp.array([[20] * 4 + [MASK] * 4])
+    wanted = tokens == MASK
+
+    def logits(tokens, t):
+        time = jax.nn.one_hot(jnp.round(10 * t).astype(int), 30)  # [B, V]
+        return jnp.broadcast_to(1e3 * time[:, None], (*tokens.shape, 30))
+
+    batch = {"tokens": tokens, "fill": wanted, "number": jnp.arange(1)}
+    batch |= {"maskable": wanted} if share == 1 else {}
+    denoiser = as_denoiser(logits, MASK)
+    write = jax.jit(partial(written, denoiser, mask_id=MASK, steps=1, method=PLAIN))
+    filled, trace = write(key=jax.random.key(0), batch=batch)
+    assert filled.tolist() == [[20] * 4 + [told] * 4] and trace.evaluations.tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mdlm_jax.diffusion import corrupt, corrupt_causal, corrupt_mlm, noise, stra
 from mdlm_jax.evaluation import features, likelihoods
 from mdlm_jax.experiment import SCHEDULES, Experiment, ObjectiveConfig, default_config
 from mdlm_jax.networks import bert
-from mdlm_jax.program import highest_rate, make_corruption, make_loss, make_program
+from mdlm_jax.program import highest_rate, make_corruption, make_loss, make_program, pairs_rows
 from mdlm_jax.sampler import Method, make_writer
 
 ROWS, LENGTH, MASK = 256, 10, 19
@@ -152,6 +152,39 @@ def test_bad_objectives_are_refused(changes, told):
     with pytest.raises(ValueError, match=told) as error:
         ObjectiveConfig(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_step_is_made_of_what_the_config_says(monkeypatch):
+    """Every value that is handed on, each another than its default."""
+    seen = {}
+    for name in ("make_step", "make_corruption"):
+        real = getattr(program_module, name)
+        spy = lambda *args, real=real, **named: seen.update(named) or real(*args, **named)  # noqa: E731
+        monkeypatch.setattr(program_module, name, spy)
+    settings = experiment(optimizer={"decay": "linear", "learning_rate": 0.5})
+    training = dataclasses.replace(
+        settings.training, seed=3, ema_decay=0.7, accumulation=2, steps=40, batch_size=8
+    )
+    settings = dataclasses.replace(settings, training=training)
+    program = make_program(settings, settings.planned_encoder(), MESH, start_id=2)
+    told = {"seed": 3, "ema_decay": 0.7, "accumulation": 2, "paired": True, "start_id": 2}
+    assert seen | told == seen
+    assert seen["prepare"] is program.prepare and seen["shardings"] is program.shardings
+    rates = [float(seen["schedule"](step)) for step in (0, 20, 40)]
+    assert rates == pytest.approx([0.5, 0.275, 0.05])  # to a tenth
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "pairs"), [(6, 1, True), (6, 3, True), (6, 2, False)]
+)
+def test_pairs_stay_within_a_microbatch(batch_size, accumulation, pairs):
+    settings = experiment()
+    training = dataclasses.replace(
+        settings.training, batch_size=batch_size, accumulation=accumulation
+    )
+    assert pairs_rows(dataclasses.replace(settings, training=training), MESH) == pairs
+    flat = dataclasses.replace(settings, objective=ObjectiveConfig(name="mlm"))
+    assert not pairs_rows(flat, MESH)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "class_dropout"])

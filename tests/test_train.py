@@ -20,6 +20,7 @@ from mdlm_jax.experiment import Experiment, default_config
 from mdlm_jax.program import make_program
 from mdlm_jax.prompts import Canvas
 from mdlm_jax.training import checkpoints
+from mdlm_jax.training.loop import LoopConfig
 from mdlm_jax.training.metrics import read_metrics
 from mdlm_jax.training.state import TrainState
 
@@ -46,7 +47,7 @@ def rows_of(kind, seed):
     return data.Rows(tokens, labels, sizes, np.full(ROWS, 4, np.int32) if kind == "pairs" else None)
 
 
-def run_of(kind, training=()):
+def run_of(kind, training=(), **evaluation):
     """A program whose encoder is told time and label, and the data of its run."""
     config = default_config()
     config.data.update(length=LENGTH, rows="packed" if kind == "packed" else "padded")
@@ -54,7 +55,7 @@ def run_of(kind, training=()):
         config.data.update(prompt_field="prompt", source="text_files", files="a.jsonl")
     config.model.update(layers=1, width=16, heads=2, mlp_width=16, time_conditioning=True)
     config.objective.schedule = "cosine"
-    config.evaluation.update(rows=6, batch_size=4, sample_steps=3, draws=2)
+    config.evaluation.update(rows=6, batch_size=4, sample_steps=3, draws=2, **evaluation)
     config.training.update(batch_size=8, **dict(training))
     config.optimizer.warmup_steps = 2
     settings = Experiment.of(config.to_dict())
@@ -140,7 +141,9 @@ def test_spread_rows_reach_both_ends():
 @pytest.fixture(scope="module")
 def short():
     """A run of 4 steps whose program is compiled once for all tests."""
-    return run_of("packed", {"steps": 4, "save_every": 2, "log_every": 1})
+    training = {"steps": 4, "save_every": 2, "log_every": 1, "keep_last": 1, "max_bad_steps": 7}
+    dog = {"watchdog_seconds": 500, "watchdog_startup_seconds": 600}
+    return run_of("packed", training | dog, every=3)
 
 
 def job_of(short, folder, before=None, batches=None):
@@ -170,18 +173,33 @@ def test_what_the_last_step_lacks_is_finished_by_the_next_start(
     """And by that alone: what is there is not measured again."""
     job = job_of(short, tmp_path)
     if cause == "a signal":
-        assert train.train(job._replace(batches=Stopping(job.batches))) == command_line.STOPPED
+        seen, fit = {}, train.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                train, "fit", lambda *args, **named: seen.update(named) or fit(*args, **named)
+            )
+            stopping = job._replace(batches=Stopping(job.batches))
+            assert train.train(stopping) == command_line.STOPPED
+        assert seen["tokens_per_step"] == 8 * LENGTH
+        assert seen["config"] == LoopConfig(
+            steps=4, log_every=1, eval_every=3, save_every=2, max_bad_steps=7,
+            watchdog_seconds=500, watchdog_startup_seconds=600,
+        )  # fmt: skip
     else:
         make_hooks = train.make_hooks
 
         def fail(state, step):
-            raise RuntimeError("no room")
+            if step == 4:
+                raise RuntimeError("no room")
+            return {}
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
             patch.setattr(train, "make_hooks", lambda *a: make_hooks(*a) | {"sample": fail})
             train.train(job)
     before = [(each["step"], each["kind"]) for each in read_metrics(tmp_path)]
-    assert before == [(i, "train") for i in (1, 2, 3, 4)] + [(4, "eval")] * (cause == "a crash")
+    third = [(3, "train"), (3, "eval"), (3, "sample"), (4, "train")]
+    assert before == [(1, "train"), (2, "train"), *third] + [(4, "eval")] * (cause == "a crash")
+    assert checkpoints.list_steps(tmp_path / "checkpoints") == [4]
     assert train.train(job_of(short, tmp_path, before=4)) == 0
     said = capsys.readouterr().out
     assert "is done" not in said and said.splitlines()[-1].startswith("validation NELBO")

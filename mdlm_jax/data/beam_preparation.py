@@ -48,6 +48,10 @@ def encoder(runner: str, options: Sequence[str] = ()) -> Encode:
 
     Raises:
       ValueError: Beam does not know the runner or an option, or they do not fit.
+
+    What it returns raises:
+      ValueError: what a document has wrong, as without Beam.
+      OSError: the pipeline failed.
     """
     parsed = _options(runner, options)
     temp = parsed.view_as(GoogleCloudOptions).temp_location
@@ -146,15 +150,24 @@ def _run(
         for split, of_split in splits.items()
         for number, documents in enumerate(parts_of(of_split))
     ]
-    with beam.Pipeline(options=options) as pipeline:
-        _ = (
-            pipeline
-            | "parts" >> beam.Create(parts)
-            | "to all" >> beam.Reshuffle()
-            | "read" >> beam.ParDo(_Read(place))
-            | "batches to all" >> beam.Reshuffle()
-            | "encode" >> beam.ParDo(_Encode(tokenizer.to_str(), place))
-        )
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "parts" >> beam.Create(parts)
+                | "to all" >> beam.Reshuffle()
+                | "read" >> beam.ParDo(_Read(place))
+                | "batches to all" >> beam.Reshuffle()
+                | "encode" >> beam.ParDo(_Encode(tokenizer.to_str(), place))
+            )
+    except Exception as error:  # Runners have no common class; Beam has logged the traceback.
+        raise OSError(f"the Beam pipeline failed: {_last_word(error)}") from error
+
+
+def _last_word(error: Exception) -> str:
+    """What a worker raised: the last line of its traceback, where that is all Beam hands on."""
+    lines = [line for line in str(error).splitlines() if line and not line[0].isspace()]
+    return lines[-1] if lines else type(error).__name__
 
 
 class _Part(NamedTuple):

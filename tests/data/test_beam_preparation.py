@@ -8,12 +8,13 @@ import json
 
 import fsspec
 import pytest
+import sayings
 from command_runs import TINY, run, write_text
 
 pytest.importorskip("apache_beam")
 
 from mdlm_jax import data
-from mdlm_jax.data import beam_preparation, encoding
+from mdlm_jax.data import beam_preparation, encoding, tfds_datasets
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +87,21 @@ def test_a_corpus_of_ones_own_and_batches_in_a_bucket(tiny_config, tmp_path):
     assert not fsspec.filesystem("memory").find("temp")
 
 
+def test_a_dataset_of_tfds_by_ranges_of_examples(tmp_path, monkeypatch):
+    sayings.store(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_datasets, "_PART", 100)
+    config = data.Config(source="sayings", label_field="speaker", vocab_size=200, length=16)
+    plain, beam = (
+        data.prepare(config, tmp_path / name, encode=encode)
+        for name, encode in (
+            ("plain", encoding.encode_splits),
+            ("beam", beam_preparation.encoder("DirectRunner")),
+        )
+    )
+    assert contents(beam.path) == contents(plain.path)
+
+
 def test_commands_with_processes_of_beam(tmp_path):
     text = write_text(tmp_path / "text.txt")
     told = []
@@ -128,10 +144,11 @@ def test_a_line_that_is_wrong_is_told_as_without_beam(records, tmp_path):
 
 def test_a_pipeline_that_fails_leaves_nothing(tiny_config, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
-        raise OSError("no room on a worker")
+        raise PermissionError("no room on a worker")
 
     monkeypatch.setattr(encoding, "write_tokens", fails)
-    with pytest.raises(Exception, match="no room on a worker"):
+    told = r"^the Beam pipeline failed: .*no room on a worker \[while running 'encode'\]$"
+    with pytest.raises(OSError, match=told):
         data.prepare(tiny_config, tmp_path, encode=beam_preparation.encoder("DirectRunner"))
     assert left(tmp_path) == ["lock"]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.denoisers import Denoiser, check_mask
 from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
-from mdlm_jax.diffusion.strategies import Strategy, View
+from mdlm_jax.diffusion.strategies import Strategy, View, exact_count
 
 Array = jax.Array
 
@@ -31,18 +31,19 @@ class Trace(NamedTuple):
 
 def sample(
     denoiser: Denoiser,
-    key: Array,
+    key: Array | None,
     canvas: Array,
     *,
     mask_id: int,
-    steps: int | Array,
-    strategy: Strategy,
+    steps: int | Array | None = None,
+    strategy: Strategy = exact_count(),
     blocks: int = 1,
     end_id: int | None = None,
     pad_id: int | None = None,
     maskable: Array | None = None,
     fill: Array | None = None,
     rows: Array | None = None,
+    keys: Array | None = None,
     trace: bool = False,
     chunk: int | None = None,
 ) -> Array | tuple[Array, Trace]:
@@ -59,10 +60,14 @@ def sample(
       denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped logits;
         how sure it is, by which strategies choose, is told by its own.
       key: the noise of a row is a function of (key, its number in `rows`), not of the other rows.
+        In `vmap` or `shard_map` each part counts its rows from 0, and would draw what the others
+        draw: give `rows`, or None here and `keys`.
       canvas: i32[B, L].
       mask_id: marks what is to be filled; never drawn.
-      steps: network evaluations, at least one a block.
-      strategy: decides which positions are written when, from `mdlm_jax.strategies`.
+      steps: network evaluations at the most, at least one a block; by default as many as it takes
+        to write one token a step in the row with the most blanks.
+      strategy: decides which positions are written when, from `mdlm_jax.strategies`; by default
+        `exact_count()`, which at one token a step follows the model's joint law.
       blocks: each row's blanks are cut into so many runs, as even as they divide, filled from left
         to right with as many steps each (semi-autoregressive: Arriola et al. 2025, Block Diffusion;
         Nie et al. 2025, LLaDA). Nothing outside the active run is written.
@@ -74,6 +79,8 @@ def sample(
       fill: bool[B, L], of the masks those that are wanted; default all. The others stay masked:
         they are text that nobody knows, as what follows a prompt is.
       rows: i32[B], the rows' numbers in the whole job; default 0..B-1.
+      keys: [B], one a row, beside `key=None` and no `rows`; `noise.row_keys(key, rows)` are those
+        of a key.
       trace: also return a `Trace`.
       chunk: positions read out at a time, a matter of memory and speed only; by default the
         strategy's.
@@ -83,15 +90,18 @@ def sample(
 
     Raises:
       ValueError: on a canvas that is not integers [B, L], a `maskable` or `fill` of another shape,
-        `blocks` < 1, `pad_id` without `end_id`; and, where it can be seen, on fewer steps than
-        blocks.
+        `blocks` < 1, `pad_id` without `end_id`, both or neither of `key` and `keys`, `rows` beside
+        `keys`; and, where it can be seen, on fewer steps than blocks, or a mapped canvas whose
+        parts would draw the same noise.
       TypeError: on a bare function for a denoiser, a strategy that was not called, a list for an
         array.
     """
     checks.check_denoiser(denoiser)
     checks.check_text("canvas", canvas)
-    for name, value in (("mask_id", mask_id), ("steps", steps), ("blocks", blocks)):
+    for name, value in (("mask_id", mask_id), ("blocks", blocks)):
         checks.check_whole(name, value)
+    if steps is not None:
+        checks.check_whole("steps", steps)
     for name, value in (("maskable", maskable), ("fill", fill)):
         if value is not None:
             checks.check_maskable(name, value, canvas.shape)
@@ -99,14 +109,17 @@ def sample(
     checks.check_kind("strategy", strategy, Strategy, "strategies.exact_count()")
     if rows is not None:
         checks.check_rows(rows, canvas.shape[0])
+    of_row = noise.keys_of_rows(key, keys, rows, canvas)  # [B]
     _check(steps, blocks, mask_id, end_id, pad_id)
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
     fill = maskable if fill is None else fill & maskable
     canvas = jnp.asarray(canvas, jnp.int32)
+    wanted = fill & (canvas == mask_id)
+    if steps is None:
+        steps = -(-wanted.sum(axis=1).max() // blocks) * blocks  # as many in each block
     steps = jnp.maximum(jnp.asarray(steps, jnp.int32), blocks)
     text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
-    numbers = jnp.arange(canvas.shape[0]) if rows is None else rows
-    block_of = _blocks(fill & (canvas == mask_id), blocks)  # i32[B, L], -1 where none is
+    block_of = _blocks(wanted, blocks)  # i32[B, L], -1 where none is
 
     def fill_block(block, carry):
         canvas, filled = carry
@@ -130,9 +143,8 @@ def sample(
                 mask_id=jnp.int32(mask_id),
             )
 
-        def keys_of(index, purpose):
-            of_step = jax.random.fold_in(jax.random.fold_in(key, purpose), first + index)
-            return noise.row_keys(of_step, numbers)
+        def keys_of(purpose, index):
+            return noise.derive(of_row, purpose, first + index)
 
         def goes_on(carry):
             index, canvas, *_ = carry
@@ -142,7 +154,7 @@ def sample(
         def one_step(carry):
             index, canvas, state, filled = carry
             before = view(canvas, index)
-            proposal, state = strategy.propose(state, keys_of(index, 1), before)
+            proposal, state = strategy.propose(state, keys_of("propose", index), before)
             asked = proposal.asked
 
             def candidates():
@@ -151,7 +163,7 @@ def sample(
                     denoiser.encode(canvas, proposal.t),
                     canvas,
                     asked,
-                    keys_of(index, 2),
+                    keys_of("draw", index),
                     mask_id=mask_id,
                     chunk=chunk or strategy.chunk,
                     noise=proposal.noise,
@@ -159,7 +171,7 @@ def sample(
                 )
 
             drawn = jax.lax.cond(asked.any(), candidates, lambda: _no_candidates(canvas))
-            canvas, state = strategy.commit(state, keys_of(index, 3), before, asked, drawn)
+            canvas, state = strategy.commit(state, keys_of("commit", index), before, asked, drawn)
             written = before.blank & (canvas != mask_id)
             filled = Trace(
                 step=jnp.where(written, first + index, filled.step),
@@ -169,7 +181,7 @@ def sample(
             return index + 1, canvas, state, filled
 
         start = jnp.int32(0)
-        state = strategy.init(keys_of(0, 0), view(canvas, start))
+        state = strategy.init(keys_of("begin", 0), view(canvas, start))
         _, canvas, _, filled = jax.lax.while_loop(goes_on, one_step, (start, canvas, state, filled))
         if end_id is None:
             return canvas, filled
@@ -211,7 +223,7 @@ def _no_candidates(canvas: Array) -> Candidates:
 def _check(steps, blocks, mask_id, end_id, pad_id):
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, at least 1 is needed")
-    if not isinstance(steps, jax.core.Tracer) and steps < blocks:
+    if steps is not None and not isinstance(steps, jax.core.Tracer) and steps < blocks:
         needed = "1 is" if blocks == 1 else f"{blocks}, one a block, are"
         raise ValueError(f"steps is {steps}, at least {needed} needed")
     if pad_id is not None and end_id is None:

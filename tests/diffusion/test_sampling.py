@@ -10,6 +10,7 @@ from scipy import stats
 from shaped import one_a_row
 
 from mdlm_jax import Denoiser, Hidden, as_denoiser, sample, strategies, transforms
+from mdlm_jax.diffusion import noise
 from mdlm_jax.networks import bert
 
 KEY = jax.random.key(0)
@@ -78,6 +79,62 @@ def test_a_rows_tokens_do_not_depend_on_the_other_rows(draw, name):
     others = CANVASES.copy()
     others[7] = MASK
     assert np.array_equal(draw(name, others, 3)[0][7], whole[7])
+
+
+def test_one_key_a_row_is_the_noise_of_the_row_wherever_it_is(oracle):
+    """Rows by key and number, by keys, each alone in `vmap`, and in two parts in `vmap`."""
+    canvas, rows = jnp.full((6, L), MASK), jnp.array([5, 0, 7, 2, 9, 4])
+
+    def write(key, canvas, **options):
+        return sample(oracle.denoiser(), key, canvas, mask_id=MASK, steps=3, **options)
+
+    @jax.jit
+    def in_every_way():
+        keys = noise.row_keys(KEY, rows)
+        alone = jax.vmap(lambda key, canvas: write(None, canvas[None], keys=key[None])[0])
+        parts = jax.vmap(lambda rows, canvas: write(KEY, canvas, rows=rows))
+        return (
+            write(KEY, canvas, rows=rows),
+            write(None, canvas, keys=keys),
+            alone(keys, canvas),
+            parts(rows.reshape(2, 3), canvas.reshape(2, 3, L)).reshape(6, L),
+        )
+
+    numbered, *others = in_every_way()
+    assert all(np.array_equal(other, numbered) for other in others)
+    assert len(np.unique(numbered, axis=0)) > 1
+    with pytest.raises(ValueError, match="each part would draw the same noise; give rows"):
+        jax.vmap(lambda canvas: write(KEY, canvas))(canvas.reshape(2, 3, L))
+
+
+def test_by_default_one_token_a_step_in_an_order_that_is_random(oracle):
+    """Also in blocks, of rows with 4 and with 3 blanks."""
+    canvas = jnp.array([[MASK] * 4, [MASK, 1, MASK, MASK]])
+
+    @jax.jit
+    def write():
+        ways = ({}, {"steps": 4, "strategy": strategies.exact_count()}, {"blocks": 3})
+        return [
+            sample(oracle.denoiser(), KEY, canvas, mask_id=MASK, trace=True, **options)
+            for options in ways
+        ]
+
+    (tokens, trace), (same, _), (_, in_blocks) = write()
+    assert np.array_equal(trace.evaluations, [4, 3])
+    assert np.array_equal(tokens, same)
+    for row, blanks in zip(np.asarray(in_blocks.step), (4, 3), strict=True):
+        assert len(set(row[row >= 0])) == blanks
+
+
+def test_a_filled_canvas_is_itself_eager_and_jitted(oracle):
+    canvas = jnp.array([[0, 1, 2, 0]])
+
+    def write(canvas):
+        return sample(oracle.denoiser(), KEY, canvas, mask_id=MASK, blocks=2, trace=True)
+
+    for tokens, trace in (write(canvas), jax.jit(write)(canvas)):
+        assert np.array_equal(tokens, canvas)
+        assert np.all(trace.step == -1) and np.all(trace.evaluations == 0)
 
 
 @settings(max_examples=40)
@@ -324,44 +381,6 @@ def test_confidence_without_noise_keeps_the_surest():
     np.testing.assert_allclose(trace.log_prob[0], -np.log([4, 1, 3, 2]), atol=1e-6)
 
 
-def test_padding_stays_and_the_time_is_the_share_of_blanks_among_the_text():
-    """A denoiser that answers 0 where it is told the rate 3/3, 2/3, 1/3 of the maskable, else 1."""
-
-    def logits(tokens, t):
-        right = jnp.min(jnp.abs(t[:, None] * 3 - jnp.array([3.0, 2.0, 1.0])), axis=1) < 1e-5
-        token = jnp.where(right, 0, 1)[:, None]
-        return 50.0 * jax.nn.one_hot(jnp.broadcast_to(token, tokens.shape), 4)
-
-    canvas = jnp.full((2, 5), MASK)
-    maskable = jnp.array([True, True, True, False, False])
-    tokens = jax.jit(
-        lambda key: sample(
-            as_denoiser(logits, MASK), key, canvas, mask_id=MASK, steps=3,
-            strategy=strategies.exact_count(), maskable=jnp.broadcast_to(maskable, (2, 5)),
-        )
-    )(KEY)  # fmt: skip
-    assert np.array_equal(tokens, [[0, 0, 0, MASK, MASK]] * 2)
-
-
-def test_masks_that_are_not_wanted_stay_and_count_as_unknown_text():
-    """A denoiser that answers 0 where it is told the share of masks it sees, else 1."""
-
-    def logits(tokens, t):
-        right = jnp.abs(t - (tokens == MASK).mean(axis=1)) < 1e-5
-        token = jnp.where(right, 0, 1)[:, None]
-        return 50.0 * jax.nn.one_hot(jnp.broadcast_to(token, tokens.shape), 4)
-
-    canvas = jnp.full((2, 5), MASK).at[:, 1].set(2)
-    fill = jnp.broadcast_to(jnp.array([True, True, True, False, False]), (2, 5))
-    tokens = jax.jit(
-        lambda key: sample(
-            as_denoiser(logits, MASK), key, canvas, mask_id=MASK, steps=2,
-            strategy=strategies.exact_count(), fill=fill,
-        )
-    )(KEY)  # fmt: skip
-    assert np.array_equal(tokens, [[0, 2, 0, MASK, MASK]] * 2)
-
-
 @pytest.mark.parametrize(
     ("name", "readouts"),
     [
@@ -426,14 +445,20 @@ def test_tail_tokens_of_a_large_vocabulary_come_at_their_rate():
         ({"steps": 0}, "steps is 0, at least 1 is needed"),
         ({"steps": 2, "blocks": 3}, "steps is 2, at least 3, one a block, are needed"),
         ({"blocks": 0}, "blocks is 0"),
+        ({"key": None}, "neither of key and keys given"),
+        ({"keys": jax.random.split(KEY, 2)}, "both of key and keys given"),
+        (
+            {"key": None, "keys": jax.random.split(KEY, 3)},
+            r"keys has shape \(3,\), it must be \(2,",
+        ),
         ({"pad_id": 1}, "pad_id is for what follows end_id"),
         ({"end_id": MASK}, "other tokens than the mask, 3"),
     ],
 )
 def test_bad_input_is_named(oracle, change, message):
-    arguments = {"canvas": jnp.full((2, L), MASK), "steps": 2} | change
+    arguments = {"key": KEY, "canvas": jnp.full((2, L), MASK), "steps": 2} | change
     with pytest.raises(ValueError, match=message):
-        sample(oracle.denoiser(), KEY, mask_id=MASK, strategy=strategies.exact_count(), **arguments)
+        sample(oracle.denoiser(), mask_id=MASK, strategy=strategies.exact_count(), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from mdlm_jax import endings
+from mdlm_jax import compilation, distributed, endings, parallel
 from mdlm_jax.data import reading
 
 BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
@@ -91,6 +92,23 @@ def run(main: Callable[..., int], *, words: bool = False) -> None:
         argv=_with_config_paths(sys.argv),
         flags_parser=parse,
     )
+
+
+def join_job(heartbeat_seconds: int = 100) -> None:
+    """Joins the processes of a job, and has programs kept that are compiled from here on.
+
+    Raises:
+      ValueError: as `distributed.initialize`, or there is no device.
+    """
+    distributed.initialize(heartbeat_seconds)
+    parallel.available_devices()
+    compilation.keep()
+
+
+def compiling() -> str:
+    """What a command shows while it compiles, with the place where that is kept."""
+    place = jax.config.jax_compilation_cache_dir
+    return f"compiling (kept in {place})" if place else "compiling"
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from jax.sharding import Mesh
 
 from mdlm_jax import (
     command_line,
+    compilation,
     data,
     distributed,
     evaluate_answers,
@@ -48,6 +49,7 @@ from mdlm_jax import (
     paths,
     workdir,
 )
+from mdlm_jax.data import progress
 from mdlm_jax.data.config import DOCUMENTS
 from mdlm_jax.evaluation import likelihood_table, likelihoods, ngrams, rate_curves, text_sizes
 from mdlm_jax.evaluation.report import write_report
@@ -121,8 +123,10 @@ def main() -> int:
     with command_line.bad_input():
         _check_flags()
         of_samples = _FRONTIER.value or _ANSWERS.value
-        if not of_samples:
-            distributed.initialize()
+        if of_samples:
+            compilation.keep()
+        else:
+            command_line.join_job()
         with distributed.failing_together():
             mesh = filling.make_mesh(_MESH.value)
         if not of_samples:
@@ -277,9 +281,17 @@ def _measure(job: Job) -> int:
     else:
         of_rows = likelihoods.make_nelbo(of_batch, draws=_DRAWS.value, **drawn)
         of_rates = rate_curves.make_rate_curve(of_batch, **drawn)
-        points = of_rates(model.params, rows, _BATCH_SIZE.value)
-        curve = {"rate_curve": points, "rate_curve_trapezoid": rate_curves.trapezoid(points)}
-    likelihood = of_rows(model.params, rows, _BATCH_SIZE.value)
+    with progress.bar(
+        "measuring",
+        len(rows) * (1 if model.exact else 2),  # the curve and the bound
+        "rows",
+        first=command_line.compiling(),
+        stays=False,
+    ) as advance:
+        if not model.exact:
+            points = of_rates(model.params, rows, _BATCH_SIZE.value, advance)
+            curve = {"rate_curve": points, "rate_curve_trapezoid": rate_curves.trapezoid(points)}
+        likelihood = of_rows(model.params, rows, _BATCH_SIZE.value, advance)
     if jax.process_index() != 0:
         return 0
 

@@ -43,6 +43,7 @@ from mdlm_jax import (
     sample_files,
     workdir,
 )
+from mdlm_jax.data import progress
 from mdlm_jax.experiment import SCHEDULES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -149,7 +150,7 @@ class Job(NamedTuple):
 def main() -> int:
     """Fills the prompts of the flags and shows them; returns the exit code."""
     with command_line.bad_input():
-        distributed.initialize()
+        command_line.join_job()
         folder = epath.Path(_WORKDIR.value)
         with distributed.failing_together():
             _check_flags()
@@ -345,7 +346,7 @@ def _write(job: Job, done: int) -> list[dict[str, Any]]:
         append = None
         if _OUTPUT.value and writes:
             append = opened.enter_context(sample_files.appending(Path(_OUTPUT.value)))
-        for batch in _fill(job, first=done):
+        for batch in _shown(job, done, _fill(job, first=done)):
             made = [_record(job, filled) for filled in batch] if writes else []
             if append is not None:
                 append(made)
@@ -357,6 +358,23 @@ def _write(job: Job, done: int) -> list[dict[str, Any]]:
             if endings.reader_left() and alone and not (_HTML.value or _SAVE.value):
                 raise BrokenPipeError
     return samples
+
+
+def _shown(
+    job: Job, done: int, batches: Iterator[list[filling.Filled]]
+) -> Iterator[list[filling.Filled]]:
+    """The batches, with a bar on stderr; until the first, where the samples are printed there."""
+    printed = not (_OUTPUT.value or _WATCH.value) and sys.stdout.isatty()
+    total = len(job.prompts) * _SAMPLES.value - done
+    with contextlib.ExitStack() as drawn:
+        advance = drawn.enter_context(
+            progress.bar("writing", total, "samples", first=command_line.compiling(), stays=False)
+        )
+        for batch in batches:
+            advance(len(batch))
+            if printed:
+                drawn.close()
+            yield batch
 
 
 def _record(job: Job, filled: filling.Filled) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, distributed, paths
+from mdlm_jax import command_line, compilation, distributed, paths
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -47,6 +47,7 @@ def main() -> int:
     with command_line.bad_input():
         _check_flags()
         lm_eval, adapter = _require_lm_eval()
+        compilation.keep()
         asked = adapter.MaskedDiffusion(
             _WORKDIR.value or _CHECKPOINT.value,
             weights=_WEIGHTS.value,

@@ -80,7 +80,7 @@ def main() -> int:
     with contextlib.ExitStack() as claimed:
         with command_line.bad_input():
             experiment = Experiment.of(command_line.chosen_config(_CONFIG))
-            distributed.initialize(experiment.training.heartbeat_seconds)
+            command_line.join_job(experiment.training.heartbeat_seconds)
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)

@@ -85,7 +85,14 @@ def test_a_job_goes_on_where_it_was_stopped_and_with_other_flags_is_refused(work
 def test_samples_go_into_what_is_printed_and_nobody_has_to_read_them_all(workdir, tmp_path):
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")  # as /dev/stdout is
-    done = generate(workdir, "--samples=2", "--steps=1", f"--output={link}")
+    keeps = {
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "MDLM_JAX_COMPILED": str(tmp_path / "compiled"),
+    }
+    flags = (f"--workdir={workdir}", "--samples=2", "--steps=1", f"--output={link}")
+    done = run("generate", *flags, env=keeps)
+    assert [*(tmp_path / "compiled").glob("*/jit_write-*-cache")]
     assert [made["sample"] for made in records(done.stdout)] == [0, 1] and link.is_symlink()
     assert done.stderr == f"{link}: 2 samples, 2 of them new\n"
 

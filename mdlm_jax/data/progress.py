@@ -9,13 +9,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar while the block runs.
+def bar(
+    description: str, total: int | None, unit: str, *, first: str = "", stays: bool = True
+) -> Iterator[Callable[..., None]]:
+    """A bar while the block runs; what is printed meanwhile goes where it always goes.
 
     Args:
       description: what is done.
       total: steps there are, None where that is not known.
       unit: what the steps are ('documents').
+      first: what is done before the first step.
+      stays: whether the bar is still there behind the block.
 
     Yields:
       `advance(steps, **amounts)`: adds to the steps done, and to the amounts whose rates are shown,
@@ -31,12 +35,23 @@ def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[...
     console = Console(stderr=True)
     begun = shown = time.monotonic()
     steps_done, done = 0, {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total, rates=unit)
+    with Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # rich would send it to stderr
+        transient=not stays,
+    ) as progress:
+        task = progress.add_task(first or description, total=total, rates=unit)
 
         def show(now: float) -> None:
             rates = (f"{amount / (now - begun):,.1f} {name}/s" for name, amount in done.items())
-            progress.update(task, completed=steps_done, rates=", ".join([unit, *rates]))
+            progress.update(
+                task,
+                description=description if steps_done else first or description,
+                completed=steps_done,
+                rates=", ".join([unit, *rates]),
+            )
 
         def advance(steps: int, **amounts: float) -> None:
             nonlocal shown, steps_done
@@ -44,7 +59,7 @@ def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[...
             for name, amount in amounts.items():
                 done[name] = done.get(name, 0) + amount
             now = time.monotonic()
-            if now - shown > 0.1:  # Drawing takes longer than a document.
+            if now - shown > 0.1 or steps_done == steps:  # Drawing takes longer than a document.
                 shown = now
                 show(now)
 

@@ -26,7 +26,7 @@ from mdlm_jax.networks import bert
 Array = jax.Array
 PyTree = Any
 DenoiserOf = Callable[[PyTree, dict[str, Array]], Denoiser]  # (params, batch) -> Denoiser
-OfRows = Callable[[PyTree, data.Rows, int], Likelihood]  # (params, rows, batch_size)
+OfRows = Callable[..., Likelihood]  # (params, rows, batch_size, advance)
 
 _NORMAL_95 = 1.959964  # standard errors to each side of a 95 % interval
 
@@ -61,7 +61,8 @@ def make_nelbo(
 ) -> OfRows:
     """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
 
-    The same arguments give the same function, so that what was compiled serves again.
+    A fourth argument `advance(n)` is told of every n rows that are done. The same
+    arguments give the same function, so that what was compiled serves again.
 
     Args:
       denoiser_of: builds the denoiser of a batch from the parameters.
@@ -153,8 +154,8 @@ def per_text_unit(nats_per_token: float, tokens: int, size: TextSize) -> dict[st
 def _of_rows(of_batch: Callable[[PyTree, dict[str, Array]], Likelihood], mesh: Mesh | None):
     over_rows = spreading.over_rows(of_batch, mesh)
 
-    def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> Likelihood:
-        parts = over_rows(params, rows, batch_size)
+    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Likelihood:
+        parts = over_rows(params, rows, batch_size, *advance)
         leaves = (np.concatenate(leaf)[: len(rows)] for leaf in zip(*parts, strict=True))
         return Likelihood(*leaves)._replace(tokens=rows.counts)
 

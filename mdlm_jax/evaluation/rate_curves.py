@@ -27,10 +27,11 @@ def make_rate_curve(
     schedule: Schedule = schedules.linear(),
     rates: Sequence[float] = RATES,
     mesh: Mesh | None = None,
-) -> Callable[[PyTree, data.Rows, int], list[Point]]:
+) -> Callable[..., list[Point]]:
     """`(params, rows, batch_size) -> points`, one a rate: the NELBO's integrand.
 
-    One corruption of each row at each rate.
+    A fourth argument `advance(n)` is told of every n rows that are done. One corruption of each row
+    at each rate.
 
     A point has "rate"; "nats", the mean cross-entropy of a masked token, with "error", its standard
     error over the rows (None of a single row); "accuracy", the share of masked tokens whose most
@@ -64,8 +65,8 @@ def make_rate_curve(
 
     of_rows = spreading.over_rows(of_batch, mesh)
 
-    def curve(params: PyTree, rows: data.Rows, batch_size: int) -> list[Point]:
-        parts = of_rows(params, rows, batch_size)  # [batches][rates]
+    def curve(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> list[Point]:
+        parts = of_rows(params, rows, batch_size, *advance)  # [batches][rates]
         by_rate = zip(*parts, strict=True)
         return [{"rate": rate, **_point(of)} for rate, of in zip(rates, by_rate, strict=True)]
 

@@ -14,8 +14,10 @@ PyTree = Any
 
 def over_rows(
     of_batch: Callable[[PyTree, dict[str, jax.Array]], PyTree], mesh: Mesh | None = None
-) -> Callable[[PyTree, data.Rows, int], list[PyTree]]:
-    """`(params, rows, batch_size) -> ` what `of_batch` makes of each batch, in the host's memory.
+) -> Callable[..., list[PyTree]]:
+    """`(params, rows, batch_size, advance) -> ` what `of_batch` makes of each batch, on the host.
+
+    `advance(n)` is called when n more rows are done.
 
     Compiled once for a batch size. Every row comes once, in order; the last batch is filled up with
     rows of which nothing is maskable. A batch is no larger than all rows are.
@@ -36,9 +38,22 @@ def over_rows(
     def put(batch):
         return batch if mesh is None else parallel.put_rows(batch, mesh)
 
-    def of_rows(params: PyTree, rows: data.Rows, batch_size: int) -> list[PyTree]:
+    def of_rows(
+        params: PyTree,
+        rows: data.Rows,
+        batch_size: int,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> list[PyTree]:
         size = -(-min(batch_size, max(len(rows), 1)) // shards) * shards
-        parts = [compiled(params, put(b)) for b in data.eval_batches(rows, batch_size=size)]
-        return jax.device_get(parts)  # waits once, for all
+        parts = []
+        for batch in data.eval_batches(rows, batch_size=size):
+            parts.append(compiled(params, put(batch)))
+            if len(parts) > 1:  # one late, so that the devices never wait
+                parts[-2] = jax.device_get(parts[-2])
+                advance(size)
+        if parts:
+            parts[-1] = jax.device_get(parts[-1])
+            advance(len(rows) - size * (len(parts) - 1))
+        return parts
 
     return of_rows

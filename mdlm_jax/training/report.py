@@ -38,7 +38,7 @@ class Report:
         self._bar = rich.progress.Progress(
             console=self._console, disable=not self._console.is_terminal
         )
-        self._task = self._bar.add_task("training", total=steps)
+        self._task = self._bar.add_task("compiling", total=steps)
         self._mark: float | None = None  # when the last step was read; None until the first
         self._clear()
 
@@ -68,7 +68,7 @@ class Report:
             self._seconds += now - self._mark
             self._timed += 1
         self._mark = now
-        self._bar.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step, description="training")
         if self._timed:
             tokens_per_second = self._tokens_per_step * self._timed / self._seconds
             self._bar.update(self._task, description=f"{tokens_per_second:,.0f} tokens/s")

@@ -1,0 +1,74 @@
+"""A whole run in this process: planned, trained, and gone on with."""
+
+import re
+
+import pytest
+from command_runs import write_text
+from etils import epath
+
+from mdlm_jax import train, workdir
+from mdlm_jax.experiment import Experiment, default_config
+from mdlm_jax.training import checkpoints
+from mdlm_jax.training.metrics import read_metrics
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """`start(**training) -> (the job, its exit code)`, as the command does it."""
+    monkeypatch.setenv("MDLM_JAX_CACHE", str(tmp_path / "cache"))
+    text = write_text(tmp_path / "text.txt", documents=60)
+
+    def start(**training):
+        config = default_config()
+        config.data.update(
+            source="text_files", documents="paragraph", files=str(text), tokenizer="characters",
+            length=12,
+        )  # fmt: skip
+        config.model.update(
+            layers=1, width=16, heads=2, mlp_width=16, dropout=0.0, attention="causal"
+        )
+        config.objective.name = "autoregressive"
+        config.optimizer.warmup_steps = 2
+        config.training.update(
+            batch_size=7, keep_last=1, keep_every=3, save_every=1, log_every=2, tensorboard=True,
+            **training,
+        )  # fmt: skip
+        config.evaluation.update(every=4, rows=6, batch_size=6)
+        experiment, folder = Experiment.of(config.to_dict()), epath.Path(tmp_path / "run")
+        job, encoder = train.plan(experiment, folder)
+        with workdir.claim(folder, experiment, encoder, job.prepared):
+            return job, train.train(job, train.load_start(job))
+
+    return start
+
+
+def steps_of(job, kind):
+    return [record["step"] for record in read_metrics(job.workdir) if record["kind"] == kind]
+
+
+def saved(job):
+    return checkpoints.list_steps(job.workdir / "checkpoints")
+
+
+def test_a_run_does_what_its_config_says_and_goes_on(start, capsys):
+    """Autoregressive, whose first token is told by the separator alone; every number is another."""
+    pytest.importorskip("tensorboardX")
+    job, code = start(steps=5)
+    first, last = capsys.readouterr().out.splitlines()
+    assert code == 0 and not job.goes_on
+    assert f", 1 cpu device(s), logging to {job.workdir}" in first
+    figure = r"\d+\.\d{3}"
+    assert re.fullmatch(
+        rf"validation cross-entropy {figure} \(exact\) \+- {figure} \(text\) nats/token over 72 "
+        rf"tokens; the corpus's unigram has {figure} there, its bigram {figure}",
+        last,
+    )
+    assert steps_of(job, "train") == [2, 4, 5] and steps_of(job, "eval") == [4, 5]
+    assert steps_of(job, "sample") == [] and saved(job) == [3, 5]
+    assert list(job.workdir.glob("events.out.tfevents.*"))
+    job, code = start(steps=5)
+    assert capsys.readouterr().out == f"{job.workdir} is done: it has 5 of 5 steps\n"
+    assert code == 0 and job.goes_on
+    job, code = start(steps=7)
+    assert code == 0 and ", resuming at step 5" in capsys.readouterr().out
+    assert steps_of(job, "train") == [2, 4, 5, 6, 7] and saved(job) == [3, 6, 7]

@@ -214,12 +214,19 @@ def test_a_method_that_is_none_is_refused(values, message):
         ("", "mesh ''"),
         ("data=1,data=1", "it must be sizes"),
         ("tensor=1.5", "it must be sizes"),
+        ("data=1,tensor=two", "it must be sizes"),
         ("fsdp=7,tensor=9", "fsdp=7, tensor=9: .* devices cannot be arranged so"),
     ],
 )
 def test_a_mesh_that_is_none_is_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         filling.make_mesh(sizes)
+
+
+def test_a_mesh_may_have_every_axis_and_a_block_one_step():
+    mesh = filling.make_mesh("data=1, fsdp=1, tensor=-1")
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": jax.device_count()}
+    assert dataclasses.replace(PLAIN, steps=4, blocks=4).blocks == 4
 
 
 @pytest.fixture(scope="module")

@@ -93,28 +93,6 @@ def test_a_step_is_the_one_that_its_config_names():
     jax.tree.map(compare, state.ema, ema)
 
 
-@pytest.mark.parametrize(
-    ("objective", "rows", "accumulation", "paired"),
-    [
-        ({}, 8, 1, True),
-        ({}, 8, 4, True),
-        ({}, 8, 8, False),  # a microbatch of one row
-        ({}, 6, 2, False),
-        ({}, 7, 1, False),
-        ({"corruption": "bernoulli"}, 8, 1, False),
-        ({"name": "mlm"}, 8, 1, False),
-    ],
-)
-def test_neighbours_share_slots_where_no_microbatch_parts_them(
-    objective, rows, accumulation, paired
-):
-    program = program_of(
-        objective=objective, batch_size=rows, training={"accumulation": accumulation}
-    )
-    prepared = jax.eval_shape(program.prepare, jax.random.key(0), 0, batch_of(rows))
-    assert prepared["corrupted"].positions.shape[0] == (rows // 2 if paired else rows)
-
-
 def test_given_parameters_are_padded_for_the_mesh_and_given_up():
     program = program_of(vocab_multiple=8)
     given = jax.device_get(bert.init(jax.random.key(9), program_of().encoder))

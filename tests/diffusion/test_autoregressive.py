@@ -70,6 +70,8 @@ def test_the_loss_is_the_mean_over_all_tokens_that_count():
     loss, aux = corrupted_loss(as_denoiser(uniform), corrupted)
     assert loss == pytest.approx(np.log(11), rel=1e-6)
     assert aux.masked.sum() == 4
+    one = corrupt_causal(tokens, start_id=2, maskable=maskable & (tokens == 7))
+    assert corrupted_loss(as_denoiser(uniform), one)[0] == pytest.approx(np.log(11), rel=1e-6)
 
 
 CAUSAL = dataclasses.replace(BASE, attention="causal", scan=False)

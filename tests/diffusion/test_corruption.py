@@ -120,13 +120,16 @@ def test_pairs_fit_their_slots(seed, lengths):
 
 
 @pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.parametrize("corruption", ["exact", "bernoulli"])
-def test_slots_hold_exactly_what_is_masked(paired, corruption):
+@pytest.mark.parametrize(
+    ("corruption", "width"),
+    [("exact", 7), ("exact", 2), ("bernoulli", 7)],  # of 2, half the pairs mask a whole row
+)
+def test_slots_hold_exactly_what_is_masked(paired, corruption, width):
     if paired and corruption == "bernoulli":
         with pytest.raises(ValueError, match="paired rows need exact counts"):
             corrupt(KEY, tokens_of(2, 4), mask_id=MASK, corruption=corruption, paired=True)
         return
-    batch, width = 16, 7
+    batch = 16
     tokens = tokens_of(batch, width)
     maskable = jax.random.bernoulli(jax.random.key(1), 0.7, (batch, width)).at[3].set(False)
     out = jax.jit(
@@ -194,8 +197,9 @@ def test_mlm_selects_its_share_and_replaces_in_three_ways():
     assert (np.asarray(out.canvas) != 2).sum() == (canvas != 2).sum()
 
 
-# 28.5 and 10.5 tokens: float32 and float64 round their products to other sides.
-@pytest.mark.parametrize(("width", "rate"), [(190, 0.15), (30, 0.35)])
+# 28.5 and 10.5 tokens: float32 and float64 round their products to other sides; 10 tokens have 2
+# masks, one more than 9 have.
+@pytest.mark.parametrize(("width", "rate"), [(190, 0.15), (30, 0.35), (10, 0.15)])
 def test_mlm_has_room_for_all_that_it_selects(width, rate):
     out = jax.jit(
         lambda key: corrupt_mlm(
@@ -231,6 +235,17 @@ def test_a_bound_on_the_rate_holds_in_long_rows_too():
     most = np.asarray(most_of(np.float32(0.15), lengths))
     assert most.tolist() == [1, 15, 1229, 19661, 314573]
     assert np.array_equal(most_of(np.float32(1), lengths), lengths)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_row_without_anything_to_mask_is_at_the_last_time(name):
+    maskable = jnp.ones((2, 3), bool).at[1].set(False)
+    tokens, schedule = tokens_of(2, 3), getattr(schedules, name)()
+    out = jax.jit(
+        lambda key: corrupt(key, tokens, mask_id=MASK, maskable=maskable, schedule=schedule)
+    )(KEY)
+    assert 0 < out.t[0] <= 1 and out.t[1] == pytest.approx(1.0, abs=1e-3)
+    assert out.rate[1] == 0
 
 
 def test_mlm_selects_at_least_one_and_none_from_an_empty_row():

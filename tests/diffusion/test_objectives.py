@@ -243,6 +243,17 @@ def test_the_mask_cannot_be_predicted():
     np.testing.assert_allclose(loss, diffusion_loss(without, KEY, TOKENS, mask_id=10)[0], rtol=1e-6)
     assert loss < corrupted_loss(with_mask, corrupt(KEY, TOKENS, mask_id=10))[0]
 
+    @jax.jit
+    def others(scale):  # of the mask's logit
+        out = parameters["out"].at[:, 10].multiply(scale)
+        denoiser = build({**parameters, "out": out}, mask_id=None)
+        loss = mlm_loss(denoiser, KEY, TOKENS, mask_id=10)[0]
+        bound = nelbo(denoiser, KEY, TOKENS, mask_id=10, draws=2).nats
+        return loss, bound, at_rate(denoiser, KEY, TOKENS, mask_id=10, rate=0.5).nats
+
+    for told, expected in zip(others(9.0), others(0.0), strict=True):
+        np.testing.assert_allclose(told, expected, rtol=1e-5)
+
 
 def test_random_tokens_of_mlm_stay_within_the_vocabulary_that_is_told():
     """A denoiser of 64 logits, of which 13 are tokens: it records what it is shown."""

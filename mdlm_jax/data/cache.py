@@ -8,7 +8,6 @@ a claim (`claims`), for a lock may not reach beyond one.
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdlm_jax.data import claims, reading
-from mdlm_jax.data.prepared import CARD, fingerprint, read_card
+from mdlm_jax.data.prepared import CARD, fingerprint, parse_card, read_card
 from mdlm_jax.data.stores import Store, is_url, open_store
 
 _INCOMPLETE = ".incomplete"
@@ -73,11 +72,14 @@ class Cache(NamedTuple):
                 yield file.parent.name, read_card(file.parent)
         if self.bucket:
             for file in self.bucket.find(f"*/{CARD}"):
-                yield file.split("/")[0], json.loads(self.bucket.read(file) or b"{}")
+                name = file.split("/")[0]
+                if card := self._shared_card(name):  # It may have been removed since.
+                    yield name, card
 
     def _shared_card(self, name: str) -> dict[str, Any] | None:
         contents = self.bucket.read(f"{name}/{CARD}")
-        return None if contents is None else json.loads(contents)
+        place = f"{self.bucket.url}/{name}/{CARD}"
+        return None if contents is None else parse_card(contents, place)
 
     def _is_shared(self, name: str) -> bool:
         if self.bucket:

@@ -83,8 +83,24 @@ def fingerprint(folder: Path) -> str:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What `data.json` tells."""
-    return json.loads((folder / CARD).read_text(encoding="utf-8"))
+    """What `data.json` tells.
+
+    Raises:
+      ValueError: it is no card.
+    """
+    return parse_card((folder / CARD).read_bytes(), f"{folder / CARD}")
+
+
+def parse_card(contents: bytes, place: str) -> dict[str, Any]:
+    """The contents of a `data.json`; `place` is what messages call it."""
+    try:
+        card = json.loads(contents)
+        if {"fingerprint", "format"} <= card.keys():
+            return card
+        told = "it tells no fingerprint or format"
+    except (ValueError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{place} is damaged ({told}): remove its folder, and prepare it again")
 
 
 def _load_rows(folder: Path, split: str) -> Rows:

@@ -175,6 +175,10 @@ def test_prepared_data_is_found_by_its_fingerprint(tiny_config, tmp_path):
     assert data.find_prepared("0" * 64, tmp_path) is None
     first.path.rename(first.path.with_suffix(".incomplete"))
     assert data.find_prepared(first.fingerprint, tmp_path) is None
+    for torn in ("{}", "[]", '{"fingerprint": "'):
+        (second.path / "data.json").write_text(torn)
+        with pytest.raises(ValueError, match=rf"^{second.path}/data.json is damaged \(.*\): "):
+            data.find_prepared(first.fingerprint, tmp_path)
 
 
 def test_given_tokenizer_is_used_and_identifies_the_data(tiny_config, tmp_path):

@@ -144,7 +144,7 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations.
-      rows: of the validation split, the first so many each time.
+      rows: of the validation split, evenly spread over it, the same each time.
       draws: corruptions of each row.
       batch_size: rows evaluated at a time.
       sample_steps: network evaluations of the sample that is shown.

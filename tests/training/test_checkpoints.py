@@ -82,7 +82,7 @@ def test_restore_gives_the_newest_state(tmp_path, state):
 
 
 # What globs, URLs and shells would read otherwise than it stands there.
-FOLDERS = ("sweep[1]", "*", "a b#c%20d", "läuft-早", "{x}?y=1&z")
+FOLDERS = ("sweep[1]", "*", "a b#c%20d läuft-早 {x}?y=1&z")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -288,7 +288,7 @@ DAMAGES = [
     ("damage", "files"), DAMAGES, ids=[f"{d.__name__} {f}" for d, f in DAMAGES]
 )
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
-    tmp_path, two, state, capfd, damage, files
+    tmp_path, two, capfd, damage, files
 ):
     shutil.copytree(two, tmp_path / "run")
     for path in [
@@ -298,10 +298,18 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     with checkpoints.open_checkpoints(tmp_path / "run") as checkpointer:
         assert int(checkpoints.restore(checkpointer, toy.abstract(MESH)).step) == 2
         assert checkpoints.latest_step(checkpointer) == 2
-        checkpoints.save(checkpointer, at(state, 5))
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: checkpoint {tmp_path}/run/5 is damaged (")
     assert line.endswith("): going back to step 2") and len(line) < 400
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["2", "5.damaged"]
+
+
+def test_the_step_of_a_damaged_checkpoint_is_saved_again(tmp_path, two, state):
+    shutil.copytree(two, tmp_path / "run")
+    (tmp_path / "run" / "5" / "params" / "_METADATA").unlink()
+    with checkpoints.open_checkpoints(tmp_path / "run") as checkpointer:
+        checkpoints.restore(checkpointer, toy.abstract(MESH))
+        checkpoints.save(checkpointer, at(state, 5))
     assert int(restore(tmp_path / "run").step) == 5
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["2", "5", "5.damaged"]
 

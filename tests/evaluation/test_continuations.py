@@ -11,6 +11,7 @@ from networks.tiny import BASE, params_of
 from oracle import MASK, PLACES, STRINGS, L, V, make_oracle
 
 from mdlm_jax import as_denoiser, nelbo, parallel
+from mdlm_jax.diffusion import noise
 from mdlm_jax.evaluation import continuations, likelihoods
 from mdlm_jax.networks import bert
 
@@ -199,7 +200,7 @@ def test_the_encoder_sees_the_row_and_no_padding():
         row = jnp.array([[*prompt, *continuation][-40:]], jnp.int32)
         alone = nelbo(
             bert.denoiser(params, config),
-            jax.random.key(0),
+            noise.derive(noise.seed_key(0), "evaluation"),
             row,
             mask_id=MASK,
             draws=8,

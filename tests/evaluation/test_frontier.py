@@ -63,10 +63,10 @@ def measured(config, grid, reference, *, batch_size=64, strategy=None, classifie
 
 @pytest.fixture(scope="module")
 def guided():
-    """Weights 0, 1 and 4, judged by a classifier that was made of rows of weight 1."""
+    """Weights 0, 1 and 8, judged by a classifier that was made of rows of weight 1."""
     reference = rows_of(600)
     _, (conditional,) = measured(CLASSED, frontier.Grid(600, (LENGTH,)), reference)
-    grid = frontier.Grid(600, (LENGTH,), guidance=(0.0, 1.0, 4.0))
+    grid = frontier.Grid(600, (LENGTH,), guidance=(0.0, 1.0, 8.0))
     classifier = naive_bayes.fit(conditional, VOCAB, CLASSES)
     return conditional, *measured(CLASSED, grid, reference, classifier=classifier)
 
@@ -79,9 +79,9 @@ def test_a_weight_of_one_is_the_conditional_model(guided):
 def test_guidance_makes_the_class_plainer_and_none_leaves_chance(guided):
     """4 standard errors: a false alarm in 10,000 runs; the seed is fixed."""
     _, points, _ = guided
-    none, one, four = (point["class_accuracy"] for point in points)
+    none, one, eight = (point["class_accuracy"] for point in points)
     assert abs(none - 1 / CLASSES) < 4 * math.sqrt(1 / CLASSES * (1 - 1 / CLASSES) / 600)
-    assert none < one - 0.1 and one < four - 0.1
+    assert none < one - 0.1 and one < eight - 0.1
 
 
 def test_a_guided_step_takes_two_evaluations(guided):

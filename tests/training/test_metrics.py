@@ -44,6 +44,7 @@ def test_of_a_run_that_is_writing_the_whole_records_are_read(tmp_path):
 
 def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):
     with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "sample", {"nelbo": 1})
         for step in (2, 4, 6):
             writer.write(step, "train", {"loss": step})
             writer.write(step, "eval", {"nelbo": step})
@@ -54,6 +55,7 @@ def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):
         writer.write(4, "sample", {"nelbo": 40})
     assert lacking == ["sample"]
     assert [(r["step"], r["kind"], r.get("nelbo")) for r in read_metrics(tmp_path)] == [
+        (1, "sample", 1),
         (2, "train", None),
         (2, "eval", 2),
         (4, "train", None),

@@ -215,7 +215,7 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     labels = _labels(trained, folder, asked)
     _check_guidance(trained, labels)
     canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
-    if asking is None and trained.config["data"].get("rows") == "padded":
+    if workdir.has_padding(trained.config):
         canvas = prompts.as_whole_rows(canvas, trained.tokenizer)
     shaping = _shaping(trained)
     schedule = SCHEDULES[trained.config["objective"]["schedule"]]()

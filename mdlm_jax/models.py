@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax import data, workdir
+from mdlm_jax import workdir
 from mdlm_jax.data import reading
 from mdlm_jax.experiment import ObjectiveConfig
 from mdlm_jax.interop import load_pretrained
@@ -48,7 +48,6 @@ class Model(NamedTuple):
 def of_run(trained: workdir.Trained, weights: str) -> Model:
     """What `workdir.load` read."""
     config, encoder = trained.config, trained.encoder
-    told = data.Config(**config["data"]) if "rows" in config.get("data", {}) else None
     return Model(
         params=trained.params,
         encoder=encoder,
@@ -57,7 +56,7 @@ def of_run(trained: workdir.Trained, weights: str) -> Model:
         length=config.get("data", {}).get("length", encoder.max_length),
         weights=weights,
         step=trained.step,
-        padded=told is not None and told.has_padding,
+        padded=workdir.has_padding(config),
     )
 
 

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +197,16 @@ def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
 def label_names(workdir: epath.Path) -> list[str]:
     """Names of the labels of the data, in the order of the model's classes."""
     return data_card(workdir)["label_names"]
+
+
+def has_padding(config: Mapping[str, Any]) -> bool:
+    """Whether a run was trained on rows of one text each, filled up with padding.
+
+    Args:
+      config: contents of its `config.json`.
+    """
+    told = config.get("data", {})
+    return "rows" in told and data.Config(**told).has_padding
 
 
 def data_card(workdir: epath.Path) -> dict[str, Any]:

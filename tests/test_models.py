@@ -35,6 +35,22 @@ def test_a_run_is_loaded_with_its_weights_and_step(run, mesh):
     assert not model.exact and model.objective.name == "diffusion"
 
 
+PADDED = {"rows": "padded", "length": exported.LENGTH}
+PAIRS = {"prompt_field": "prompt", "source": "text_files", "files": "a.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("told", "padded"),
+    [({"rows": "packed"}, False), (PADDED, True), (PADDED | PAIRS, False), ({}, False)],
+)
+def test_a_run_tells_whether_its_rows_hold_padding(run, told, padded):
+    trained = workdir.load(epath.Path(run))
+    assert (
+        models.of_run(trained._replace(config=trained.config | {"data": told}), "ema").padded
+        == padded
+    )
+
+
 def test_a_checkpoint_of_hugging_face_is_loaded_as_it_is(mesh):
     model = models.load(str(GOLDEN / "bert"), mesh)
     theirs = interop.load_pretrained(GOLDEN / "bert")

@@ -37,7 +37,7 @@ def sample(
     mask_id: int,
     steps: int | Array | None = None,
     strategy: Strategy = exact_count(),
-    blocks: int = 1,
+    blocks: int | Array = 1,
     end_id: int | None = None,
     pad_id: int | None = None,
     maskable: Array | None = None,
@@ -51,7 +51,7 @@ def sample(
 
     Generation, prompts anywhere, infilling and re-editing are one case: the canvas holds `mask_id`
     where text is wanted, and nothing else is ever written to. Meant to be called under `jax.jit`,
-    with `steps` traced: another number of steps is not another program.
+    with `steps` traced, and perhaps `blocks`: another number of them is not another program.
 
     A step in which no row asks for anything does not evaluate the network, and sampling stops when
     all is filled (unless the strategy may take tokens back).
@@ -221,9 +221,11 @@ def _no_candidates(canvas: Array) -> Candidates:
 
 
 def _check(steps, blocks, mask_id, end_id, pad_id):
-    if blocks < 1:
+    if not isinstance(blocks, jax.core.Tracer) and blocks < 1:
         raise ValueError(f"blocks is {blocks}, at least 1 is needed")
-    if steps is not None and not isinstance(steps, jax.core.Tracer) and steps < blocks:
+    if not any(x is None or isinstance(x, jax.core.Tracer) for x in (steps, blocks)) and (
+        steps < blocks
+    ):
         needed = "1 is" if blocks == 1 else f"{blocks}, one a block, are"
         raise ValueError(f"steps is {steps}, at least {needed} needed")
     if pad_id is not None and end_id is None:

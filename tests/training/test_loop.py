@@ -94,6 +94,20 @@ def test_a_run_logs_evaluates_and_saves_when_it_should(straight):
     assert saved_steps(directory) == [4, 8, 12]
 
 
+def test_records_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, step, monkeypatch):
+    order = []
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+        spy = lambda *arguments: order.append(name) or real(*arguments)  # noqa: E731
+        monkeypatch.setattr(owner, name, spy)
+
+    watch(MetricsWriter, "sync")
+    watch(checkpoints, "save")
+    train(tmp_path, step)
+    assert order == ["sync", "save"] * 3
+
+
 def test_a_record_is_the_mean_over_its_steps(straight, step):
     directory, _ = straight
     state, losses = toy.state(MESH), []

@@ -88,6 +88,17 @@ def test_a_batch_never_holds_more_rows_than_asked_for(mesh, canvas):
     assert [len(batch) for batch in batches] == [4, 2]
 
 
+def test_no_batch_is_larger_than_what_is_left_to_do(fill, monkeypatch):
+    sizes, real = [], parallel.put_rows
+
+    def put(batch, mesh):
+        sizes.append(len(batch["number"]))
+        return real(batch, mesh)
+
+    monkeypatch.setattr(parallel, "put_rows", put)
+    assert len(fill(samples=3, first=5, batch_size=16)) == sum(sizes) == 4
+
+
 def batch_of(canvas, mesh, label):
     rows = len(canvas.tokens)
     batch = {

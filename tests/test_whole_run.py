@@ -1,6 +1,7 @@
 """A whole run in this process: planned, trained, and gone on with."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from command_runs import write_text
@@ -13,28 +14,41 @@ from mdlm_jax.training.metrics import read_metrics
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    """`start(**training) -> (the job, its exit code)`, as the command does it."""
+def configured(tmp_path, monkeypatch):
+    """`configured(**training) -> (experiment, folder)` of a text of our own."""
     monkeypatch.setenv("MDLM_JAX_CACHE", str(tmp_path / "cache"))
     text = write_text(tmp_path / "text.txt", documents=60)
 
-    def start(**training):
+    def configured(objective="autoregressive", **training):
         config = default_config()
         config.data.update(
             source="text_files", documents="paragraph", files=str(text), tokenizer="characters",
             length=12,
         )  # fmt: skip
+        attention = "causal" if objective == "autoregressive" else "full"
         config.model.update(
-            layers=1, width=16, heads=2, mlp_width=16, dropout=0.0, attention="causal"
+            layers=1, width=16, heads=2, mlp_width=16, dropout=0.0, attention=attention
         )
-        config.objective.name = "autoregressive"
+        config.objective.name = objective
         config.optimizer.warmup_steps = 2
         config.training.update(
-            batch_size=7, keep_last=1, keep_every=3, save_every=1, log_every=2, tensorboard=True,
-            **training,
+            {
+                "batch_size": 7, "keep_last": 1, "keep_every": 3, "save_every": 1, "log_every": 2,
+                "tensorboard": True, **training,
+            }
         )  # fmt: skip
         config.evaluation.update(every=4, rows=6, batch_size=6)
-        experiment, folder = Experiment.of(config.to_dict()), epath.Path(tmp_path / "run")
+        return Experiment.of(config.to_dict()), epath.Path(tmp_path / "run")
+
+    return configured
+
+
+@pytest.fixture
+def start(configured):
+    """`start(**training) -> (the job, its exit code)`, as the command does it."""
+
+    def start(**training):
+        experiment, folder = configured(**training)
         job, encoder = train.plan(experiment, folder)
         with workdir.claim(folder, experiment, encoder, job.prepared):
             return job, train.train(job, train.load_start(job))
@@ -48,6 +62,18 @@ def steps_of(job, kind):
 
 def saved(job):
     return checkpoints.list_steps(job.workdir / "checkpoints")
+
+
+def test_the_first_line_tells_of_devices_and_of_rows_without_a_neighbour(configured):
+    job, _ = train.plan(*configured(objective="diffusion", batch_size=7))
+    unpaired = "rows a device are odd: unpaired"
+    assert unpaired in train._first_words(job, 0)
+    job, _ = train.plan(*configured(objective="diffusion", batch_size=8))
+    words = train._first_words(job, 0)
+    assert "1 cpu device(s), logging" in words and unpaired not in words
+    mesh = SimpleNamespace(size=2, shape={"data": 2, "fsdp": 1, "tensor": 1})
+    words = train._first_words(job._replace(program=job.program._replace(mesh=mesh)), 3)
+    assert "2 cpu device(s) (data=2, fsdp=1, tensor=1), resuming at step 3" in words
 
 
 def test_a_run_does_what_its_config_says_and_goes_on(start, capsys):

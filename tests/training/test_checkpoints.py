@@ -112,6 +112,43 @@ def test_what_cannot_be_read_back_is_said_when_it_was_saved(tmp_path, state, los
         checkpoints.read_back(checkpointer, at(state, 3))
 
 
+@pytest.mark.parametrize(
+    ("error", "processes", "kept"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, True),
+        (ValueError("[file_system='posix', os_error_code='28']: write failed"), 1, True),
+        (ValueError("shapes differ"), 1, False),  # a fault of ours, not the system's
+        (OSError(errno.ENOSPC, "No space left on device"), 2, False),  # which hold a part each
+    ],
+)
+def test_what_the_system_refuses_is_saved_elsewhere(
+    tmp_path, state, monkeypatch, capsys, error, processes, kept
+):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    with checkpoints.open_checkpoints(tmp_path / "run" / "checkpoints") as checkpointer:
+        monkeypatch.setattr("jax.process_count", lambda: processes)
+        refused = pytest.raises(type(error))
+        with refused, checkpoints.rescuing(checkpointer, lambda: at(state, 4)):
+            raise error
+        monkeypatch.undo()
+    assert ("step 4 is saved in" in capsys.readouterr().err) == kept
+    folders = list(elsewhere.iterdir())
+    assert len(folders) == kept
+    for folder in folders:
+        params, step = checkpoints.restore_params(folder, params_abstract(), item="params")
+        assert step == 4
+        np.testing.assert_array_equal(params["kernel"], state.params["kernel"])
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path, state):
+    save_all(tmp_path, [at(state, 3)])
+    shutil.copytree(tmp_path / "3", tmp_path / "5.orbax-checkpoint-tmp")
+    save_all(tmp_path, [at(state, 6)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6"]
+
+
 def test_a_saved_state_survives_the_donation_of_its_arrays(tmp_path):
     step, state = toy.step(), toy.state()
     with checkpoints.open_checkpoints(tmp_path) as checkpointer:

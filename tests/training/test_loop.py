@@ -108,6 +108,13 @@ def test_records_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, s
     assert order == ["sync", "save"] * 3
 
 
+def test_every_step_may_be_logged_evaluated_and_saved(tmp_path, step):
+    config = LoopConfig(steps=2, log_every=1, eval_every=1, save_every=1)
+    train(tmp_path, step, config=config, hooks={"eval": evaluate})
+    assert steps_of(tmp_path, "train") == steps_of(tmp_path, "eval") == [1, 2]
+    assert saved_steps(tmp_path) == [1, 2]
+
+
 def test_a_record_is_the_mean_over_its_steps(straight, step):
     directory, _ = straight
     state, losses = toy.state(MESH), []

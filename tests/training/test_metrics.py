@@ -11,11 +11,13 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm_jax.training import metrics
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
 from mdlm_jax.training.report import Report, peak_memory
 
@@ -63,6 +65,46 @@ def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):
         (4, "sample", 40),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_in_a_bucket_records_follow_those_before_within_10_seconds(tmp_path, monkeypatch):
+    """An object cannot grow, it is written anew: at a sync, at the end, else every 10 seconds."""
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "train", {})
+    monkeypatch.setattr("mdlm_jax.paths.is_local", lambda path: False)
+    now = 1000.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now))
+    seen = []
+    with MetricsWriter(tmp_path, step=1) as writer:
+        for step, passed in ((2, 0), (3, 5), (4, 6), (5, 1)):
+            now += passed
+            writer.write(step, "train", {})
+            seen.append(len(read_metrics(tmp_path)))
+        writer.sync()
+        seen.append(len(read_metrics(tmp_path)))
+        writer.write(6, "train", {})
+    assert seen == [2, 2, 4, 4, 5]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_throughput_is_of_the_time_between_steps_without_pauses(tmp_path, monkeypatch):
+    seconds = iter([10.0, 12.0, 20.0, 23.0])  # step 1, step 2, the end of a pause, step 3
+    monkeypatch.setattr(
+        "mdlm_jax.training.report.time", SimpleNamespace(perf_counter=lambda: next(seconds))
+    )
+    step = {"bad_steps": 0, "loss": 1.0, "grad_norm": 1.0, "aux": {}}
+    with MetricsWriter(tmp_path) as writer:
+        report = Report(
+            writer, steps=5, log_every=3, max_bad_steps=1, tokens_per_step=8, summarize=dict
+        )
+        report.add(1, step)
+        report.add(2, step)
+        with report.paused():
+            pass
+        report.add(3, step)
+    (record,) = read_metrics(tmp_path)
+    assert record["tokens_per_second"] == pytest.approx(8 / 2.5)
+    assert record["seconds_left"] == pytest.approx(2 * 2.5)
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -207,3 +207,4 @@ def test_values_out_of_range_are_named(change):
 def test_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup_steps must be at most the run's 5 steps, not 10"):
         make_optimizer(CONFIG, steps=5)
+    assert make_optimizer(OptimizerConfig(warmup_steps=5), 5)[1](5) == pytest.approx(3e-4)

@@ -1,10 +1,15 @@
 """Runs the commands as a user does, on a text of our own with a tiny encoder."""
 
+import atexit
+import functools
 import itertools
+import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 TEXT = (
     "the river runs past an old stone mill and market where traders sold wool salt and honey later "
@@ -50,14 +55,66 @@ def command(name, arguments, **places):
     return [sys.executable, "-m", f"mdlm_jax.{name}", *filled]
 
 
+# What is read once, when Python starts or a library is imported.
+_READ_AT_START = ("HF_", "JAX_", "LC_", "LD_", "MPL", "PYTHON", "TF_")
+
+
+def _of_start(environment):
+    return {k: v for k, v in environment.items() if k.startswith(_READ_AT_START)}
+
+
+class _Server:
+    """`command_server.py`, and the environment that it was started in."""
+
+    def __init__(self):
+        self.environment = _of_start(os.environ)
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self._process.communicate)  # it ends when its stdin does
+
+    def run(self, name, arguments, environment):
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, stream) for stream in ("printed", "told")]
+            for file in files:
+                file.touch()
+            asked = {
+                "name": name,
+                "arguments": arguments,
+                "environment": environment,
+                "folder": str(Path.cwd()),
+                "printed": str(files[0]),
+                "told": str(files[1]),
+            }
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+            code = int(self._process.stdout.readline())
+            printed, told = (file.read_text(encoding="utf-8") for file in files)
+        return subprocess.CompletedProcess([name, *arguments], code, printed, told)
+
+
+@functools.cache
+def _server():
+    return _Server()
+
+
 def run(name, *arguments, code=0, env=None, **places):
-    done = subprocess.run(
-        command(name, arguments, **places),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
+    """Runs a command in a process of its own, {places} filled in, and checks its exit code."""
+    environment = {**os.environ, **(env or {})}
+    if _of_start(environment) == _server().environment:
+        filled = command(name, arguments, **places)[3:]
+        done = _server().run(name, filled, environment)
+    else:
+        done = subprocess.run(
+            command(name, arguments, **places),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
     if code is not None:
         assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -3,12 +3,15 @@
 import re
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 from command_runs import write_text
 from etils import epath
 
-from mdlm_jax import train, workdir
+from mdlm_jax import causal_likelihood, train, workdir
 from mdlm_jax.experiment import Experiment, default_config
+from mdlm_jax.networks import bert
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.metrics import read_metrics
 
@@ -92,6 +95,16 @@ def test_a_run_does_what_its_config_says_and_goes_on(start, capsys):
     assert steps_of(job, "train") == [2, 4, 5] and steps_of(job, "eval") == [4, 5]
     assert steps_of(job, "sample") == [] and saved(job) == [3, 5]
     assert list(job.workdir.glob("events.out.tfevents.*"))
+    trained, rows = workdir.load(job.workdir), job.prepared.splits["validation"].spread(6)
+
+    @jax.jit
+    def by_hand(params, tokens):
+        denoiser = bert.denoiser(params, trained.encoder)
+        return causal_likelihood(denoiser, tokens, start_id=job.prepared.sep_id).nats_per_token
+
+    told = [record for record in read_metrics(job.workdir) if record["kind"] == "eval"][-1]
+    found = by_hand(trained.params, rows.tokens.astype(np.int32))
+    assert told["nats_per_token"] == pytest.approx(float(found), rel=1e-5)
     job, code = start(steps=5)
     assert capsys.readouterr().out == f"{job.workdir} is done: it has 5 of 5 steps\n"
     assert code == 0 and job.goes_on

@@ -46,7 +46,7 @@ def corrupt_causal(tokens: Array, *, start_id: int, maskable: Array | None = Non
         rate=jnp.ones(batch, jnp.float32),
         positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
         targets=tokens,
-        weights=maskable / jnp.maximum(maskable.sum(), 1).astype(jnp.float32),
+        weights=maskable.astype(jnp.float32) / jnp.maximum(maskable.sum(), 1).astype(jnp.float32),
     )
 
 

@@ -131,7 +131,7 @@ def corrupt(
         if paired and not (rows is None and keys is None):
             # Whatever the second row is, the two must fit their slots.
             u = jnp.repeat(u.reshape(-1, 2)[:, 0], 2)
-            side = (side.reshape(-1, 2)[:, :1] + jnp.arange(2)).reshape(-1)
+            side = (side.reshape(-1, 2)[:, :1] + jnp.arange(2)[None]).reshape(-1)
         masks = exact_masks(
             placing, u, side, maskable=maskable, schedule=schedule, max_rate=max_rate
         )
@@ -142,7 +142,7 @@ def corrupt(
     return lay_out(
         tokens,
         jnp.where(masks.selected, mask_id, tokens),
-        masks._replace(weight=weight / jnp.maximum(masks.length.sum(), 1)),
+        masks._replace(weight=weight / jnp.maximum(masks.length.sum(), 1).astype(jnp.float32)),
         slots=tokens.shape[1] + int(paired),
         paired=paired,
     )
@@ -195,14 +195,16 @@ def corrupt_mlm(
 
     other = (noise.row_uniform(others, width) * (vocab_size - 1)).astype(jnp.int32)
     other = jnp.minimum(other, vocab_size - 2)  # the product may round up
-    other = other + (other >= mask_id)  # uniform on the vocabulary without the mask
+    other = other + (other >= mask_id).astype(
+        jnp.int32
+    )  # uniform on the vocabulary without the mask
     fate = noise.row_uniform(fates, width)
     replaced = jnp.where(fate < mask_share, mask_id, other)
     changed = masks.selected & (fate < mask_share + random_share)
     return lay_out(
         tokens,
         jnp.where(changed, replaced, tokens),
-        masks._replace(weight=masks.weight / jnp.maximum(masks.count.sum(), 1)),
+        masks._replace(weight=masks.weight / jnp.maximum(masks.count.sum(), 1).astype(jnp.float32)),
         slots=int(share_counts(rate, width)[-1]),
         paired=False,
     )

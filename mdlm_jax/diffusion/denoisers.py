@@ -123,7 +123,7 @@ def remove_mask(logits: Array, mask_id: int | None) -> Array:
     seen, size = checks.known(mask_id), logits.shape[-1]
     if seen is not None and not 0 <= seen < size:
         raise ValueError(f"mask_id is {mask_id}, but the logits are of {size} tokens, from 0 up")
-    return jnp.where(jnp.arange(size) == mask_id, -jnp.inf, logits)
+    return jnp.where(along_last(logits) == mask_id, -jnp.inf, logits)
 
 
 def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
@@ -133,6 +133,11 @@ def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
     own, told = checks.known(denoiser.mask_id), checks.known(mask_id)
     if own is not None and told is not None and own != told:
         raise ValueError(f"mask_id is {told}, but the denoiser was built with mask_id {own}")
+
+
+def along_last(x: Array) -> Array:
+    """`0..V-1` along the last axis of `x [..., V]`, with as many axes: no rank is promoted."""
+    return jnp.arange(x.shape[-1]).reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def vocabulary_size(readout: Readout, hidden: Hidden) -> int:

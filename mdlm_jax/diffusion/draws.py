@@ -106,7 +106,7 @@ def _log_totals(of: Distribution, noise: Array | float) -> Array:
 
 
 def _without_first_best(x: Array) -> Array:
-    best = jnp.arange(x.shape[-1]) == jnp.argmax(x, axis=-1, keepdims=True)
+    best = jnp.arange(x.shape[-1])[None] == jnp.argmax(x, axis=-1, keepdims=True)
     return jnp.where(best, -jnp.inf, x)
 
 

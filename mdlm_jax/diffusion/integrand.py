@@ -84,8 +84,10 @@ def at_rate(
     filled = corrupted.weights > 0  # [B, C]
     read = slot_nats(denoiser, corrupted, mask_id=mask_id)
 
-    bins = jnp.clip(jnp.ceil(read.confidence * CONFIDENCE_BINS), 1, CONFIDENCE_BINS) - 1
-    of_bin = filled[..., None] & (bins[..., None] == jnp.arange(CONFIDENCE_BINS))  # [B, C, 10]
+    bins = jnp.clip(jnp.ceil(read.confidence * CONFIDENCE_BINS), 1, CONFIDENCE_BINS)
+    of_bin = filled[..., None] & (
+        bins[..., None] == jnp.arange(1.0, CONFIDENCE_BINS + 1)[None, None]
+    )  # [B, C, 10]
 
     def by_bin(values: Array) -> Array:
         return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))

@@ -77,4 +77,6 @@ def _of_rows(
 
 def _below(u: Array, count: Array) -> Array:
     """Whole numbers on {0..count-1}, uniform if `u` is on [0, 1)."""
-    return jnp.minimum((u * count).astype(jnp.int32), count - 1)  # the product may round up
+    return jnp.minimum(
+        (u * count.astype(jnp.float32)).astype(jnp.int32), count - 1
+    )  # the product may round up

@@ -48,13 +48,13 @@ class Likelihood(NamedTuple):
         1977, eq. 2.46); it contains the Monte Carlo error. NaN for a single row, and for none.
         """
         rows = jnp.sum(self.tokens > 0)
-        residual = self.nats - self.nats_per_token * self.tokens
+        residual = self.nats - self.nats_per_token * self.tokens.astype(jnp.float32)
         spread = rows / jnp.maximum(rows - 1, 0) * jnp.sum(residual**2)
         return jnp.sqrt(spread) / self._counted
 
     @property
     def _counted(self) -> Array:
-        return jnp.maximum(self.tokens.sum(), 1)
+        return jnp.maximum(self.tokens.sum(), 1).astype(jnp.float32)
 
 
 def nelbo(

@@ -159,7 +159,9 @@ def exact_counts(u: Array, length: Array, side: Array) -> Array:
     (0, 1] there): each is uniform, and together they are at most `max(L_a, L_b) + 1`, whatever
     bounds L_a and L_b are.
     """
-    below = jnp.minimum((u * length).astype(jnp.int32), length - 1)  # the product may round up
+    below = jnp.minimum(
+        (u * length.astype(jnp.float32)).astype(jnp.int32), length - 1
+    )  # the product may round up
     count = jnp.where(side % 2 == 0, below + 1, length - below)
     return jnp.where(length > 0, count, 0)
 

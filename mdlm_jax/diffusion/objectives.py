@@ -33,7 +33,7 @@ class LossAux(NamedTuple):
     @property
     def loss_by_rate(self) -> Array:
         """Mean cross-entropy of a masked token by mask-rate bin, f32[10]; NaN in an empty bin."""
-        return self.nats / self.masked
+        return self.nats / self.masked.astype(jnp.float32)
 
     @property
     def accuracy(self) -> Array:
@@ -185,7 +185,7 @@ def corrupted_loss(
     loss, read = slots.cross_entropy(*_read_out(denoiser, corrupted, mask_id), mask_id=mask_id)
     filled = corrupted.weights > 0
     bins = jnp.ceil(corrupted.rate * RATE_BINS).astype(jnp.int32) - 1  # [B]
-    of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)  # [G, C, 10]
+    of_bin = by_slot(corrupted, bins)[..., None] == jnp.arange(RATE_BINS)[None, None]  # [G, C, 10]
 
     def by_rate(values):  # [G, C] -> [10]
         return jnp.sum(jnp.where(of_bin, values[..., None], 0), axis=(0, 1))

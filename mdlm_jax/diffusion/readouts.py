@@ -77,7 +77,7 @@ def draw_tokens(
     def read_chunk(carry):
         start, out = carry
         index = jax.lax.dynamic_slice_in_dim(where, start, chunk, axis=1)  # [G, c]
-        empty = start + jnp.arange(chunk) >= total[:, None]
+        empty = start + jnp.arange(chunk)[None] >= total[:, None]
         row, key = jax.tree.map(lambda x: _take(x, index // width), of_row)
         flat = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]),

@@ -176,7 +176,7 @@ def sample(
             filled = Trace(
                 step=jnp.where(written, first + index, filled.step),
                 log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
-                evaluations=filled.evaluations + asked.any(axis=1),
+                evaluations=filled.evaluations + asked.any(axis=1).astype(jnp.int32),
             )
             return index + 1, canvas, state, filled
 

@@ -174,10 +174,10 @@ def _weighted_forward(read: Callable, constants: list[Array], slots: Slots):
         logits, pull = jax.vjp(lambda c, floats: read(c, *joined(floats)), constants, floats)
         out, slope = _of_logits(logits, slots)
         of_constants, of_floats = pull(slope)
-        return jax.tree.map(jnp.add, total, of_constants), (out, of_floats)
+        return jax.tree.map(lambda t, x: t + _wide(x), total, of_constants), (out, of_floats)
 
     # In float32: each chunk's sum is rounded once, that of the chunks never.
-    nothing = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in constants]
+    nothing = [jnp.zeros_like(_wide(x)) for x in constants]
     total, (out, of_floats) = jax.lax.scan(of_chunk, nothing, slots)
     of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
     _, joined = _floats((slots.at, slots.row))
@@ -190,13 +190,18 @@ def _weighted_backward(read: Callable, left, cotangents):
     slope, _ = cotangents  # the slots are told, not differentiated
 
     def scaled(x: Array) -> Array | None:
-        return (slope * x).astype(x.dtype) if _has_gradient(x) else None
+        return (slope * _wide(x)).astype(x.dtype) if _has_gradient(x) else None
 
     of_constants, (at, row), nats = jax.tree.map(scaled, left)
     return of_constants, Slots(at, row, None, nats)
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _wide(x: Array) -> Array:
+    """In float32, or wider if it is."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _has_gradient(x: Array) -> bool:
@@ -226,8 +231,10 @@ def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
         correct=filled & (target >= top),
         confidence=jnp.where(filled, jax.lax.stop_gradient(jnp.exp(top - log_total)), 0.0),
     )
-    is_target = jnp.arange(logits.shape[-1]) == slots.targets[..., None]
-    return out, slots.weights[..., None] * (jnp.exp(logits - log_total[..., None]) - is_target)
+    is_target = jnp.arange(logits.shape[-1])[None, None] == slots.targets[..., None]
+    return out, slots.weights[..., None] * (
+        jnp.exp(logits - log_total[..., None]) - is_target.astype(jnp.float32)
+    )
 
 
 def _take(x: Array, index: Array) -> Array:

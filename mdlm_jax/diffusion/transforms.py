@@ -14,7 +14,9 @@ float32, but if all that they kept is forbidden later, the next best remains. No
 leaves nothing to draw.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -228,9 +230,9 @@ def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) 
     without = unconditional(at[1], row[1]).astype(jnp.float32)
     w = row[2][:, None]
     weighed = ((w, with_it), (1.0 - w, without))
-    removed = sum((scale != 0) & jnp.isneginf(x) for scale, x in weighed) > 0
+    removed = _any((scale != 0) & jnp.isneginf(x) for scale, x in weighed)
     # A difference of such logits is no guidance, and may overflow.
-    hopeless = sum((scale != 0) & _is_hopeless(x) for scale, x in weighed) > 0
+    hopeless = _any((scale != 0) & _is_hopeless(x) for scale, x in weighed)
     mixed = sum(scale * jnp.where(_is_hopeless(x), 0.0, x) for scale, x in weighed)
     return jnp.where(removed, -jnp.inf, _cut(mixed, ~hopeless))
 
@@ -246,6 +248,10 @@ def _change(inner: Shape, change: Callable, value: Any, logits: Array, row: PyTr
 
 def _cut(logits: Array, keep: Array) -> Array:
     return jnp.where(keep, logits, logits - _CUT)
+
+
+def _any(conditions: Iterable[Array]) -> Array:
+    return functools.reduce(operator.or_, conditions)
 
 
 def _is_hopeless(logits: Array) -> Array:

@@ -111,7 +111,8 @@ def _whole(
     length = q.shape[1]
     if backend == "xla":
         dense = attention_mask(length=length, everywhere=everywhere, **mask._asdict())
-        return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
+            return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
     causal, lengths = mask.kind == "causal", None
     if causal:
         mask = mask._replace(kind="full")
@@ -126,7 +127,7 @@ def _by_position(mask: Mask, length: int) -> Mask:
     """The mask, lengths of rows said position by position."""
     if mask.valid is None or mask.valid.ndim == 2:
         return mask
-    return mask._replace(valid=jnp.arange(length) < mask.valid[:, None])
+    return mask._replace(valid=jnp.arange(length)[None] < mask.valid[:, None])
 
 
 def attention_mask(
@@ -151,7 +152,7 @@ def attention_mask(
     _, _, valid, _ = _by_position(Mask(valid=valid), length)
     parts = []
     if kind != "full":
-        ahead = jnp.arange(length) - jnp.arange(length)[:, None]  # key - query, [L, L]
+        ahead = jnp.arange(length)[None] - jnp.arange(length)[:, None]  # key - query, [L, L]
         near = ahead <= 0 if kind == "causal" else jnp.abs(ahead) <= window
         lifted = kind == "local" and everywhere is not None
         parts.append((near | everywhere if lifted else near)[None, None])
@@ -171,14 +172,14 @@ def rope_turns(length: int, head_dim: int, theta: float = 10_000.0) -> Array:
     Of position m and feature pair i: Su et al. 2021 (RoFormer), equation 15, where theta is 10,000.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
-    angles = jnp.arange(length)[:, None] * frequencies
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
     # Stacked and behind a barrier, they are not computed anew for each row and head that they turn.
     return jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
 
 
 def rotate(x: Array, turns: Array) -> Array:
     """Turns the feature pairs `(i, i + d/2)` of `x [B, L, H, d]` by `turns [2, L, d/2]`."""
-    cos, sin = turns[:, :, None]  # [L, 1, d/2]
+    cos, sin = turns[:, None, :, None]  # [1, L, 1, d/2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm_jax.diffusion import checks
-from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, along_last, remove_mask
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
@@ -211,7 +211,7 @@ def denoiser(
     def readout(at: Array, row: PyTree) -> Array:
         del row
         out = remove_mask(project(at), config.mask_id)
-        return jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, out, -jnp.inf)
+        return jnp.where(along_last(out) < config.vocab_size, out, -jnp.inf)
 
     return Denoiser(encode, readout, mask_id=config.mask_id)
 

@@ -1,6 +1,7 @@
 """The pieces of an encoder: dense layers, norms, embeddings, attention, MLP, head."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -103,7 +104,7 @@ def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, 
     return flat.reshape(*lead, *out)
 
 
-def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
+def norm(config: Config, name: str, axis: str = "embed") -> Callable[[Array], Array]:
     """The config's norm over the last axis, statistics in float32."""
     options = {
         "epsilon": config.norm_eps,
@@ -113,9 +114,16 @@ def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
         "name": name,
     }
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(**options)
-    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-    return nn.LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
+        module = nn.RMSNorm(**options)
+    else:
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+        module = nn.LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
+
+    def normalised(x: Array) -> Array:
+        with jax.numpy_dtype_promotion("standard"):  # Flax's statistics are wider than `x`
+            return module(x)
+
+    return normalised
 
 
 @jax.custom_vjp
@@ -179,10 +187,10 @@ class Embeddings(nn.Module):
         embedding = table("tokens", "vocab", config.padded_vocab)
         x = jnp.take(parallel.gather_parameter(embedding, ("vocab", "embed")), tokens, axis=0)
         if config.positions == "learned":
-            x += table("positions", "positions", config.max_length)[: tokens.shape[1]]
+            x += table("positions", "positions", config.max_length)[None, : tokens.shape[1]]
         if config.token_types:
             types = table("token_types", "token_types", config.token_types)
-            x += types[0] if token_types is None else jnp.take(types, token_types, axis=0)
+            x += types[None, :1] if token_types is None else jnp.take(types, token_types, axis=0)
         if extra is not None:
             x += extra[:, None]
         # At once: a table sharded along D would lend its axis to all that follows.
@@ -223,7 +231,7 @@ class TimeEmbedding(nn.Module):
         """Time `f32[B]` in [0, 1] to `[B, D]`."""
         config = self.config
         steps = jnp.arange(_TIME_FREQUENCIES) / _TIME_FREQUENCIES
-        angles = 1000 * t.astype(jnp.float32)[:, None] * 10_000.0**-steps
+        angles = 1000 * t.astype(jnp.float32)[:, None] * (10_000.0**-steps)[None]
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         x = dense(config, "up", {"condition": config.width}, axes=("frequencies",))(x)
         x = jax.nn.silu(x)
@@ -287,5 +295,6 @@ class Head(nn.Module):
         logits = tied_logits(x, table, parallel.gather_parameter(cast, ("vocab", "embed")))
         if config.use_bias or config.output_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-            logits += self.param("bias", init, table.shape[:1])
+            bias = self.param("bias", init, table.shape[:1])
+            logits += bias.reshape(*(1,) * (logits.ndim - 1), -1)
         return logits

@@ -87,7 +87,8 @@ def local_attention(
         return jnp.concatenate([before, x, behind], axis=2)
 
     real = jnp.ones((rows, length), bool) if valid is None else valid
-    ahead = jnp.arange(-reach, size + reach) - jnp.arange(size)[:, None]  # key - query
+    ahead = jnp.arange(-reach, size + reach)[None] - jnp.arange(size)[:, None]  # key - query
+    ahead = ahead[None, None]  # [1, 1, b, r + b + r]
     mask = with_neighbours(real)[:, :, None] & (jnp.abs(ahead) <= window)  # [B, n, b, r + b + r]
     if segment_ids is not None:
         mask &= of_blocks(segment_ids)[..., None] == with_neighbours(segment_ids)[:, :, None]
@@ -96,11 +97,12 @@ def local_attention(
     def as_rows(x: Array) -> Array:
         return x.reshape(rows * count, *x.shape[2:])
 
-    out = jax.nn.dot_product_attention(
-        as_rows(of_blocks(q)),
-        as_rows(with_neighbours(k)),
-        as_rows(with_neighbours(v)),
-        mask=as_rows(mask)[:, None],
-        implementation=implementation,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
+        out = jax.nn.dot_product_attention(
+            as_rows(of_blocks(q)),
+            as_rows(with_neighbours(k)),
+            as_rows(with_neighbours(v)),
+            mask=as_rows(mask)[:, None],
+            implementation=implementation,
+        )
     return out.reshape(rows, count * size, *out.shape[2:])[:, :length]

@@ -96,12 +96,14 @@ def make_step(
         if schedule is not None:
             # The optimizer counts updates: after a skipped one it is behind `state.step`.
             count = optax.tree.get(state.opt_state, "ScaleByScheduleState").count
-            metrics["learning_rate"] = jnp.asarray(schedule(count), jnp.float32)
+            with _promoting():
+                metrics["learning_rate"] = jnp.asarray(schedule(count), jnp.float32)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with _promoting():
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # 1 - (1 + step) / (10 + step) = 9 / (10 + step), without the cancellation.
-        step_size = jnp.maximum(1 - ema_decay, 9.0 / (10.0 + state.step))
+        step_size = jnp.maximum(1 - ema_decay, 9.0 / (10.0 + state.step.astype(jnp.float32)))
         ema = optax.incremental_update(params, state.ema, step_size)
 
         params, opt_state, ema = optax.tree.where(
@@ -121,6 +123,11 @@ def make_step(
         in_shardings=(shardings, parallel.batch_sharding(mesh)),
         out_shardings=(shardings, parallel.replicated(mesh)),
     )
+
+
+def _promoting():
+    """Optax multiplies floats by counts: that is its own affair, whatever JAX is told of ours."""
+    return jax.numpy_dtype_promotion("standard")
 
 
 def split_batch(batch: PyTree, accumulation: int, mesh: Mesh | None = None) -> PyTree:

@@ -46,7 +46,7 @@ def prepare(key, step, batch):
 
 def loss_fn(params, key, batch):
     del key
-    error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]  # [rows, OUTPUTS]
+    error = batch["x"] @ params["kernel"] + params["bias"][None] - batch["y"]  # [rows, OUTPUTS]
     pairs = jnp.square(error).mean(-1).reshape(-1, 2).mean(-1)  # [pairs]
     loss = (batch["weight"] * pairs).sum()
     return loss, {"weight": batch["weight"].sum()}

@@ -124,7 +124,7 @@ def blanks_left(grid: Grid, blanks: Array, view: View) -> Array:
     if grid == "uniform":
         return blanks * (view.steps - 1 - view.index) // view.steps
     done = (view.index + 1) / view.steps
-    left = jnp.floor(blanks * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
+    left = jnp.floor(blanks.astype(jnp.float32) * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
     return jnp.where(view.last, 0, left)
 
 

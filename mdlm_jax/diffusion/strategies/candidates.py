@@ -148,7 +148,7 @@ def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
 
 
 def _sure_together(value, score, rank):
-    enough = (rank + 2) * -jnp.expm1(score) <= value  # n = rank + 1
+    enough = (rank + 2).astype(jnp.float32) * -jnp.expm1(score) <= value  # n = rank + 1
     return _all_before(enough, rank)
 
 

@@ -104,7 +104,7 @@ def ancestral(
 
 def _ask_alone(schedule: Schedule, grid: Grid, last: Last, state, keys, view: View):
     def time(i, steps):
-        return 1.0 - i / steps if grid == "uniform" else jnp.cos(math.pi / 2 * i / steps)
+        return 1.0 - i / steps if grid == "uniform" else jnp.cos(math.pi / 2 * (i / steps))
 
     t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
     now = schedule.rate(t)

@@ -25,6 +25,7 @@ NOT_READ = 141  # exit code: nobody read what was printed, and there was nothing
 _PACKAGE = Path(__file__).resolve().parent
 _FLAG = ("--config", "-config")
 _OF_RUN = _PACKAGE / "config_of_run.py"
+_RAISED = "Error whilst parsing config file"  # in ml_collections' words for it
 
 
 def define_config() -> flags.FlagHolder:
@@ -134,19 +135,20 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        refuse(f"{_flag_error(error)} (--help tells the flags)")
+        refuse(f"{_flag_error(error, argv)} (--help tells the flags)")
     except Exception as error:  # of the user's config file, or how ml_collections refuses a key
         refuse(_config_error(error, argv))
 
 
-def _flag_error(error: flags.Error) -> str:
-    """What absl complains of."""
-    if str(_OF_RUN) in str(error):  # a file that the user never named: its own words alone
-        cause = told = error
-        while cause is not None:
-            told = cause if type(cause) is ValueError else told
+def _flag_error(error: flags.Error, argv: list[str]) -> str:
+    """What absl complains of; of a config file that raised, what and where."""
+    if _RAISED in str(error):  # with a traceback
+        cause: BaseException = error
+        while _RAISED in str(cause) and cause.__context__ is not None:
             cause = cause.__context__
-        return endings.one_line(told)
+        # Of the file that reads a run's config, which the user never named, its words alone.
+        of_run = str(_OF_RUN) in str(error)
+        return endings.one_line(cause) if of_run else _config_error(cause, argv)
     # absl begins with "flag --x=None: " what a validator says.
     told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
     return "; ".join(told.split("\n"))

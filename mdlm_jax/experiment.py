@@ -127,6 +127,8 @@ class TrainingConfig:
         _at_least("training.heartbeat_seconds", self.heartbeat_seconds, 1)
         for key in ("keep_every", "watchdog_seconds", "watchdog_startup_seconds"):
             _at_least(f"training.{key}", getattr(self, key), 0)
+        if self.steps >= 2**31:  # as they are counted
+            raise ValueError(f"training.steps must be below 2**31, not {self.steps!r}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"training.seed must be in [0, 2**32), not {self.seed!r}")
         if not 0 <= self.ema_decay < 1:
@@ -174,6 +176,8 @@ class MeshConfig:
 _SECTIONS = ("data", "start", "model", "objective", "optimizer", "training", "evaluation", "mesh")
 
 FORMAT = 1  # of the config.json of a run
+
+_LARGEST = 2**63  # which whole numbers are below
 
 # Of the encoder's config, what the tokenizer and the rows decide.
 FROM_DATA = ("vocab_size", "mask_id", "max_length")
@@ -361,6 +365,8 @@ def _refuse_unknown(what: str, given: Any, accepted: Any) -> None:
 def _check_type(name: str, value: Any, default: Any) -> None:
     """Refuses a value of another kind than the default's; a whole number may stand for a float."""
     kind = type(default)
+    if type(value) is int and abs(value) >= _LARGEST:  # no array has it, and perhaps no float
+        raise ValueError(f"{name} must be a number of at most 63 bits, not {str(value)[:20]}...")
     accepted = (float, int) if kind is float else (kind,)
     if type(value) not in accepted or (kind is float and not math.isfinite(value)):
         told = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}

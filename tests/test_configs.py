@@ -149,6 +149,9 @@ TYPES = {
     "a number for a truth": ("model", "scan", 1, "model.scan must be True or False, not 1"),
     "no number": ("optimizer", "learning_rate", float("nan"), "learning_rate must be a number"),
     "infinite": ("optimizer", "eps", float("inf"), "optimizer.eps must be a number, not inf"),
+    "absurd": ("training", "steps", 10**400, "steps must be a number of at most 63 bits, not 10"),
+    "no float": ("optimizer", "eps", 10**400, "eps must be a number of at most 63 bits, not 10"),
+    "uncounted": ("training", "steps", 2**31, r"steps must be below 2\*\*31, not 2147483648"),
 }
 
 
@@ -209,6 +212,8 @@ def test_the_config_of_a_run_is_a_config(tmp_path, parsed):
         ("{}", "is no config.json of a run: it has no format"),
         ('{"format": 9}', "format 9, this version of mdlm_jax reads up to 1"),
         ('{"format": 1, "data": {"lenght": 3}}', "data has a key lenght that is not known"),
+        ('{"format": 1, "data": [1]}', "config.json: data must be a section with keys, not [1]"),
+        ('{"format": 1, "training": {"steps": "x"}}', 'steps must be like 100000, not "x"'),
         ("[", "config.json, line 1 is not JSON"),
     ],
 )
@@ -216,11 +221,29 @@ def test_what_is_no_config_of_a_run_is_told_in_one_line(tmp_path, capsys, parsed
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(flags.Error) as error:
         parsed(f"--config={tmp_path}/config.json")
-    line = command_line._flag_error(error.value)
+    line = command_line._flag_error(error.value, [])
     assert told in line and "\n" not in line and "config_of_run" not in line
     with pytest.raises(SystemExit):
         parsed(f"--config={tmp_path}")
     assert "of a run, give its config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("config.training.steps = 'many'", "line 4: TypeError: Could not override field 'steps'"),
+        ("config.data.files = ['a', 'b']", "line 4: TypeError: Could not override field 'files'"),
+        ("config.training.steps = int('x')", "line 4: ValueError: invalid literal for int()"),
+    ],
+)
+def test_a_config_file_that_raises_is_told_in_one_line(tmp_path, parsed, line, told):
+    path = tmp_path / "mine.py"
+    begin = "from mdlm_jax.experiment import default_config\ndef get_config():\n"
+    path.write_text(f"{begin}    config = default_config()\n    {line}\n    return config\n")
+    with pytest.raises(flags.Error) as error:
+        parsed(f"--config={path}")
+    line = command_line._flag_error(error.value, [f"--config={path}"])
+    assert line.startswith(f"{path}, {told}") and "Traceback" not in line and "\n" not in line
 
 
 def test_a_converted_folder_is_told_to_be_one(tmp_path):

@@ -31,6 +31,7 @@ def take_over() -> None:
     sys.excepthook = _tell
     sys.unraisablehook = _tell_of_thread
     logging.getLogger("asyncio").addFilter(_is_no_echo)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells pages of what it raises anyway
     absl_logging.get_absl_logger().addFilter(is_worth_telling)
     absl_logging.set_verbosity(absl_logging.WARNING)
 

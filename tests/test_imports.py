@@ -27,6 +27,21 @@ def process():
 before, known, handled = process(), {*flags.FLAGS}, []
 real = signal.signal
 signal.signal = lambda *args: handled.append(args) or real(*args)
+
+
+def watched(kind, name):  # a logger that nobody knew before, too
+    real = getattr(kind, name)
+
+    def called(self, *args):
+        if sys._getframe(1).f_globals["__name__"].startswith("mdlm_jax"):
+            handled.append((name, self.name))
+        return real(self, *args)
+
+    setattr(kind, name, called)
+
+
+for name in ("setLevel", "addFilter", "addHandler"):
+    watched(logging.Logger, name)
 import mdlm_jax
 
 count = 0

@@ -9,7 +9,6 @@ import codecs
 import gzip
 import io
 import itertools
-import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ from urllib.parse import unquote
 
 import fsspec
 from etils import epath
-
-# It tells pages of what it raises anyway.
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 TEXT = (".txt", ".text", ".md")
 JSONL = (".jsonl", ".ndjson", ".jsonlines", ".json")  # an object a line

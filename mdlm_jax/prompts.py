@@ -217,7 +217,9 @@ def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     place, size = np.arange(canvas.tokens.shape[1]), canvas.shown.sum(axis=1)[:, None]
     valid = place <= size
     tokens = np.where(place == size, special.sep, np.where(valid, canvas.tokens, special.pad))
-    return canvas._replace(tokens=tokens.astype(np.int32), valid=valid)
+    # The share of masks that a network is told is of the text alone, as in training.
+    maskable = valid if canvas.maskable is None else canvas.maskable & valid
+    return canvas._replace(tokens=tokens.astype(np.int32), valid=valid, maskable=maskable)
 
 
 def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:

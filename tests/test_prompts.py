@@ -232,6 +232,8 @@ def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
     assert rows.tokens[1].tolist() == whole.tokens[1, :size].tolist() + behind
     assert rows.valid.sum(axis=1).tolist() == [LENGTH, size + 1]
     np.testing.assert_array_equal(rows.fill, whole.fill)
+    # As training masks them: padding is no part of what the time is the masked share of.
+    np.testing.assert_array_equal(rows.maskable, rows.valid)
 
 
 @pytest.mark.parametrize(

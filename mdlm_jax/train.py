@@ -115,7 +115,7 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
     saved = workdir.saved_config(folder)
     if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):
         # What it started from, and its tokenizer, may be gone.
-        architecture = bert.Config(**saved["model"]) if experiment.start.checkpoint else None
+        architecture = workdir.read_encoder(folder) if experiment.start.checkpoint else None
         prepared = workdir.prepare_again(folder, experiment.data, saved)
     else:
         architecture = starting.architecture(experiment.start)
@@ -182,7 +182,9 @@ def train(job: Job, weights: Any = None) -> int:
                 padded = bert.padded_leaves(program.encoder)  # another mesh pads otherwise
                 state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
         start, vote = int(state.step), distributed.make_vote(mesh)
-        with MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard) as metrics:
+        with command_line.bad_input():
+            metrics = MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard)
+        with metrics:
             # After the last step a run may have ended before it was measured and shown.
             kinds = hook_kinds(experiment) if start == training.steps else ()
             if start >= training.steps and not lacking(kinds, metrics, vote):

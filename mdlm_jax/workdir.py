@@ -141,7 +141,7 @@ def load(
     """
     with distributed.failing_together():
         config = _read_config(workdir)
-        encoder = bert.Config(**config["model"])
+        encoder = _encoder(workdir, config)
         tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
         _check_vocabulary(workdir, tokenizer, encoder)
         mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
@@ -178,7 +178,15 @@ def read_encoder(workdir: epath.Path) -> bert.Config:
     Raises:
       ValueError: as `load`.
     """
-    return bert.Config(**_read_config(workdir)["model"])
+    return _encoder(workdir, _read_config(workdir))
+
+
+def _encoder(workdir: epath.Path, config: dict[str, Any]) -> bert.Config:
+    fields = _section_of(workdir, config, "model")
+    try:
+        return bert.Config(**fields)
+    except (TypeError, ValueError) as error:  # a key that is not known, a value of another type
+        raise ValueError(f"{workdir / 'config.json'} is damaged: model: {error}") from None
 
 
 def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
@@ -191,7 +199,10 @@ def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
         return None
     if not checkpoints.list_steps(workdir / "checkpoints"):
         return None
-    return _read_config(workdir)
+    config = _read_config(workdir)
+    if not isinstance(_section_of(workdir, config, "training").get("steps"), int):
+        raise ValueError(f"{workdir / 'config.json'} is damaged: it tells no training.steps")
+    return config
 
 
 def label_names(workdir: epath.Path) -> list[str]:
@@ -316,6 +327,12 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
             f"{path} has format {number}, this version of mdlm_jax reads up to {FORMAT}: update it"
         )
     return config
+
+
+def _section_of(workdir: epath.Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(config.get(name), dict):
+        raise ValueError(f"{workdir / 'config.json'} is damaged: it has no section {name!r}")
+    return config[name]
 
 
 def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:

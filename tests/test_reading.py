@@ -352,3 +352,17 @@ def test_lines_are_whole_wherever_blocks_end(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes("é\r\rü\r\n".encode() + b"ab\xff")
     with pytest.raises(ValueError, match=r"a\.txt, line 4 is not UTF-8: byte 10 \(0xff\)$"):
         list(data.reading.lines(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model": None}, "it has no section 'model'"),
+        ({"model": {"layers": "x"}}, "model: "),
+        ({"model": {"nolayer": 3}}, "model: .*'nolayer'"),
+    ],
+)
+def test_a_config_of_a_run_that_describes_no_network_is_damaged(tmp_path, changed, told):
+    (tmp_path / "config.json").write_text(json.dumps(RUN | changed))
+    with pytest.raises(ValueError, match=rf"config\.json is damaged: {told}"):
+        workdir.read_encoder(tmp_path)

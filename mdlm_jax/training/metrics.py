@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class MetricsWriter:
 
         Raises:
           ImportError: if `tensorboard` is asked for and not installed.
+          ValueError: a line of the file is no record; the file and the line are named.
         """
         self._file = self._events = None
         self._found: set[str] = set()  # kinds of the records at `step`
@@ -116,9 +117,17 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
       ValueError: a line is no record; the file and the line are named.
     """
     path = epath.Path(directory) / FILE
+    return [record for _, record in _records(path)]
+
+
+def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines and their records; a last line without an end is of a writer within it."""
     whole, _, _ = path.read_text().rpartition("\n")
-    lines = enumerate(whole.split("\n") if whole else [], 1)
-    return [json_text.parse(line, f"{path}, line {number}") for number, line in lines]
+    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+        record = json_text.parse(line, f"{path}, line {number}")
+        if not isinstance(record, dict) or not {"step", "kind"} <= record.keys():
+            raise ValueError(f"{path}, line {number} is no record with a step and a kind")
+        yield line, record
 
 
 class _Object:
@@ -149,10 +158,8 @@ def _truncate(path: epath.Path, step: int) -> list[dict[str, Any]]:
     """Drops what is later than `step`, and returns the records that are left."""
     if not path.exists():
         return []
-    # A line without an end: the writer was killed within it.
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [(line, record) for line in lines if (record := json.loads(line))["step"] <= step]
-    paths.write(path, "".join(line for line, _ in kept))
+    kept = [(line, record) for line, record in _records(path) if record["step"] <= step]
+    paths.write(path, "".join(f"{line}\n" for line, _ in kept))
     return [record for _, record in kept]
 
 

@@ -37,11 +37,26 @@ def test_of_a_run_that_is_writing_the_whole_records_are_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("")
     assert read_metrics(tmp_path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        read_metrics(tmp_path)
+    path.write_text('{"step": 1, "kind": "a"}\n{"step": 2, "kind": "a"}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1, "kind": "a"}, {"step": 2, "kind": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"st', "is not JSON"),
+        ("[3]", "is no record"),
+        ('{"step": 2}', "is no record"),
+        ("", "JSON"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named_and_left_there(tmp_path, line, told):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text := f'{{"step": 1, "kind": "a"}}\n{line}\n{{"step": 3, "kind": "a"}}\n')
+    for read in (read_metrics, MetricsWriter):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2 .*{told}"):
+            read(tmp_path)
+    assert path.read_text() == text
 
 
 def test_going_on_drops_what_is_later_than_the_restored_step(tmp_path):

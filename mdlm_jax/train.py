@@ -108,7 +108,7 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
       ValueError: what is wrong, in one line.
       OSError: a file or folder cannot be read.
     """
-    _check_local(experiment, folder)
+    _check_workdir(experiment, folder)
     if experiment.training.tensorboard:
         require_tensorboard()
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
@@ -149,9 +149,11 @@ def load_start(job: Job) -> Any:
     return job.program.place(resized.pretrained.params)
 
 
-def _check_local(experiment: Experiment, folder: epath.Path) -> None:
-    """TensorBoard's files and profiles are written by libraries that know local folders alone."""
+def _check_workdir(experiment: Experiment, folder: epath.Path) -> None:
+    """A folder; TensorBoard's files and profiles are written by libraries that know no buckets."""
     if "://" not in str(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--workdir={folder}: a file is there, it must be a folder")
         return
     for key, value in (
         ("training.tensorboard", experiment.training.tensorboard),

@@ -226,7 +226,7 @@ CASES = {
     "other seed": ("train", [*OLD, "--config.training.seed=3"], "training.seed is 0 there, 3 here"),
     "other data": ("train", [*OLD, "--config.data.length=8"], "data.length is 16 there, 8 here"),
     "no run": ("train", [*TINY, "--workdir={folder}/other"], "holds no run .but thesis.tex"),
-    "a file": ("train", [*TINY, "--workdir={text}"], "text.txt"),
+    "a file": ("train", [*TINY, "--workdir={text}"], "text.txt: a file is there, it must be"),
     "nowhere": ("generate", ["--workdir=nowhere"], "nowhere is not the folder of a run"),
     "not a run": ("report", ["{folder}/other"], "other is not the folder of a run"),
     "newer": ("evaluate", ["--workdir={folder}/newer"], "format 99, .* reads up to 1"),

@@ -129,6 +129,7 @@ def test_a_jsonl_file_has_prompts_with_labels(tmp_path):
         ("a.txt", b" \n\n", "a.txt holds no prompt"),
         ("a.txt", b"a\xff", r"a.txt, line 1 is not UTF-8: byte 1 \(0xff\)$"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2 is not JSON"),
+        ("a.json", b'{\n"prompt": "a"\n}', "line 1 is not JSON: .*; each line must be a whole obj"),
         ("a.jsonl", b'{"text": "a"}', 'line 1 has no text "prompt"'),
         ("a.jsonl", b'["a"]', r'line 1 must be an object with fields, got \["a"\]'),
         (

@@ -14,8 +14,13 @@ from mdlm_jax.data import reading
 _NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity|\d[\d.eE+-]*)')
 
 
-def parse(text: str, place: str) -> Any:
+def parse(text: str, place: str, *, wanted: str = "") -> Any:
     """The value of one line.
+
+    Args:
+      text: the line.
+      place: what messages call it.
+      wanted: what a line must be, for the message of what is not JSON.
 
     Raises:
       ValueError: it is not JSON, nested too deeply, or has a number that is too long.
@@ -23,7 +28,8 @@ def parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
+        told = f"{place} is not JSON: {error.msg} at column {error.colno}"
+        raise ValueError(f"{told}; {wanted}" if wanted else told) from None
     except RecursionError:
         raise ValueError(f"{place} is nested too deeply") from None
     except ValueError:
@@ -39,7 +45,7 @@ def records(name: reading.Name | reading.File) -> Iterator[tuple[str, dict[str, 
       OSError: it cannot be read.
     """
     for place, line in reading.numbered(name):
-        record = parse(line, place)
+        record = parse(line, place, wanted="each line must be a whole object")
         if not isinstance(record, dict):
             raise ValueError(f"{place} must be an object with fields, got {shown(record)}")
         yield place, record

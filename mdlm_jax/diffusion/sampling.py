@@ -65,7 +65,8 @@ def sample(
       canvas: i32[B, L].
       mask_id: marks what is to be filled; never drawn.
       steps: network evaluations at the most, at least one a block; by default as many as it takes
-        to write one token a step in the row with the most blanks.
+        to write one token a step in the row with the most blanks. So give them where a job is cut
+        into batches: by default a row's text depends on the blanks of those beside it.
       strategy: decides which positions are written when, from `mdlm_jax.strategies`; by default
         `exact_count()`, which at one token a step follows the model's joint law.
       blocks: each row's blanks are cut into so many runs, as even as they divide, filled from left

@@ -342,6 +342,8 @@ def _first_words(job: Job, start: int) -> str:
 def _last_words(folder: epath.Path) -> str:
     """The last validation likelihood beside what counting reaches on the same tokens."""
     last = [each for each in read_metrics(folder) if each["kind"] == "eval"][-1]
+    if last["nats_per_token"] is None:  # as the file has what is not finite
+        return "the validation likelihood is not finite: take a lower optimizer.learning_rate"
     nats = f"{last['nats_per_token']:.3f}"
     if last.get("likelihood") == "exact":
         told = f"cross-entropy {nats} (exact)"

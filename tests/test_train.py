@@ -21,7 +21,7 @@ from mdlm_jax.program import make_program
 from mdlm_jax.prompts import Canvas
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig
-from mdlm_jax.training.metrics import read_metrics
+from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.state import TrainState
 
 LENGTH, ROWS, LABELS = 12, 60, 3
@@ -279,3 +279,9 @@ def test_a_learning_rate_that_jumps_is_told(short, tmp_path, decay, before, step
         (line,) = said
         assert told in line
         assert f"--config.start.checkpoint={tmp_path}" in line
+
+
+def test_a_likelihood_that_is_not_finite_is_told(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(4, "eval", {"nats_per_token": np.nan, "text_error": None})
+    assert "likelihood is not finite" in train._last_words(epath.Path(tmp_path))

@@ -1,10 +1,11 @@
 """Runs the commands as a user does, on a text of our own with a tiny encoder."""
 
 import atexit
-import functools
+import contextlib
 import itertools
 import json
 import os
+import queue
 import random
 import subprocess
 import sys
@@ -63,16 +64,19 @@ def _of_start(environment):
     return {k: v for k, v in environment.items() if k.startswith(_READ_AT_START)}
 
 
+_AT_START = _of_start(os.environ)
+
+
 class _Server:
-    """`command_server.py`, and the environment that it was started in."""
+    """`command_server.py`, started in the environment of the tests."""
 
     def __init__(self):
-        self.environment = _of_start(os.environ)
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("command_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={k: v for k, v in os.environ.items() if k not in _of_start(os.environ)} | _AT_START,
         )
         atexit.register(self._process.communicate)  # it ends when its stdin does
 
@@ -96,17 +100,28 @@ class _Server:
         return subprocess.CompletedProcess([name, *arguments], code, printed, told)
 
 
-@functools.cache
+_free = queue.SimpleQueue()  # a server answers one thread at a time
+
+
+@contextlib.contextmanager
 def _server():
-    return _Server()
+    try:
+        server = _free.get_nowait()
+    except queue.Empty:
+        server = _Server()
+    try:
+        yield server
+    finally:
+        _free.put(server)
 
 
 def run(name, *arguments, code=0, env=None, **places):
     """Runs a command in a process of its own, {places} filled in, and checks its exit code."""
     environment = {**os.environ, **(env or {})}
-    if _of_start(environment) == _server().environment:
+    if _of_start(environment) == _AT_START:
         filled = command(name, arguments, **places)[3:]
-        done = _server().run(name, filled, environment)
+        with _server() as server:
+            done = server.run(name, filled, environment)
     else:
         done = subprocess.run(
             command(name, arguments, **places),

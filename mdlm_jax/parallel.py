@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
 PyTree = Any
@@ -187,22 +187,32 @@ def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def mesh_in_use() -> AbstractMesh | None:
+    """The mesh in `use`, where it is one of `make_mesh`, and this is no part of a `shard_map`.
+
+    Of a mesh with other axes, a program's own, nothing is known here: XLA decides alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = {*AXES} <= {*mesh.axis_names}
+    return mesh if ours and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
+
+
 def spread_rows(x: Array) -> Array:
     """Keeps `x [B, ...]` split along its rows over the mesh in `use`, whole along the other axes.
 
     Within a jitted function this tells XLA where activations lie, so that it moves parameters to
     the rows and never rows to the parameters. Without a mesh, or where B does not split, `x`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % row_shards(mesh):
+    mesh = mesh_in_use()
+    if mesh is None or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES))
 
 
 def splits_layers() -> bool:
     """Whether the mesh in `use` splits the inner axes of layers over several devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.shape["tensor"] > 1
+    mesh = mesh_in_use()
+    return mesh is not None and mesh.shape["tensor"] > 1
 
 
 def gather_parameter(x: Array, names: Sequence[str | None]) -> Array:
@@ -215,8 +225,8 @@ def gather_parameter(x: Array, names: Sequence[str | None]) -> Array:
       x: the parameter.
       names: the logical names of its axes.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    mesh = mesh_in_use()
+    if mesh is None:
         return x
     axes = [RULES.get(name) for name in names]
     kept = [

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdlm_jax.diffusion import shards
+
 Array = jax.Array
 
 
@@ -45,8 +47,24 @@ def check_text(name: str, value: Any) -> None:
         one_row = value.ndim == 1 and jnp.issubdtype(value.dtype, jnp.integer)
         cure = f": of one row pass {name}[None]" if one_row else ""
         raise ValueError(f"{name} must be integers [B, L], not {_shaped(value)}{cure}")
+    check_not_explicit(name, value)
     if 0 in value.shape:
         raise ValueError(f"{name} is empty, {_shaped(value)}: at least a row of a token is needed")
+
+
+def check_not_explicit(name: str, value: Array) -> None:
+    """Raises: ValueError: the value is split over a mesh of explicit axes.
+
+    What is gathered of such arrays would have to say where it lies, in a denoiser of the user's
+    too.
+    """
+    axes = shards.explicit_axes(value)
+    if axes:
+        raise ValueError(
+            f"{name} is split over {', '.join(axes)}, of AxisType.Explicit (jax.make_mesh's "
+            "default): make the mesh with axis_types=(AxisType.Auto,) * number_of_axes, or wrap "
+            "the function in jax.sharding.auto_axes"
+        )
 
 
 def check_maskable(name: str, value: Any, shape: tuple[int, int] | None = None) -> None:

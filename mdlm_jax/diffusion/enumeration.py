@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import checks
+from mdlm_jax.diffusion import checks, shards
 from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.masks import Masks, maskable_of
@@ -75,7 +75,8 @@ def enumerated_nelbo(
         return total + jnp.sum(corrupted.weights * nats, axis=1)
 
     sets = 1 << jnp.minimum(length.max(), longest)
-    total = jax.lax.fori_loop(1, sets, add_set, jnp.zeros(len(tokens)))
+    total = shards.alike(jnp.zeros(len(tokens)), tokens, maskable)
+    total = jax.lax.fori_loop(1, sets, add_set, total)
     return jnp.where(length <= longest, total, jnp.nan)
 
 

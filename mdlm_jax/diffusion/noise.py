@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax.diffusion import checks
+from mdlm_jax.diffusion import checks, shards
 
 Array = jax.Array
 
@@ -215,14 +215,8 @@ def _checked(name: str, key: Array) -> Array:
 def _is_in_parts(tokens: Array, key: Array) -> bool:
     """Whether `vmap` or `shard_map` is seen to cut the tokens up, and not the key."""
     mapped = _is_mapped(tokens) and not _is_mapped(key)
-    return mapped or bool(_varying(tokens) - _varying(key))
+    return mapped or bool(shards.varying(tokens) - shards.varying(key))
 
 
 def _is_mapped(x: Array) -> bool:
     return type(x).__name__ == "BatchTracer"  # which JAX does not export
-
-
-def _varying(x: Array) -> frozenset:
-    """The mesh axes over which `x` differs, within a `shard_map` that checks."""
-    kind = jax.typeof(x)
-    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import shards
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask, unshaped
 from mdlm_jax.diffusion.draws import Score, distribution, draw, probability
 
@@ -59,8 +60,7 @@ def draw_tokens(
       score: of the candidates.
     """
     width = asked.shape[1]
-    devices = max(1, jax.sharding.get_abstract_mesh().size)  # of the mesh in use, if any
-    groups = math.gcd(asked.shape[0], devices)
+    groups = math.gcd(asked.shape[0], shards.devices())
 
     def grouped(x, axes):  # [B, L, ...] -> [G, B / G * L, ...], or [B, ...] -> [G, B / G, ...]
         return x.reshape(groups, -1, *x.shape[axes:])
@@ -100,6 +100,7 @@ def draw_tokens(
 
     nothing = jnp.zeros((groups, size))
     out = Candidates(nothing.astype(jnp.int32), nothing, nothing)
+    out = shards.alike(out, hidden, canvas, asked, keys, noise)
     _, out = jax.lax.while_loop(
         lambda carry: carry[0] < total.max(), read_chunk, (jnp.int32(0), out)
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import checks, noise
+from mdlm_jax.diffusion import checks, noise, shards
 from mdlm_jax.diffusion.denoisers import Denoiser, check_mask
 from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View, exact_count
@@ -122,6 +122,9 @@ def sample(
     text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
     block_of = _blocks(wanted, blocks)  # i32[B, L], -1 where none is
 
+    def of_shard(carry):  # of one type, wherever it comes from
+        return shards.alike(carry, canvas, of_row, fill, steps)
+
     def fill_block(block, carry):
         canvas, filled = carry
         first, behind = steps * block // blocks, steps * (block + 1) // blocks
@@ -171,7 +174,11 @@ def sample(
                     score=strategy.score,
                 )
 
-            drawn = jax.lax.cond(asked.any(), candidates, lambda: _no_candidates(canvas))
+            drawn = jax.lax.cond(
+                asked.any(),
+                lambda: of_shard(candidates()),
+                lambda: of_shard(_no_candidates(canvas)),
+            )
             canvas, state = strategy.commit(state, keys_of("commit", index), before, asked, drawn)
             written = before.blank & (canvas != mask_id)
             filled = Trace(
@@ -179,10 +186,10 @@ def sample(
                 log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
                 evaluations=filled.evaluations + asked.any(axis=1).astype(jnp.int32),
             )
-            return index + 1, canvas, state, filled
+            return index + 1, *of_shard((canvas, state, filled))
 
         start = jnp.int32(0)
-        state = strategy.init(keys_of("begin", 0), view(canvas, start))
+        state = of_shard(strategy.init(keys_of("begin", 0), view(canvas, start)))
         _, canvas, _, filled = jax.lax.while_loop(goes_on, one_step, (start, canvas, state, filled))
         if end_id is None:
             return canvas, filled
@@ -198,6 +205,7 @@ def sample(
         log_prob=jnp.zeros(canvas.shape),
         evaluations=jnp.zeros(canvas.shape[:1], jnp.int32),
     )
+    canvas, filled = of_shard((canvas, filled))
     canvas, filled = jax.lax.fori_loop(0, blocks, fill_block, (canvas, filled))
     return (canvas, filled) if trace else canvas
 

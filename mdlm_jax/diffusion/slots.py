@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import shards
 from mdlm_jax.diffusion.denoisers import Hidden, PyTree, Readout, remove_mask, vocabulary_size
 from mdlm_jax.diffusion.reductions import top_and_log_total
 
@@ -89,6 +90,7 @@ def cross_entropy(
     and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
     and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
     a backward rule of its own in no other way. `slot_nats` has none. The slots have no gradient.
+    Within a `shard_map` that checks, the backward pass computes the logits once more instead.
 
     Args:
       readout: of the denoiser.
@@ -98,6 +100,10 @@ def cross_entropy(
       weights: f32[G, C], 0 in empty slots.
       mask_id: removed from the logits where given.
     """
+    if shards.varying((hidden, positions, targets, weights)):
+        # JAX's own rule knows over which devices the gradient is summed.
+        out = slot_nats(readout, hidden, positions, targets, weights, mask_id=mask_id)
+        return jnp.sum(weights * out.nats), jax.lax.stop_gradient(out)
     slots = _chunks(readout, hidden, positions, targets, weights)
     read, constants = _closed(readout, slots, mask_id)
     loss, out = _weighted(read, constants, slots)
@@ -130,9 +136,8 @@ def _chunks(
 ) -> Slots:
     """The slots in chunks along C, so many that their logits fit: leaves [chunks, G, c, ...]."""
     slots = gather_slots(hidden, positions, targets, weights)
-    devices = max(1, jax.sharding.get_abstract_mesh().size)  # of the mesh in use, if any
     logits = slots.weights.size * vocabulary_size(readout, hidden)
-    chunks = math.ceil(logits / (_LOGITS * devices))
+    chunks = math.ceil(logits / (_LOGITS * shards.devices()))
     size = math.ceil(slots.weights.shape[1] / chunks)
     return jax.tree.map(lambda x: _split_slots(x, chunks, size), slots)
 

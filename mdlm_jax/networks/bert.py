@@ -221,6 +221,8 @@ def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole:
 
     The encoder runs to its end in the first where that is `whole`, else in the second.
     """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        checks.check_not_explicit(_name(path), leaf)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     encoder, head = _absorb_scales(params["encoder"], config), params["head"]
     # Cast here, the weights are cast once for all evaluations of a sampler's loop.
@@ -311,6 +313,7 @@ def _check_rows(
 ) -> None:
     if tokens.ndim != 2 or tokens.dtype != jnp.int32:
         raise ValueError(f"tokens are {_describe(tokens)}: must be int32 [B, L]")
+    checks.check_not_explicit("tokens", tokens)
     rows, length = tokens.shape
     if length > config.max_length:
         raise ValueError(f"tokens have length {length}: max_length is {config.max_length}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax import parallel
+from mdlm_jax.diffusion import shards
 from mdlm_jax.networks.attention import Mask, attention, rotate
 from mdlm_jax.networks.config import Config
 
@@ -292,7 +293,8 @@ class Head(nn.Module):
         config = self.config
         x = dense(config, "transform", {"transform": config.width}, axes=("embed",))(x)
         x = norm(config, "norm")(ACTIVATIONS[config.activation](x))
-        logits = tied_logits(x, table, parallel.gather_parameter(cast, ("vocab", "embed")))
+        cast = parallel.gather_parameter(cast, ("vocab", "embed"))
+        logits = tied_logits(*shards.alike((x, table, cast)))
         if config.use_bias or config.output_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             bias = self.param("bias", init, table.shape[:1])

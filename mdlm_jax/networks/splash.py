@@ -52,8 +52,8 @@ def splash_attention(
         ids = None if segments is None else SegmentIds(segments, segments)
         return jax.vmap(kernel)(q, k, v, ids)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
+    mesh = parallel.mesh_in_use()
+    if mesh is not None:
         split = q.shape[0] % parallel.row_shards(mesh) == 0
         rows = parallel.ROW_AXES if split else None
         heads = "tensor" if q.shape[1] % mesh.shape["tensor"] == 0 else None

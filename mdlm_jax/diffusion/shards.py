@@ -1,0 +1,63 @@
+"""What arrays tell of the mesh that they lie on, and of the part of it that they are.
+
+Within a `jax.shard_map` that checks (`check_vma=True`, JAX's default) the type of an array says
+over which mesh axes it varies, and a loop's carry must come out of the type that it went in with.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+
+Array = jax.Array
+PyTree = Any
+
+
+def varying(tree: PyTree) -> frozenset[str]:
+    """The mesh axes over which any leaf differs, within a `shard_map` that checks; else none."""
+    return frozenset().union(*(_varying(x) for x in jax.tree.leaves(tree)))
+
+
+def alike(tree: PyTree, *others: PyTree) -> PyTree:
+    """The same arrays, each of a type that varies wherever any of them, or of the others, does.
+
+    The gradient of a leaf that differed nowhere is so summed over the devices, outside of what is
+    done with it.
+    """
+    axes = varying((tree, others))
+
+    def cast(x: Array) -> Array:
+        missing = tuple(sorted(axes - _varying(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def devices() -> int:
+    """How many devices an array that is seen here is spread over: of the mesh in use, if any.
+
+    What a `shard_map` cuts is one part on each, and not spread any more.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in kinds if kind != AxisType.Manual)
+
+
+def explicit_axes(x: Any) -> tuple[str, ...]:
+    """The mesh axes of `AxisType.Explicit` that `x` is split over."""
+    kind = jax.typeof(x)
+    sharding = getattr(kind, "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return ()
+    used = {axis for part in sharding.spec if part for axis in _names(part)}
+    return tuple(axis for axis in sharding.mesh.explicit_axes if axis in used)
+
+
+def _names(part: Any) -> tuple:
+    return part if isinstance(part, tuple) else (part,)
+
+
+def _varying(x: Any) -> frozenset[str]:
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())

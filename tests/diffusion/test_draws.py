@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mdlm_jax import as_denoiser
 from mdlm_jax.diffusion.draws import distribution, draw, entropy, margin, probability
+from mdlm_jax.diffusion.readouts import draw_tokens
 
 DRAWS = 20_000
 
@@ -68,3 +70,22 @@ def test_scores_are_their_formulas(seed, size):
 def test_equal_best_tokens_have_no_margin():
     logits = jnp.zeros((1, 300)).at[0, 1].set(5.0).at[0, 299].set(5.0)
     assert margin(distribution(logits), jnp.zeros(1, jnp.int32))[0] == 0.0
+
+
+def test_devices_with_less_to_read_wait_for_those_with_more():
+    """Each compacts its own rows; with two groups of rows as with one, and in chunks of two."""
+    table = jax.random.normal(jax.random.key(0), (4, 7, 5))
+    denoiser = as_denoiser(lambda tokens, t: table, 4)
+    asked = jnp.arange(7) < jnp.array([1, 0, 7, 5])[:, None]
+    canvas = jnp.where(asked, 4, 1)
+    hidden = denoiser.encode(canvas, jnp.ones(4))
+
+    def drawn(chunk):
+        keys = jax.random.split(jax.random.key(1), 4)
+        return draw_tokens(denoiser, hidden, canvas, asked, keys, mask_id=4, chunk=chunk)
+
+    whole = drawn(28)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        parts = jax.jit(drawn, static_argnums=0)(2)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(np.where(asked, one, 0), np.where(asked, other, 0), rtol=1e-6)

@@ -402,6 +402,19 @@ def test_confidence_without_noise_keeps_the_surest():
     np.testing.assert_allclose(trace.log_prob[0], -np.log([4, 1, 3, 2]), atol=1e-6)
 
 
+def test_a_cosine_of_more_steps_than_blanks_writes_a_token_a_step():
+    denoiser = as_denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 5)), 4)
+    canvas = jnp.full((2, 8), 4).at[1, 3:].set(0)
+    _, trace = jax.jit(
+        lambda key: sample(
+            denoiser, key, canvas, mask_id=4, steps=16, trace=True,
+            strategy=strategies.exact_count(grid="cosine"),
+        )
+    )(KEY)  # fmt: skip
+    for row, blanks in zip(trace.step, (8, 3), strict=True):
+        assert sorted(row[:blanks].tolist()) == list(range(blanks))
+
+
 @pytest.mark.parametrize(
     ("name", "readouts"),
     [

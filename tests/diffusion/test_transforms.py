@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mdlm_jax import Denoiser, Hidden, as_denoiser, corrupted_loss, sample, strategies, transforms
 from mdlm_jax.diffusion import nelbo
 from mdlm_jax.diffusion.corruption import corrupt
-from mdlm_jax.diffusion.denoisers import law_of
+from mdlm_jax.diffusion.denoisers import law_of, remove_mask
 
 V, MASK = 6, 5
 KEY = jax.random.key(0)
@@ -292,3 +292,15 @@ def test_only_what_is_read_out_is_transformed_and_strengths_are_traced():
 def test_bad_strengths_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make(random_denoiser())
+
+
+def test_the_first_token_may_be_the_mask_and_nothing_need_be_forbidden():
+    logits = jnp.zeros((1, 3))
+    for mask_id in (0, jnp.int32(0)):
+        assert jax.jit(remove_mask)(logits, mask_id).tolist() == [[-np.inf, 0, 0]]
+    assert remove_mask(logits, 0).tolist() == [[-np.inf, 0, 0]]
+    for outside in (-1, 3):
+        with pytest.raises(ValueError, match=f"mask_id is {outside}, but the logits are of 3"):
+            remove_mask(logits, outside)
+    plain = random_denoiser()
+    np.testing.assert_array_equal(logits_at(transforms.forbid(plain, [])), logits_at(plain))

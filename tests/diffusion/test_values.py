@@ -126,6 +126,13 @@ def test_a_static_strategy_that_holds_an_array_says_what_to_do():
         hash(strategy)
 
 
+def test_an_array_equals_itself_alone():
+    array = jnp.ones(2)
+    assert Bound(max, (array,)) == Bound(max, (array,))
+    for other in (jnp.ones(2), 1.0):
+        assert Bound(max, (array,)) != Bound(max, (other,)) != Bound(max, (array,))
+
+
 def test_bound_functions_are_pytrees_of_their_numbers():
     bound = Bound(divmod, (7, "seven", True, None, Bound(divmod, (0.5,))))
     leaves, tree = jax.tree.flatten(bound)

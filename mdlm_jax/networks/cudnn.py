@@ -42,17 +42,18 @@ def cudnn_attention(
         # The kernel's rows on a device must have their lengths there.
         lengths = parallel.spread_rows(jnp.clip(lengths, 1, length))
     if dense is not None:
-        dense = dense | jnp.eye(length, dtype=bool)
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=dense,
-        is_causal=causal,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
-    )
+        dense = dense | jnp.eye(length, dtype=bool)[None, None]
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own scale is wider than `q`
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=dense,
+            is_causal=causal,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
 
 
 def available() -> bool:

@@ -155,6 +155,19 @@ def test_no_mask_of_every_query_and_key_is_made(kind, lifted, monkeypatch):
 
 
 @on_gpu
+@pytest.mark.parametrize("kind", ["full", "lengths", "segments", "blocks, padded"])
+def test_no_type_is_promoted_but_by_jax_itself(kind):
+    mask = {**masks(LONG), **windows(LONG)}[kind]
+
+    def loss(q, k, v):
+        return attention(q, k, v, mask, backend="cudnn").astype(jnp.float32).sum()
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        slopes = jax.jit(jax.grad(loss))(*random_qkv(LONG, jnp.bfloat16))
+    assert np.isfinite(np.asarray(slopes, np.float32)).all()
+
+
+@on_gpu
 @pytest.mark.parametrize("kind", windows(8))
 def test_windows_by_blocks(kind):
     compare(windows(LONG)[kind], LONG)

@@ -106,6 +106,8 @@ class Answerer:
         canvas = _canvas(kept, tokens, length, self.model.encoder.mask_id)
         if self.model.padded:
             canvas = prompts.as_whole_rows(canvas, tokenizer)
+        if self.model.objective.keep:
+            canvas = prompts.as_kept(canvas, tokenizer)
         separator = data.special_ids(tokenizer).sep
         answers = []
         for batch in filling.fill(

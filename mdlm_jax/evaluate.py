@@ -309,7 +309,8 @@ def _measure(job: Job) -> int:
     print(likelihood_table.table(told))
     written = [path]
     if (job.folder / "config.json").is_file() and (job.folder / "checkpoints").is_dir():
-        written.append(write_report(job.folder))
+        with command_line.bad_input():  # records that are damaged
+            written.append(write_report(job.folder))
     print(f"written: {', '.join(map(str, written))}")
     return 0
 

@@ -217,6 +217,8 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
     if workdir.has_padding(trained.config):
         canvas = prompts.as_whole_rows(canvas, trained.tokenizer)
+    if trained.config["objective"]["keep"]:
+        canvas = prompts.as_kept(canvas, trained.tokenizer)
     shaping = _shaping(trained)
     schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
     special = data.special_ids(trained.tokenizer)

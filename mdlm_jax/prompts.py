@@ -222,6 +222,18 @@ def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     return canvas._replace(tokens=tokens.astype(np.int32), valid=valid, maskable=maskable)
 
 
+def as_kept(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
+    """The canvas of a run whose training keeps parts of its rows, `objective.keep`.
+
+    There the network is told the masked share of what is not kept: so of a prompt, too.
+
+    Args:
+      canvas: of any texts, of padded rows after `as_whole_rows`.
+      tokenizer: of the run.
+    """
+    return canvas._replace(maskable=canvas.tokens == data.special_ids(tokenizer).mask)
+
+
 def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
     """Rows of plain prompts that are to be answered."""
     rows = _blank(len(texts), length, tokenizer)

@@ -158,6 +158,22 @@ def test_behind_an_answer_is_what_training_had_there(answerer, padded, monkeypat
         assert set(behind) == {special.mask} and canvas.valid is None
 
 
+@pytest.mark.parametrize("keep", ["", "prefix"])
+def test_of_kept_contexts_the_time_is_that_of_what_is_written(answerer, keep, monkeypatch):
+    """The time is the masked share of what training may mask."""
+    seen = []
+    fill = filling.fill
+    monkeypatch.setattr(filling, "fill", lambda *a, **k: seen.append(a[4]) or fill(*a, **k))
+    objective = dataclasses.replace(answerer.model.objective, keep=keep)
+    model = answerer.model._replace(objective=objective)
+    dataclasses.replace(answerer, model=model).answers([WORDS[0]], tokens=3)
+    (canvas,) = seen
+    masks = canvas.tokens == special_ids(model.tokenizer).mask
+    maskable = np.ones_like(masks) if canvas.maskable is None else canvas.maskable
+    np.testing.assert_array_equal(maskable, masks if keep else np.ones_like(masks))
+    assert not masks.all()
+
+
 def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):
     folder = exported.write(tmp_path / "causal", attention="causal")
     model = loading.load(str(folder), answerer.mesh)

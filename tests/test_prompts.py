@@ -235,6 +235,11 @@ def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
     np.testing.assert_array_equal(rows.fill, whole.fill)
     # As training masks them: padding is no part of what the time is the masked share of.
     np.testing.assert_array_equal(rows.maskable, rows.valid)
+    # Of a run that keeps prompts, what is known is no part of it either.
+    for canvas in (whole, rows):
+        kept = prompts.as_kept(canvas, tokenizer)
+        np.testing.assert_array_equal(kept.maskable, kept.tokens == special.mask)
+        np.testing.assert_array_equal(kept.fill, canvas.fill)
 
 
 @pytest.mark.parametrize(

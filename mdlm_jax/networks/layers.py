@@ -1,7 +1,6 @@
 """The pieces of an encoder: dense layers, norms, embeddings, attention, MLP, head."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -105,7 +104,23 @@ def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, 
     return flat.reshape(*lead, *out)
 
 
-def norm(config: Config, name: str, axis: str = "embed") -> Callable[[Array], Array]:
+class _LayerNorm(nn.LayerNorm):
+    """Flax's, under JAX's strict switches too: its statistics are wider than `x`."""
+
+    def __call__(self, x: Array) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x)
+
+
+class _RMSNorm(nn.RMSNorm):
+    """As `_LayerNorm`."""
+
+    def __call__(self, x: Array) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x)
+
+
+def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
     """The config's norm over the last axis, statistics in float32."""
     options = {
         "epsilon": config.norm_eps,
@@ -115,16 +130,9 @@ def norm(config: Config, name: str, axis: str = "embed") -> Callable[[Array], Ar
         "name": name,
     }
     if config.norm == "rmsnorm":
-        module = nn.RMSNorm(**options)
-    else:
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-        module = nn.LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
-
-    def normalised(x: Array) -> Array:
-        with jax.numpy_dtype_promotion("standard"):  # Flax's statistics are wider than `x`
-            return module(x)
-
-    return normalised
+        return _RMSNorm(**options)
+    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+    return _LayerNorm(**options, use_bias=config.use_bias, bias_init=bias_init)
 
 
 @jax.custom_vjp

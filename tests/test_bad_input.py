@@ -335,7 +335,9 @@ def test_nothing_was_changed(outcomes):
 ECHO = """
 import asyncio, gc, os
 import tensorstore
-from mdlm_jax import command_line
+from mdlm_jax import endings
+
+endings.take_over()
 
 async def wait(future):
     await future

@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure, shapes
-from mdlm_jax.networks import cudnn
-from mdlm_jax.networks.attention import BACKENDS, Mask, attention, attention_mask
+from mdlm_jax.networks.attention import BACKENDS, Mask, attention, attention_mask, cudnn
 
 Array = jax.Array
 

@@ -10,10 +10,12 @@ import numpy as np
 import optax
 
 from benchmarks.shapes import Shape
-from mdlm_jax import data, flops, parallel
-from mdlm_jax.diffusion import slots as slot_losses
-from mdlm_jax.experiment import Experiment, TrainingConfig
-from mdlm_jax.program import make_program
+from mdlm_jax import data
+from mdlm_jax.diffusion.reading import slots as slot_losses
+from mdlm_jax.host import parallel
+from mdlm_jax.pods import flops
+from mdlm_jax.runs.experiment import Experiment, TrainingConfig
+from mdlm_jax.runs.program import make_program
 from mdlm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from mdlm_jax.training.state import TrainState
 

@@ -19,7 +19,7 @@ import optax
 
 from benchmarks import building, shapes
 from mdlm_jax.diffusion import corrupt, corrupted_loss
-from mdlm_jax.diffusion.corruption import Corrupted
+from mdlm_jax.diffusion.processes.corruption import Corrupted
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import Mask, attention, attention_mask
 

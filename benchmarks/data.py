@@ -22,10 +22,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from mdlm_jax import command_line, data, host_memory, parallel
-from mdlm_jax.data import wikipedia
-from mdlm_jax.experiment import Experiment
-from mdlm_jax.program import make_program
+from mdlm_jax import data
+from mdlm_jax.data.corpora import wikipedia
+from mdlm_jax.host import command_line, host_memory, parallel
+from mdlm_jax.runs.experiment import Experiment
+from mdlm_jax.runs.program import make_program
 
 REPETITIONS = 9
 BATCHES = 500  # a repetition

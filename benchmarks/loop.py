@@ -27,7 +27,7 @@ RECORDS = 10  # of the run, each the mean of so many steps
 _SPECIAL = ("[SEP]", "[PAD]", "[UNK]", "[MASK]")
 _OF_SHAPE = ("rows", "length", "remat", "attention_backend", "dtype")
 _CONFIG = """\
-from mdlm_jax.experiment import default_config
+from mdlm_jax.runs.experiment import default_config
 
 def get_config():
     config = default_config()

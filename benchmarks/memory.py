@@ -14,7 +14,7 @@ import sys
 import jax
 
 from benchmarks import building, measure, shapes, train_step
-from mdlm_jax import host_memory
+from mdlm_jax.host import host_memory
 
 REMATS = ("none", "dots", "full")
 

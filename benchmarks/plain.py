@@ -14,8 +14,8 @@ import optax
 
 from benchmarks import building
 from benchmarks.shapes import Shape
-from mdlm_jax.networks import bert, cudnn
-from mdlm_jax.networks.attention import rope_turns, rotate
+from mdlm_jax.networks import bert
+from mdlm_jax.networks.attention import cudnn, rope_turns, rotate
 from mdlm_jax.training.state import TrainState, init_state
 
 Array = jax.Array

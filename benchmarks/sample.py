@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, shapes
-from mdlm_jax import decoding, flops, host_memory
 from mdlm_jax.diffusion import sample, schedules
 from mdlm_jax.diffusion.sampling import Trace
+from mdlm_jax.host import host_memory
 from mdlm_jax.networks import bert
+from mdlm_jax.pods import flops
+from mdlm_jax.writing import decoding
 
 Array = jax.Array
 PyTree = Any

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from mdlm_jax import command_line, parallel, starting
-from mdlm_jax.experiment import Experiment
-from mdlm_jax.program import Program, make_program
+from mdlm_jax.host import command_line, parallel
+from mdlm_jax.runs import starting
+from mdlm_jax.runs.experiment import Experiment
+from mdlm_jax.runs.program import Program, make_program
 
 _CONFIG = command_line.define_config()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Rows a step, of all devices together.")

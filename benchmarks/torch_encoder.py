@@ -1,7 +1,7 @@
 """The encoder of `benchmarks.shapes` in PyTorch, and its loss over exact mask counts.
 
 As strong as plain PyTorch makes it: fused attention, one kernel for queries, keys and values, the
-vocabulary read out at the slots alone, two rows sharing theirs (`mdlm_jax.diffusion.corruption`).
+vocabulary read out at the slots alone, two rows sharing theirs (`mdlm_jax.corrupt`).
 Everything else is left to `torch.compile`.
 """
 

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from benchmarks import building, checks, measure, plain, shapes
-from mdlm_jax import host_memory
+from mdlm_jax.host import host_memory
 
 
 def main(arguments: list[str] | None = None) -> int:

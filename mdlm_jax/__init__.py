@@ -18,11 +18,14 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 import contextlib
 import importlib
 
-from mdlm_jax.interrupts import held_back, starts_command
+from mdlm_jax import moved
+from mdlm_jax.host.interrupts import held_back, starts_command
+
+moved.install()
 
 _COMMAND = starts_command()
 if _COMMAND:  # what is imported from here on may be interrupted
-    from mdlm_jax import endings
+    from mdlm_jax.host import endings
 
     endings.take_over()
 
@@ -57,7 +60,20 @@ with held_back() if _COMMAND else contextlib.nullcontext():
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "evaluation", "interop", "networks", "parallel", "training")
+# Loaded when they are first asked for, with what lies in them.
+_ROOMS = (
+    "data",
+    "evaluation",
+    "host",
+    "interop",
+    "measuring",
+    "networks",
+    "pages",
+    "pods",
+    "runs",
+    "training",
+    "writing",
+)
 
 __all__ = [
     "AtRate",
@@ -89,10 +105,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in _ROOMS:
+    if name in _ROOMS or name in moved.HOMES:
         return importlib.import_module(f"mdlm_jax.{name}")
     raise AttributeError(f"module 'mdlm_jax' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*__all__, *_ROOMS])
+    return sorted([*__all__, *_ROOMS, "parallel"])

@@ -17,9 +17,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from mdlm_jax import aot, command_line, parallel, paths, starting, topologies
-from mdlm_jax.experiment import Experiment
-from mdlm_jax.program import Program, make_program
+from mdlm_jax.host import command_line, parallel, paths
+from mdlm_jax.pods import aot, topologies
+from mdlm_jax.runs import starting
+from mdlm_jax.runs.experiment import Experiment
+from mdlm_jax.runs.program import Program, make_program
 
 _CONFIG = command_line.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a slice: v5e:16x16.")

@@ -11,9 +11,10 @@ DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes t
 
 from absl import flags
 
-from mdlm_jax import command_line, workdir
 from mdlm_jax.data import reading
+from mdlm_jax.host import command_line
 from mdlm_jax.interop import Pretrained, load_pretrained, save_pretrained
+from mdlm_jax.runs import workdir
 
 _SOURCE = flags.DEFINE_string("source", None, "Folder, name of the hub, or folder of a run.")
 _TARGET = flags.DEFINE_string("target", None, "Folder to write, empty or made if it is missing.")

@@ -36,24 +36,17 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from mdlm_jax import (
-    command_line,
-    compilation,
-    data,
-    distributed,
-    evaluate_answers,
-    evaluate_frontier,
-    filling,
-    host_memory,
-    models,
-    paths,
-    workdir,
-)
+from mdlm_jax import data
 from mdlm_jax.data import progress
 from mdlm_jax.data.config import DOCUMENTS
-from mdlm_jax.evaluation import likelihood_table, likelihoods, ngrams, rate_curves, text_sizes
-from mdlm_jax.evaluation.report import write_report
-from mdlm_jax.experiment import SCHEDULES
+from mdlm_jax.evaluation.bounds import likelihoods, ngrams, rate_curves, text_sizes
+from mdlm_jax.host import command_line, compilation, distributed, host_memory, paths
+from mdlm_jax.measuring import answers, frontier
+from mdlm_jax.pages import likelihood_table
+from mdlm_jax.pages.report import write_report
+from mdlm_jax.runs import models, workdir
+from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.writing import filling
 
 _SPLITS = ("train", "validation", "test")
 
@@ -90,7 +83,7 @@ _FRONTIER = flags.DEFINE_bool("frontier", False, "Measure samples, not the likel
 _ANSWERS = flags.DEFINE_bool(
     "answers", False, "Of a run that was trained on pairs: measure what it answers."
 )
-flags.adopt_module_key_flags(evaluate_frontier)
+flags.adopt_module_key_flags(frontier)
 
 _OF_TEXT = ("checkpoint", "documents", "length", "name", "output")
 _OF_LIKELIHOOD = ("draws", "text", *_OF_TEXT)
@@ -134,7 +127,7 @@ def main() -> int:
     host_memory.keep_freed()
     if not of_samples:
         return _measure(job)
-    measure = evaluate_frontier.measure if _FRONTIER.value else evaluate_answers.measure
+    measure = frontier.measure if _FRONTIER.value else answers.measure
     return measure(
         epath.Path(_WORKDIR.value),
         split=_SPLIT.value,
@@ -152,9 +145,9 @@ def _check_flags() -> None:
         if given:
             _refuse(_OF_LIKELIHOOD, f"is for the likelihood, not for {name}")
     if not _FRONTIER.value:
-        shared = () if _ANSWERS.value else evaluate_answers.FLAGS
+        shared = () if _ANSWERS.value else answers.FLAGS
         _refuse(shared, "is for --frontier or --answers, and neither is given")
-        own = tuple(name for name in evaluate_frontier.FLAGS if name not in evaluate_answers.FLAGS)
+        own = tuple(name for name in frontier.FLAGS if name not in answers.FLAGS)
         _refuse(own, "is for --frontier, which is not given")
     if _TEXT.value is None:
         _refuse(_OF_TEXT, "needs --text: a split is measured of a run, into its --workdir")

@@ -10,7 +10,8 @@ for one accelerator are copied in the machine's memory: JAX_PLATFORMS=cpu before
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, workdir
+from mdlm_jax.host import command_line
+from mdlm_jax.runs import workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write, empty or made if it is missing.")

@@ -30,21 +30,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mdlm_jax import (
-    command_line,
-    data,
-    decoding,
-    distributed,
-    endings,
-    filling,
-    host_memory,
-    paths,
-    prompts,
-    sample_files,
-    workdir,
-)
+from mdlm_jax import data
 from mdlm_jax.data import progress
-from mdlm_jax.experiment import SCHEDULES
+from mdlm_jax.host import command_line, distributed, endings, host_memory, paths
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.writing import decoding, filling, prompts, sample_files
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PROMPTS = flags.DEFINE_multi_string(
@@ -143,7 +136,7 @@ class Job(NamedTuple):
     prompts: list[prompts.Prompt]
     canvas: prompts.Canvas
     labels: np.ndarray
-    method: filling.Method
+    method: Method
     settings: dict[str, Any]
 
 
@@ -176,7 +169,7 @@ def main() -> int:
         # Not among the samples, where they are printed.
         print(told, file=sys.stderr if paths.is_stream(_OUTPUT.value) else sys.stdout)
     if _WATCH.value:
-        from mdlm_jax.evaluation.watch import watch
+        from mdlm_jax.pages.watch import watch
 
         watch(samples, console)
     written = [sample_files.write_page(Path(_HTML.value), samples)] if _HTML.value else []
@@ -229,7 +222,7 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
         ends = {"end_id": special.sep, "pad_id": special.sep if answers else special.pad}
     if ends and special.sep in shaping.forbid:
         raise ValueError("--forbid and --end_of_text exclude each other: no text would end")
-    method = filling.Method(
+    method = Method(
         strategy=decoding.strategy(_STRATEGY.value, schedule),
         shaping=shaping,
         steps=_STEPS.value,
@@ -272,9 +265,9 @@ def _check_guidance(trained: workdir.Trained, labels: np.ndarray) -> None:
         )
 
 
-def _shaping(trained: workdir.Trained) -> decoding.Shaping:
+def _shaping(trained: workdir.Trained) -> Shaping:
     try:
-        return decoding.Shaping(
+        return Shaping(
             forbid=_forbidden(trained),
             repetition_penalty=_REPETITION_PENALTY.value,
             temperature=_TEMPERATURE.value,
@@ -296,7 +289,7 @@ def _forbidden(trained: workdir.Trained) -> tuple[int, ...]:
     return ids
 
 
-def _settings(trained: workdir.Trained, shaping: decoding.Shaping) -> dict[str, Any]:
+def _settings(trained: workdir.Trained, shaping: Shaping) -> dict[str, Any]:
     """The fields that every record of the job has: those of BERT's sampler, else what was set."""
     told = {"strategy": _STRATEGY.value.strip(), "steps": _STEPS.value, "seed": _SEED.value}
     told |= {"temperature": _TEMPERATURE.value, "checkpoint": trained.step}

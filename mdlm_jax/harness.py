@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, compilation, distributed, paths
+from mdlm_jax.host import command_line, compilation, distributed, paths
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -99,7 +99,7 @@ def _require_lm_eval() -> tuple[ModuleType, ModuleType]:
         import lm_eval.utils
     except ImportError as error:
         raise ImportError(f"{error.name} is needed: pip install 'mdlm_jax[harness]'") from None
-    from mdlm_jax import lm_eval_adapter
+    from mdlm_jax.measuring import lm_eval_adapter
 
     return lm_eval, lm_eval_adapter
 

@@ -18,10 +18,12 @@ import rich.console
 import rich.table
 from absl import flags
 
-from mdlm_jax import command_line, data, starting
+from mdlm_jax import data
 from mdlm_jax.data.cache import open_cache
-from mdlm_jax.data.encoding import Encode, encode_splits
-from mdlm_jax.experiment import Experiment
+from mdlm_jax.data.tokens.encoding import Encode, encode_splits
+from mdlm_jax.host import command_line
+from mdlm_jax.runs import starting
+from mdlm_jax.runs.experiment import Experiment
 
 _CONFIG = command_line.define_config()
 _SHOW = flags.DEFINE_integer("show", 3, "Rows of the training split to print.", 0)

@@ -13,10 +13,10 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
-from mdlm_jax import command_line, paths
-from mdlm_jax.evaluation.comparison import write_comparison
-from mdlm_jax.evaluation.curves_plot import curves_png, read_evaluations
-from mdlm_jax.evaluation.report import write_report
+from mdlm_jax.host import command_line, paths
+from mdlm_jax.pages.comparison import write_comparison
+from mdlm_jax.pages.curves_plot import curves_png, read_evaluations
+from mdlm_jax.pages.report import write_report
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "What compares several: comparison.html of runs, curves.png of files."

@@ -22,27 +22,21 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from mdlm_jax import (
-    command_line,
-    data,
-    decoding,
-    distributed,
-    filling,
-    host_memory,
-    parallel,
-    prompts,
-    starting,
-    workdir,
-)
+from mdlm_jax import data
 from mdlm_jax.diffusion import noise
-from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
-from mdlm_jax.experiment import SCHEDULES, Experiment, profile_range
+from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
+from mdlm_jax.host import command_line, distributed, host_memory, parallel
 from mdlm_jax.networks import bert
-from mdlm_jax.program import Program, could_pair_rows, make_program, pairs_rows
+from mdlm_jax.runs import starting, workdir
+from mdlm_jax.runs.experiment import SCHEDULES, Experiment, profile_range
+from mdlm_jax.runs.program import Program, could_pair_rows, make_program, pairs_rows
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig, Profile, fit, lacking
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
 from mdlm_jax.training.optimizer import make_optimizer
+from mdlm_jax.writing import decoding, filling, prompts
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
@@ -287,8 +281,8 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
 
     canvas = _canvas(few, encoder.mask_id)
     size = text_sizes.text_size(few, prepared.tokenizer)
-    method = filling.Method(
-        decoding.strategy("exact_count", schedule), decoding.Shaping(), steps=settings.sample_steps
+    method = Method(
+        decoding.strategy("exact_count", schedule), Shaping(), steps=settings.sample_steps
     )
 
     def evaluate(state, step):

@@ -10,10 +10,10 @@ import sys
 import jax
 import numpy as np
 
-from mdlm_jax import parallel
-from mdlm_jax.experiment import Experiment, default_config
+from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
-from mdlm_jax.program import make_program
+from mdlm_jax.runs.experiment import Experiment, default_config
+from mdlm_jax.runs.program import make_program
 from mdlm_jax.training import checkpoints
 
 VOCABULARY, ROWS, LENGTH, STEPS = 127, 16, 8, 3  # odd: the tensor axis makes it pad

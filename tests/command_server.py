@@ -24,12 +24,6 @@ from jax._src import xla_bridge
 from ml_collections import config_flags  # noqa: F401
 
 # What defines no flags: a command's module is run, not imported.
-import mdlm_jax.command_line
-import mdlm_jax.evaluation.report
-import mdlm_jax.models
-import mdlm_jax.sample_files
-import mdlm_jax.starting
-import mdlm_jax.workdir  # noqa: F401
 
 
 def wait_for_request():

@@ -6,9 +6,10 @@ import json
 from command_runs import TEXT
 from networks.tiny import params_of
 
-from mdlm_jax import data, workdir
-from mdlm_jax.experiment import ObjectiveConfig
+from mdlm_jax import data
 from mdlm_jax.networks import bert
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.training import checkpoints
 
 LABELS = ("salt", "wool")

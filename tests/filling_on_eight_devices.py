@@ -10,9 +10,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from mdlm_jax import filling, parallel, prompts, workdir
-from mdlm_jax.decoding import Shaping, strategy
 from mdlm_jax.diffusion import schedules
+from mdlm_jax.host import parallel
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.writing import filling, prompts
+from mdlm_jax.writing.decoding import strategy
 
 MESHES = ("data=8", "fsdp=2,tensor=2")
 TEXTS = ("", "the river {mask:5}", "{mask:3} salt {mask:2}")
@@ -25,7 +29,7 @@ def main(folder):
     for name, mesh in meshes.items():
         trained = workdir.load(epath.Path(folder), mesh=mesh)
         canvas = prompts.canvas(TEXTS, trained.tokenizer, trained.encoder.max_length)
-        method = filling.Method(
+        method = Method(
             strategy("confidence(margin)", schedules.linear()),
             Shaping(temperature=0.9, top_p=0.95),
             steps=5,

@@ -9,8 +9,11 @@ import sys
 import jax
 import numpy as np
 
-from mdlm_jax import data, filling, models, parallel
-from mdlm_jax.evaluation import likelihoods, rate_curves
+from mdlm_jax import data
+from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
+from mdlm_jax.host import parallel
+from mdlm_jax.runs import models
+from mdlm_jax.writing import filling
 
 MESHES = ("data=8", "data=2,fsdp=2,tensor=2")
 COUNT, LENGTH = 21, 16  # two batches of eight, and what is left

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mdlm_jax import data, distributed, parallel
-from mdlm_jax.experiment import Experiment, default_config
-from mdlm_jax.program import make_corruption, make_program, pairs_rows
+from mdlm_jax import data
+from mdlm_jax.host import distributed, parallel
+from mdlm_jax.runs.experiment import Experiment, default_config
+from mdlm_jax.runs.program import make_corruption, make_program, pairs_rows
 
 VOCABULARY = 127  # odd: the tensor axis makes it pad
 ROWS, LENGTH, STEPS = 16, 8, 3

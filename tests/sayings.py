@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mdlm_jax.data.wikipedia_builder import prepare_quietly
+from mdlm_jax.data.corpora.wikipedia_builder import prepare_quietly
 
 KINDS = ("quiet", "loud")
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from command_runs import run, write_text
 
-from mdlm_jax import data, interop, starting, workdir
+from mdlm_jax import data, interop
 from mdlm_jax.networks import bert
-from mdlm_jax.start_config import StartConfig
+from mdlm_jax.runs import starting, workdir
+from mdlm_jax.runs.start_config import StartConfig
 
 TESTS = Path(__file__).parent
 

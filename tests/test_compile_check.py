@@ -6,7 +6,7 @@ import json
 import pytest
 from command_runs import run
 
-from mdlm_jax import aot
+from mdlm_jax.pods import aot
 
 with_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `tpu`)"

@@ -13,11 +13,12 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mdlm_jax import command_line, workdir
-from mdlm_jax.command_line import shipped_configs
-from mdlm_jax.experiment import Experiment, default_config
+from mdlm_jax.host import command_line
+from mdlm_jax.host.command_line import shipped_configs
 from mdlm_jax.networks import bert
-from mdlm_jax.program import frozen_parameters, make_corruption, make_loss, rate_multipliers
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import Experiment, default_config
+from mdlm_jax.runs.program import frozen_parameters, make_corruption, make_loss, rate_multipliers
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import init_state
 from mdlm_jax.training.step import make_step
@@ -238,7 +239,7 @@ def test_what_is_no_config_of_a_run_is_told_in_one_line(tmp_path, capsys, parsed
 )
 def test_a_config_file_that_raises_is_told_in_one_line(tmp_path, parsed, line, told):
     path = tmp_path / "mine.py"
-    begin = "from mdlm_jax.experiment import default_config\ndef get_config():\n"
+    begin = "from mdlm_jax.runs.experiment import default_config\ndef get_config():\n"
     path.write_text(f"{begin}    config = default_config()\n    {line}\n    return config\n")
     with pytest.raises(flags.Error) as error:
         parsed(f"--config={path}")

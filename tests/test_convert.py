@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from command_runs import TINY, run, write_text
 
-from mdlm_jax import interop, workdir
+from mdlm_jax import interop
+from mdlm_jax.runs import workdir
 
 GOLDEN = Path(__file__).parent / "interop" / "golden"
 

@@ -10,7 +10,8 @@ from command_runs import TINY
 from command_runs import run as run_command
 from etils import epath
 
-from mdlm_jax import data, workdir
+from mdlm_jax import data
+from mdlm_jax.runs import workdir
 
 METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
 ANSWERS = ("--workdir={run}", "--answers", "--samples=16", "--batch_size=8")

@@ -18,7 +18,7 @@ from command_runs import TINY, run, write_text
 
 import mdlm_jax
 from mdlm_jax import as_denoiser, sample
-from mdlm_jax.experiment import Experiment
+from mdlm_jax.runs.experiment import Experiment
 
 pytestmark = pytest.mark.slow  # two minutes of commands, one after the other
 

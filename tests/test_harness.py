@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from command_runs import TEXT, run
 
-from mdlm_jax import answering, models, parallel
+from mdlm_jax.host import parallel
+from mdlm_jax.runs import models
+from mdlm_jax.writing import answering
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
@@ -134,7 +136,7 @@ def test_the_harness_sums_the_tokens_of_texts(told, answerer):
 def test_answers_stop_where_the_task_says(folder, tasks):
     from lm_eval.api.instance import Instance
 
-    from mdlm_jax.lm_eval_adapter import MaskedDiffusion
+    from mdlm_jax.measuring.lm_eval_adapter import MaskedDiffusion
 
     asked = MaskedDiffusion(str(folder), steps=4)
 
@@ -153,7 +155,7 @@ def test_answers_stop_where_the_task_says(folder, tasks):
 def test_a_choice_that_cannot_be_scored_is_never_chosen_and_told(folder, capsys):
     from lm_eval.api.instance import Instance
 
-    from mdlm_jax.lm_eval_adapter import MaskedDiffusion
+    from mdlm_jax.measuring.lm_eval_adapter import MaskedDiffusion
 
     asked = MaskedDiffusion(str(folder), draws=4)
     choices = [("the river", " wool"), ("the river", ""), ("the river", " old" * 40)]
@@ -166,7 +168,7 @@ def test_a_choice_that_cannot_be_scored_is_never_chosen_and_told(folder, capsys)
 def test_an_answer_has_half_a_row_at_the_most(folder, capsys):
     from lm_eval.api.instance import Instance
 
-    from mdlm_jax.lm_eval_adapter import MaskedDiffusion
+    from mdlm_jax.measuring.lm_eval_adapter import MaskedDiffusion
 
     asked = MaskedDiffusion(str(folder), steps=2)
     (answer,) = asked.generate_until([Instance("generate_until", {}, ("the river", {}), 0)])

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from mdlm_jax import data, interop, prompts, workdir
-from mdlm_jax.data.chat import load_template
-from mdlm_jax.data.text_files import open_text_files
-from mdlm_jax.evaluation.curves_plot import read_evaluations
-from mdlm_jax.evaluation.runs import read_run
+from mdlm_jax import data, interop
+from mdlm_jax.data.corpora.chat import load_template
+from mdlm_jax.data.corpora.text_files import open_text_files
 from mdlm_jax.interop import descriptions
+from mdlm_jax.pages.curves_plot import read_evaluations
+from mdlm_jax.pages.runs import read_run
+from mdlm_jax.runs import workdir
+from mdlm_jax.writing import prompts
 
 SHARED = Path(__file__).parent / "interop" / "golden" / "bert"
 TALK = [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "ü"}]

@@ -13,16 +13,21 @@ from command_runs import TEXT
 from etils import epath
 from networks.tiny import params_of
 
-from mdlm_jax import command_line, data, decoding, filling, parallel, train, workdir
+from mdlm_jax import data, train
 from mdlm_jax.diffusion import noise, schedules
-from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
-from mdlm_jax.experiment import Experiment, default_config
-from mdlm_jax.program import make_program
-from mdlm_jax.prompts import Canvas
+from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
+from mdlm_jax.host import command_line, parallel
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import Experiment, default_config
+from mdlm_jax.runs.program import make_program
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.state import TrainState
+from mdlm_jax.writing import decoding, filling
+from mdlm_jax.writing.prompts import Canvas
 
 LENGTH, ROWS, LABELS = 12, 60, 3
 SIZE = 9  # of the padded rows; of pairs, whose prompts have 4
@@ -92,7 +97,7 @@ def test_a_sample_is_of_the_average_in_a_row_as_the_data_have_it(kind):
 
     def written(params, schedule):
         strategy = decoding.strategy("exact_count", schedule)
-        method = filling.Method(strategy, decoding.Shaping(), steps=3)
+        method = Method(strategy, Shaping(), steps=3)
         ((filled,),) = filling.fill(params, encoder, MESH, method, canvas, key=key)
         text = filled.tokens[:SIZE] if kind == "padded" else filled.tokens
         return data.decode(TOKENIZER, text)

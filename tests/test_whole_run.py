@@ -9,9 +9,10 @@ import pytest
 from command_runs import write_text
 from etils import epath
 
-from mdlm_jax import causal_likelihood, train, workdir
-from mdlm_jax.experiment import Experiment, default_config
+from mdlm_jax import causal_likelihood, train
 from mdlm_jax.networks import bert
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import Experiment, default_config
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.metrics import read_metrics
 

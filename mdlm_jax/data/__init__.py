@@ -13,17 +13,16 @@ _NAMES = {
         "eval_batches",
         "train_batches",
     ),
-    "cache": ("default_cache_dir",),
-    "chat": (
+    "corpora.chat": (
         "ChatTemplate",
         "check_messages",
     ),
     "config": ("Config",),
-    "corpora": (
-        "SOURCES",
+    "corpora.documents": (
         "Corpus",
         "Document",
     ),
+    "corpora.sources": ("SOURCES",),
     "packing": (
         "Rows",
         "pack",
@@ -39,7 +38,7 @@ _NAMES = {
         "load_prepared",
     ),
     "text_rows": ("read_rows",),
-    "tokenization": (
+    "tokens.tokenization": (
         "SpecialIds",
         "decode",
         "encode_documents",
@@ -48,9 +47,9 @@ _NAMES = {
         "token_pieces",
         "vocabulary_size",
     ),
-    "tokenizer_loading": ("load_tokenizer",),
-    "tokenizer_training": ("train_tokenizer",),
-    "unknowns": ("unknown_warning",),
+    "tokens.loading": ("load_tokenizer",),
+    "tokens.training": ("train_tokenizer",),
+    "tokens.unknowns": ("unknown_warning",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

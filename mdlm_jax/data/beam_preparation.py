@@ -24,11 +24,12 @@ import tokenizers
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import encoding, progress
+from mdlm_jax.data import progress
 from mdlm_jax.data.config import Config
-from mdlm_jax.data.corpora import Document, parts_of
-from mdlm_jax.data.encoding import Encode, Encoded
+from mdlm_jax.data.corpora.documents import Document, parts_of
 from mdlm_jax.data.stores import Store, is_url, open_store
+from mdlm_jax.data.tokens import encoding
+from mdlm_jax.data.tokens.encoding import Encode, Encoded
 
 # Beam's runner that needs no other machine.
 LOCAL = "DirectRunner"

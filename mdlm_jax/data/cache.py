@@ -8,7 +8,6 @@ a claim (`claims`), for a lock may not reach beyond one.
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import sys
 import uuid
@@ -16,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mdlm_jax.data import claims, reading
+from mdlm_jax.data import claims
 from mdlm_jax.data.prepared import CARD, fingerprint, parse_card, read_card
 from mdlm_jax.data.stores import Store, is_url, open_store
+from mdlm_jax.host import paths
 
 _INCOMPLETE = ".incomplete"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -120,15 +120,6 @@ class Cache(NamedTuple):
             shutil.rmtree(replaced)
 
 
-def default_cache_dir() -> Path:
-    """The folder of this machine: $MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`.
-
-    Where $MDLM_JAX_CACHE is a bucket, copies of what lies there are kept in
-    `$XDG_CACHE_HOME/mdlm_jax`, else `~/.cache/mdlm_jax`.
-    """
-    return open_cache(None).folder
-
-
 def open_cache(place: str | Path | None) -> Cache:
     """The cache at a folder or a bucket's ('gs://bucket/prepared').
 
@@ -138,11 +129,8 @@ def open_cache(place: str | Path | None) -> Cache:
     Raises:
       ModuleNotFoundError, ValueError: as `open_store`.
     """
-    place = place or os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax"
-    if not is_url(place):
-        return Cache(Path(reading.plain(place)), None)
-    copies = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Cache(copies / "mdlm_jax", open_store(place))
+    place = place or paths.cache()
+    return Cache(paths.cache_folder(place), open_store(place) if is_url(place) else None)
 
 
 @contextlib.contextmanager

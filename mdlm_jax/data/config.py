@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from mdlm_jax.data.corpora import SOURCES
+from mdlm_jax.data.corpora.sources import SOURCES
 
 DOCUMENTS = ("file", "paragraph", "line")
 SPLIT_BY = ("documents", "position")

@@ -11,24 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import (
-    chat,
-    encoding,
-    packing,
-    progress,
-    text_files,
-    tfds_datasets,
-    tokenization,
-    unknowns,
-)
+from mdlm_jax.data import packing, progress
 from mdlm_jax.data.cache import open_cache
 from mdlm_jax.data.config import OF_HELD_OUT, TOKENIZERS, Config
-from mdlm_jax.data.corpora import SOURCES, Corpus, Document
-from mdlm_jax.data.encoding import Encode, Encoded
-from mdlm_jax.data.holding_out import hold_out
+from mdlm_jax.data.corpora import chat, text_files, tfds_datasets
+from mdlm_jax.data.corpora.documents import Corpus, Document
+from mdlm_jax.data.corpora.holding_out import hold_out
+from mdlm_jax.data.corpora.sources import SOURCES
 from mdlm_jax.data.prepared import CARD, Prepared, fingerprint, load_prepared
-from mdlm_jax.data.tokenizer_loading import load_tokenizer
-from mdlm_jax.data.tokenizer_training import train_tokenizer
+from mdlm_jax.data.tokens import encoding, tokenization, unknowns
+from mdlm_jax.data.tokens.encoding import Encode, Encoded
+from mdlm_jax.data.tokens.loading import load_tokenizer
+from mdlm_jax.data.tokens.training import train_tokenizer
 
 # Raise it whenever the code makes other rows of the same corpus and configuration.
 _FORMAT = 2
@@ -55,7 +49,7 @@ def prepare(
       config: what to prepare.
       cache_dir: where prepared data is kept, as `open_cache` takes it: a folder, perhaps one that
         several machines mount, or a bucket's, from which each copies what it needs into
-        `default_cache_dir()`.
+        `paths.cache_folder()`; by default `paths.cache()`.
       encode: from documents to tokens; `beam_preparation.encoder` makes one that uses many
         machines, with the same bytes out.
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import tokenization
 from mdlm_jax.data.packing import Rows
-from mdlm_jax.data.tokenizer_loading import load_tokenizer
+from mdlm_jax.data.tokens import tokenization
+from mdlm_jax.data.tokens.loading import load_tokenizer
 
 # Written when all else is there.
 CARD = "data.json"

@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import fsspec
 from etils import epath
+
+from mdlm_jax.host.paths import plain
 
 TEXT = (".txt", ".text", ".md")
 JSONL = (".jsonl", ".ndjson", ".jsonlines", ".json")  # an object a line
@@ -64,21 +65,6 @@ class _Paths:
 
     def exists(self, path: str) -> bool:
         return epath.Path(path).exists()
-
-
-def plain(name: Name) -> str:
-    """The name with `~` and `file://` written out; other URLs stay as they are."""
-    told = str(name)
-    if told[:7].lower() == "file://":
-        told = told[7:].removeprefix("localhost")
-        # File managers write a space as %20; a name that holds just these signs comes first.
-        told = told if Path(told).exists() else unquote(told)
-    if not told.startswith("~"):
-        return told
-    try:
-        return str(Path(told).expanduser())
-    except RuntimeError:  # nobody is called so: it is a name like any other
-        return told
 
 
 def path(name: Name) -> epath.Path:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from mdlm_jax.data import progress, reading
+from mdlm_jax.data import progress
+from mdlm_jax.host import paths
 
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is of a bucket, and no path of this machine's."""
-    return "://" in reading.plain(place)
+    return "://" in paths.plain(place)
 
 
 class Store(NamedTuple):

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import text_files, tokenization
+from mdlm_jax.data.corpora import text_files
 from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.tokens import tokenization
 
 
 def read_rows(files: str, tokenizer: Tokenizer, length: int, *, documents: str = "file") -> Rows:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, shards
-from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.masks import Masks, maskable_of
 from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.processes.corruption import lay_out
+from mdlm_jax.diffusion.processes.masks import Masks, maskable_of
 
 Array = jax.Array
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, noise
-from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.masks import maskable_of, share_counts, share_masks
 from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.processes.corruption import lay_out
+from mdlm_jax.diffusion.processes.masks import maskable_of, share_counts, share_masks
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array

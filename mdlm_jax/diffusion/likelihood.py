@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, noise
-from mdlm_jax.diffusion.corruption import lay_out
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
-from mdlm_jax.diffusion.masks import exact_masks, maskable_of
 from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.processes.corruption import lay_out
+from mdlm_jax.diffusion.processes.masks import exact_masks, maskable_of
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array

@@ -5,11 +5,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import checks, slots
-from mdlm_jax.diffusion.corruption import Corrupted, corrupt, corrupt_mlm
+from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.denoisers import Denoiser, check_mask, law_of, vocabulary_size
+from mdlm_jax.diffusion.processes.corruption import Corrupted, corrupt, corrupt_mlm
+from mdlm_jax.diffusion.reading import slots
+from mdlm_jax.diffusion.reading.slots import SlotNats
 from mdlm_jax.diffusion.schedules import Schedule, linear
-from mdlm_jax.diffusion.slots import SlotNats
 
 Array = jax.Array
 

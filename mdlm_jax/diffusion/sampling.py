@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, noise, shards
 from mdlm_jax.diffusion.denoisers import Denoiser, check_mask
-from mdlm_jax.diffusion.readouts import Candidates, draw_tokens
+from mdlm_jax.diffusion.reading.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View, exact_count
 
 Array = jax.Array

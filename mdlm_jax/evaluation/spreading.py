@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mdlm_jax import data, parallel
+from mdlm_jax import data
+from mdlm_jax.host import parallel
 
 PyTree = Any
 

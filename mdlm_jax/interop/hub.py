@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mdlm_jax.data import reading
+from mdlm_jax.host import paths
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TEXTS = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"]
@@ -26,7 +26,7 @@ def folder(path_or_name: str | Path, *, weights: bool = True) -> Path:
       FileNotFoundError: nothing lies there, and it is no name of the hub.
       ValueError: it is a file, or the hub does not give it.
     """
-    path = Path(reading.plain(path_or_name))
+    path = Path(paths.plain(path_or_name))
     if path.is_dir():
         return path
     if path.exists():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer, processors
 
 from mdlm_jax import data
-from mdlm_jax.data.tokenizer_loading import read_file
+from mdlm_jax.data.tokens.loading import read_file
 from mdlm_jax.networks import bert
 
 _FILES = ("tokenizer.json", "vocab.txt")

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 from mdlm_jax.networks.attention import Mask, rope_turns
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.layers import (

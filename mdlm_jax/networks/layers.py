@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax import parallel
 from mdlm_jax.diffusion import shards
+from mdlm_jax.host import parallel
 from mdlm_jax.networks.attention import Mask, attention, rotate
 from mdlm_jax.networks.config import Config
 

@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import utils, v1
 
-from mdlm_jax import paths
+from mdlm_jax.host import paths
 from mdlm_jax.training.state import TrainState
 
 PyTree = Any

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from mdlm_jax import paths
 from mdlm_jax.data import json_text
+from mdlm_jax.host import paths
 
 FILE = "metrics.jsonl"
 

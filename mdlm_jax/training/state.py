@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 
 Array = jax.Array
 PyTree = Any

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mdlm_jax import parallel
 from mdlm_jax.diffusion import noise
+from mdlm_jax.host import parallel
 from mdlm_jax.training.state import TrainState
 
 Array = jax.Array

@@ -14,7 +14,9 @@ from command_runs import TINY, run, write_text
 pytest.importorskip("apache_beam")
 
 from mdlm_jax import data
-from mdlm_jax.data import beam_preparation, encoding, tfds_datasets
+from mdlm_jax.data import beam_preparation
+from mdlm_jax.data.corpora import tfds_datasets
+from mdlm_jax.data.tokens import encoding
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mdlm_jax.data.chat import ChatTemplate, check_answered, check_messages, load_template
+from mdlm_jax.data.corpora.chat import ChatTemplate, check_answered, check_messages, load_template
 
 CHATML = """\
 {%- for message in messages %}

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdlm_jax import data
-from mdlm_jax.data import corpora, encoding, text_files
-from mdlm_jax.data.holding_out import hold_out
+from mdlm_jax.data.corpora import text_files
+from mdlm_jax.data.corpora.documents import parts_of
+from mdlm_jax.data.corpora.holding_out import hold_out
+from mdlm_jax.data.tokens import encoding
 
 WORDS = ["the", "river", "runs", "past", "an", "old", "stone", "mill"]
 TOKENIZER = data.train_tokenizer(WORDS[:6] * 9, kind="wordpiece", vocab_size=110, lowercase=True)
@@ -58,11 +60,11 @@ def test_parts_of_files_are_their_documents_and_can_be_pickled(tmp_path):
 
 
 def check_parts(documents, count):
-    parts = pickle.loads(pickle.dumps(corpora.parts_of(documents)))
+    parts = pickle.loads(pickle.dumps(parts_of(documents)))
     assert len(parts) == count
     assert [each for part in parts for each in part] == list(documents) != []
 
 
 @pytest.mark.parametrize("documents", [[], [data.Document("a", 0)]])
 def test_documents_that_know_no_parts_are_one(documents):
-    assert corpora.parts_of(documents) == [documents]
+    assert parts_of(documents) == [documents]

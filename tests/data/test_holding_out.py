@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdlm_jax.data.corpora import Document
-from mdlm_jax.data.holding_out import hold_out
+from mdlm_jax.data.corpora.documents import Document
+from mdlm_jax.data.corpora.holding_out import hold_out
 
 documents = st.lists(
     st.builds(Document, st.text("abc \n", min_size=1), st.integers(0, 2)), max_size=30

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mdlm_jax import data
 from mdlm_jax.data import cache, claims, stores
+from mdlm_jax.host import paths
 
 NAME = "tiny-0123456789abcdef"
 
@@ -252,7 +253,7 @@ def test_google_cloud_storage(tiny_config, tiny_corpus, tmp_path, monkeypatch, g
     monkeypatch.setenv("MDLM_JAX_CACHE", google)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))
     first = data.prepare(tiny_config)
-    assert first.path.parent == data.default_cache_dir() == tmp_path / "a" / "mdlm_jax"
+    assert first.path.parent == paths.cache_folder() == tmp_path / "a" / "mdlm_jax"
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     unreadable = tiny_corpus._replace(read=lambda cache_dir: pytest.fail("read again"))

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from mdlm_jax import data
-from mdlm_jax.data.text_files import open_text_files
+from mdlm_jax.data.corpora.text_files import open_text_files
 
 
 def read(files, *, documents="file", text_field="text", label_field="", **others):

@@ -6,8 +6,8 @@ import pytest
 from sayings import KINDS, store
 
 from mdlm_jax import data
-from mdlm_jax.data import tfds_datasets
-from mdlm_jax.data.tfds_datasets import open_tfds
+from mdlm_jax.data.corpora import tfds_datasets
+from mdlm_jax.data.corpora.tfds_datasets import open_tfds
 
 
 @pytest.fixture(scope="module")

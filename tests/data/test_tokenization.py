@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mdlm_jax import data
-from mdlm_jax.data import tokenization
-from mdlm_jax.data import wikipedia as source
-from mdlm_jax.data.tokenization import cut
+from mdlm_jax.data.corpora import wikipedia as source
+from mdlm_jax.data.tokens import tokenization
+from mdlm_jax.data.tokens.tokenization import cut
 
 ORDINARY = [
     "the well-known composer's works (about 1,000 of them) were not played until 1901.",

@@ -2,12 +2,13 @@ import re
 
 import pytest
 
-from mdlm_jax.data import wikipedia as source
+from mdlm_jax.data.corpora import wikipedia as source
+from mdlm_jax.data.corpora import wikipedia_builder
 
 
 @pytest.fixture(scope="module")
 def splits(wikipedia, wikipedia_cache):
-    return source.read_splits(wikipedia_cache / "tfds")
+    return wikipedia_builder.read_splits(wikipedia_cache / "tfds")
 
 
 def test_splits_hold_every_article_once(splits):

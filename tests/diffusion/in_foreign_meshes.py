@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mdlm_jax import as_denoiser, corrupted_loss, diffusion_loss, mlm_loss, nelbo, sample
 from mdlm_jax import strategies as s
 from mdlm_jax.diffusion import noise
-from mdlm_jax.diffusion.autoregressive import causal_likelihood, corrupt_causal
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.integrand import at_rate
+from mdlm_jax.diffusion.processes.causal import causal_likelihood, corrupt_causal
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.config import Config
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mdlm_jax import corrupt, corrupt_mlm, schedules
-from mdlm_jax.diffusion.masks import bounded_counts, exact_counts, share_counts
+from mdlm_jax.diffusion.processes.masks import bounded_counts, exact_counts, share_counts
 
 MASK = 9
 KEY = jax.random.key(0)

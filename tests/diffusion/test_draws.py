@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mdlm_jax import as_denoiser
-from mdlm_jax.diffusion.draws import distribution, draw, entropy, margin, probability
-from mdlm_jax.diffusion.readouts import draw_tokens
+from mdlm_jax.diffusion.reading.draws import distribution, draw, entropy, margin, probability
+from mdlm_jax.diffusion.reading.readouts import draw_tokens
 
 DRAWS = 20_000
 

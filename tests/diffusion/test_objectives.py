@@ -17,7 +17,7 @@ from mdlm_jax import (
     strategies,
     transforms,
 )
-from mdlm_jax.diffusion import slots
+from mdlm_jax.diffusion.reading import slots
 
 KEY = jax.random.key(0)
 ALL = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.diffusion import reductions
+from mdlm_jax.diffusion.reading import reductions
 
 
 @pytest.mark.parametrize("passes", [reductions.in_one_pass, reductions.in_two_passes])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.diffusion import slots
 from mdlm_jax.diffusion.denoisers import Hidden
+from mdlm_jax.diffusion.reading import slots
 
 B, L, D, V, GROUPS, C = 4, 6, 5, 11, 2, 7
 

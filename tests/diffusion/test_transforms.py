@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mdlm_jax import Denoiser, Hidden, as_denoiser, corrupted_loss, sample, strategies, transforms
 from mdlm_jax.diffusion import nelbo
-from mdlm_jax.diffusion.corruption import corrupt
 from mdlm_jax.diffusion.denoisers import law_of, remove_mask
+from mdlm_jax.diffusion.processes.corruption import corrupt
 
 V, MASK = 6, 5
 KEY = jax.random.key(0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import answers, bertscore
+from mdlm_jax.evaluation.samples import answers, bertscore
 
 SEP, LENGTH = 9, 8
 ROWS = np.array(

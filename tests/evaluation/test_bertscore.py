@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import bertscore
+from mdlm_jax.evaluation.samples import bertscore
 
 VOCAB = 6
 

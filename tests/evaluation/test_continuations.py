@@ -10,9 +10,10 @@ import pytest
 from networks.tiny import BASE, params_of
 from oracle import MASK, PLACES, STRINGS, L, V, make_oracle
 
-from mdlm_jax import as_denoiser, nelbo, parallel
+from mdlm_jax import as_denoiser, nelbo
 from mdlm_jax.diffusion import noise
-from mdlm_jax.evaluation import continuations, likelihoods
+from mdlm_jax.evaluation.bounds import continuations, likelihoods
+from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
 
 ORACLE = make_oracle()

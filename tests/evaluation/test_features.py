@@ -7,7 +7,7 @@ from networks.tiny import BASE, params_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import features
+from mdlm_jax.evaluation.samples import features
 from mdlm_jax.networks import bert
 
 PARAMS = params_of(BASE)

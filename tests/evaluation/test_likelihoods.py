@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdlm_jax import as_denoiser, data, schedules
-from mdlm_jax.evaluation import likelihoods
+from mdlm_jax.evaluation.bounds import likelihoods
 from mdlm_jax.networks import bert
 
 MASK, WIDTH = 3, 8

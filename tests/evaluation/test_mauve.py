@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.cluster.vq import kmeans2
 from scipy.integrate import quad
 
-from mdlm_jax.evaluation import mauve
+from mdlm_jax.evaluation.samples import mauve
 
 CENTRES = np.random.default_rng(7).normal(size=(12, 8))
 histograms = (

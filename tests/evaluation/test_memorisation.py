@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import memorisation
+from mdlm_jax.evaluation.samples import memorisation
 
 
 def rows_of(tokens, sizes=None):

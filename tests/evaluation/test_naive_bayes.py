@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import naive_bayes, ngrams
+from mdlm_jax.evaluation.bounds import ngrams
+from mdlm_jax.evaluation.samples import naive_bayes
 
 TRAIN = data.Rows(
     np.array([[0, 0, 1], [0, 1, 9], [2, 2, 1]]), np.array([0, 0, 1]), np.array([3, 2, 3])

@@ -9,7 +9,7 @@ import pytest
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import as_denoiser
-from mdlm_jax.evaluation import likelihoods, ngrams, text_sizes
+from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
 
 V, LENGTH, SEP, MASK = 9, 10, 7, 8
 

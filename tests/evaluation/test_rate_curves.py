@@ -6,7 +6,7 @@ import pytest
 from evaluation.test_likelihoods import MASK, ROWS, of_count
 
 from mdlm_jax import as_denoiser, data
-from mdlm_jax.evaluation import rate_curves
+from mdlm_jax.evaluation.bounds import rate_curves
 
 
 def cost(token, k):

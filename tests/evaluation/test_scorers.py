@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import ngrams, scorers
+from mdlm_jax.evaluation.bounds import ngrams
+from mdlm_jax.evaluation.samples import scorers
 
 VOCAB = 4
 TRAIN = np.array([[0, 1, 0, 1], [1, 0, 2, 2]])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import text_metrics
+from mdlm_jax.evaluation.samples import text_metrics
 
 
 def rows_of(tokens, sizes=None):

@@ -3,7 +3,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mdlm_jax import data
-from mdlm_jax.evaluation import likelihoods, text_sizes
+from mdlm_jax.evaluation.bounds import likelihoods, text_sizes
 
 TEXTS = ["one two three", "a", "four five", "six seven eight nine ten"] * 300
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_runs import TINY, write_text
 
-from mdlm_jax import workdir
+from mdlm_jax.runs import workdir
 
 STEPS = 100
 FLAGS = (

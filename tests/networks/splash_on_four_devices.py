@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 from mdlm_jax.networks.attention import Mask, attention
-from mdlm_jax.networks.splash import splash_attention
+from mdlm_jax.networks.attention.splash import splash_attention
 
 
 def main():

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax.networks import cudnn
 from mdlm_jax.networks.attention import (
     Mask,
     attention,
     attention_mask,
+    cudnn,
     fastest,
     rope_turns,
     rotate,

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mdlm_jax import parallel
-from mdlm_jax.networks import cudnn
-from mdlm_jax.networks.attention import Mask, attention
+from mdlm_jax.host import parallel
+from mdlm_jax.networks.attention import Mask, attention, cudnn
 
 LONG = 1032  # enough for blocks, and no multiple of them
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdlm_jax.networks import local
-from mdlm_jax.networks.attention import Mask, attention, attention_mask
+from mdlm_jax.networks.attention import Mask, attention, attention_mask, local
 
 ROWS, HEADS, WIDTH = 2, 3, 4
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm_jax import parallel, topologies
+from mdlm_jax.host import parallel
 from mdlm_jax.networks.attention import Mask, attention
-from mdlm_jax.networks.splash import splash_attention
+from mdlm_jax.networks.attention.splash import splash_attention
+from mdlm_jax.pods import topologies
 
 SCRIPT = Path(__file__).parent / "splash_on_four_devices.py"
 

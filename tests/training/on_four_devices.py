@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import toy_regression as toy
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.state import init_state
 

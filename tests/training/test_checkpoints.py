@@ -15,7 +15,7 @@ import pytest
 import toy_regression as toy
 from absl import logging as absl_logging
 
-from mdlm_jax import endings, parallel
+from mdlm_jax.host import endings, parallel
 from mdlm_jax.training import checkpoints
 
 MESH = parallel.make_mesh(devices=jax.devices()[:1])

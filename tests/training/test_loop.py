@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy_regression as toy
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig, Profile, fit
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics

@@ -86,7 +86,7 @@ def test_in_a_bucket_records_follow_those_before_within_10_seconds(tmp_path, mon
     """An object cannot grow, it is written anew: at a sync, at the end, else every 10 seconds."""
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, "train", {})
-    monkeypatch.setattr("mdlm_jax.paths.is_local", lambda path: False)
+    monkeypatch.setattr("mdlm_jax.host.paths.is_local", lambda path: False)
     now = 1000.0
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now))
     seen = []

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm_jax import parallel
+from mdlm_jax.host import parallel
 from mdlm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from mdlm_jax.training.state import abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import make_step

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion.draws import Score, probability
-from mdlm_jax.diffusion.readouts import Candidates
+from mdlm_jax.diffusion.reading.draws import Score, probability
+from mdlm_jax.diffusion.reading.readouts import Candidates
 from mdlm_jax.diffusion.values import holds_values
 
 Array = jax.Array

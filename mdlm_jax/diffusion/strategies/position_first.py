@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import noise
-from mdlm_jax.diffusion.masks import ranks
+from mdlm_jax.diffusion.processes.masks import ranks
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
     Grid,

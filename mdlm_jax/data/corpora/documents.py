@@ -1,0 +1,49 @@
+"""What a corpus is: documents in named splits, streamed."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Document(NamedTuple):
+    """One text and its label; of a supervised pair the response, and the prompt that asks for it.
+
+    Attributes:
+      text: not empty.
+      label: index into the corpus' `label_names`; or, where that is None, the label's name.
+      prompt: of a pair, perhaps empty; None where the text is all there is.
+      place: where it stands, as a person is told: a file, perhaps with the line.
+    """
+
+    text: str
+    label: int | str
+    prompt: str | None = None
+    place: str = ""
+
+
+class Corpus(NamedTuple):
+    """Documents, read only when they are wanted and never all at once.
+
+    Attributes:
+      version: must change whenever the documents do: prepared data is found again by it.
+      license: terms and attribution of the text, kept beside everything made of it.
+      label_names: names of the labels 0, 1, ...; () without labels (then every label is 0); None
+        where the documents bring their labels' names.
+      read: `cache_dir -> {split: documents}` with at least the split 'train'. Documents are
+        iterated over several times, in the same order each time; a `len` is shown as progress.
+        Where they have `parts()`, a list of documents that end to end are all of them and can be
+        pickled, many machines can read them at once.
+      chat_template: the template that wrote their prompts and responses out of messages; '' where
+        there were none.
+    """
+
+    version: str
+    license: str
+    label_names: tuple[str, ...] | None
+    read: Callable[[Path], Mapping[str, Iterable[Document]]]
+    chat_template: str = ""
+
+
+def parts_of(documents: Iterable[Document]) -> list[Iterable[Document]]:
+    """Documents in parts that can be read at once, or in one where they know of none."""
+    return documents.parts() if hasattr(documents, "parts") else [documents]

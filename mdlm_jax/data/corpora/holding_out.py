@@ -1,0 +1,85 @@
+"""Splits that a corpus does not bring, held out of its training documents."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mdlm_jax.data.corpora.documents import Document, parts_of
+
+
+def hold_out(
+    splits: Mapping[str, Iterable[Document]], *, share: float, by: str
+) -> dict[str, Iterable[Document]]:
+    """Adds the validation and test splits that are missing, taken out of 'train'.
+
+    Args:
+      splits: documents by split, at least 'train'.
+      share: of the training text that each of them takes: of the documents (in expectation), or of
+        the characters (rounded).
+      by: 'documents': where a document goes is decided by a hash of its text alone (of a pair, of
+        prompt and response), so that equal documents stay together and adding others moves none;
+        'position': test is the end of the text, validation what is before it.
+
+    Returns:
+      The splits 'train', 'validation' and 'test', streamed as those given.
+    """
+    missing = [name for name in ("validation", "test") if name not in splits]
+    if not missing:
+        return dict(splits)
+    train = splits["train"]
+    kind = _by_hash if by == "documents" else _by_position
+    parts = kind(train, share, len(missing))
+    return {**splits, **dict(zip(["train", *missing], parts, strict=True))}
+
+
+@dataclass(frozen=True)
+class _OfHash:
+    """The documents whose hash, a number in [0, 1), lies in [low, high)."""
+
+    documents: Iterable[Document]
+    low: float
+    high: float
+
+    def __iter__(self) -> Iterator[Document]:
+        return (each for each in self.documents if self.low <= _hash(each) < self.high)
+
+    def parts(self) -> list[Iterable[Document]]:
+        return [_OfHash(part, self.low, self.high) for part in parts_of(self.documents)]
+
+
+def _by_hash(documents: Iterable[Document], share: float, count: int) -> list[_OfHash]:
+    borders = [0.0, *(1 - share * left for left in range(count, -1, -1))]
+    return [_OfHash(documents, *pair) for pair in itertools.pairwise(borders)]
+
+
+def _hash(document: Document) -> float:
+    text = document.text if document.prompt is None else f"{document.prompt}\n{document.text}"
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+@dataclass(frozen=True)
+class _OfCharacters:
+    """Characters [first, last) of the documents end to end."""
+
+    documents: Iterable[Document]
+    first: int
+    last: int
+
+    def __iter__(self) -> Iterator[Document]:
+        start = 0
+        for document in self.documents:
+            if start >= self.last:
+                return
+            text = document.text[max(self.first - start, 0) : self.last - start]
+            start += len(document.text)
+            if text.strip():
+                yield document._replace(text=text)
+
+
+def _by_position(documents: Iterable[Document], share: float, count: int) -> list[_OfCharacters]:
+    total = sum(len(document.text) for document in documents)
+    held = round(total * share)
+    borders = [0, *(total - held * left for left in range(count, -1, -1))]
+    return [_OfCharacters(documents, *pair) for pair in itertools.pairwise(borders)]

@@ -1,0 +1,117 @@
+"""From hidden states to drawn tokens, reading out no position that is not asked for.
+
+Tokens are drawn from the shaped logits, and scored by the model's own.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import shards
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, remove_mask, unshaped
+from mdlm_jax.diffusion.reading.draws import Score, distribution, draw, probability
+
+Array = jax.Array
+
+
+class Candidates(NamedTuple):
+    """Where asked for, `[B, L]`: the tokens, and what the model's own logits say of them.
+
+    Attributes:
+      tokens: i32[B, L].
+      log_prob: f32[B, L], in nats.
+      score: f32[B, L], a strategy's.
+    """
+
+    tokens: Array
+    log_prob: Array
+    score: Array
+
+
+def draw_tokens(
+    denoiser: Denoiser,
+    hidden: Hidden,
+    canvas: Array,
+    asked: Array,
+    keys: Array,
+    *,
+    mask_id: int,
+    chunk: int,
+    noise: Array | float = 1.0,
+    score: Score = probability,
+) -> Candidates:
+    """Draws one token at each position that is asked for, and reads out no other.
+
+    The positions are compacted and read out `chunk` at a time by a `while_loop`, so any number of
+    them is served; of rows that are spread over devices, each device compacts its own. A token's
+    noise depends on its row's key and its position alone.
+
+    Args:
+      denoiser: whose `readout` scores and whose `shape` is drawn from.
+      hidden: what it encoded: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      canvas: i32[B, L]; a token that stands where one is asked for stays, and is scored.
+      asked: bool[B, L].
+      keys: [B], one a row.
+      mask_id: never drawn.
+      chunk: positions read out at a time, on each device.
+      noise: scale of the Gumbel noise: 1 draws, 0 takes the most likely token.
+      score: of the candidates.
+    """
+    width = asked.shape[1]
+    groups = math.gcd(asked.shape[0], shards.devices())
+
+    def grouped(x, axes):  # [B, L, ...] -> [G, B / G * L, ...], or [B, ...] -> [G, B / G, ...]
+        return x.reshape(groups, -1, *x.shape[axes:])
+
+    at = jax.tree.map(lambda x: grouped(x, 2), hidden.at)
+    of_row = jax.tree.map(lambda x: grouped(x, 1), (hidden.row, keys))
+    held, asked = grouped(canvas, 2), grouped(asked, 2)
+    size = asked.shape[1]
+    chunk = min(chunk, size)
+    total = asked.sum(axis=1)
+    where = jnp.argsort(~asked, axis=1, stable=True)  # [G, size], those asked for first
+    where = jnp.pad(where, ((0, 0), (0, -size % chunk)))
+
+    def read_chunk(carry):
+        start, out = carry
+        index = jax.lax.dynamic_slice_in_dim(where, start, chunk, axis=1)  # [G, c]
+        empty = start + jnp.arange(chunk)[None] >= total[:, None]
+        row, key = jax.tree.map(lambda x: _take(x, index // width), of_row)
+        flat = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]),
+            (jax.tree.map(lambda x: _take(x, index), at), row, key, index % width),
+        )
+        at_flat, row_flat, key_flat, position = flat
+        logits = denoiser.readout(at_flat, row_flat).astype(jnp.float32)
+        logits = remove_mask(logits, mask_id)  # [G c, V]
+        read = shaped = distribution(logits)
+        if denoiser.shape is not unshaped:
+            shaped = distribution(remove_mask(denoiser.shape(logits, row_flat), mask_id))
+        drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), shaped, noise)
+        standing = _take(held, index).reshape(-1)
+        tokens = jnp.where(standing == mask_id, drawn, standing)
+        found = Candidates(tokens, probability(read, tokens), score(read, tokens))
+        to = jnp.where(empty, size, index)  # nowhere
+        return start + chunk, jax.tree.map(
+            lambda all, some: _put(all, to, some.reshape(index.shape)), out, found
+        )
+
+    nothing = jnp.zeros((groups, size))
+    out = Candidates(nothing.astype(jnp.int32), nothing, nothing)
+    out = shards.alike(out, hidden, canvas, asked, keys, noise)
+    _, out = jax.lax.while_loop(
+        lambda carry: carry[0] < total.max(), read_chunk, (jnp.int32(0), out)
+    )
+    return jax.tree.map(lambda x: x.reshape(canvas.shape), out)
+
+
+def _take(x: Array, index: Array) -> Array:
+    """`x [G, M, ...]` at `index [G, C]` -> `[G, C, ...]`."""
+    return jax.vmap(lambda x, index: x[index])(x, index)
+
+
+def _put(x: Array, index: Array, values: Array) -> Array:
+    """`x [G, M]` with `values [G, C]` at `index [G, C]`; what lies outside is dropped."""
+    return jax.vmap(lambda x, index, values: x.at[index].set(values, mode="drop"))(x, index, values)

@@ -1,0 +1,255 @@
+"""From hidden states to the cross-entropies of some positions: never `[B, L, V]`."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.diffusion import shards
+from mdlm_jax.diffusion.denoisers import Hidden, PyTree, Readout, remove_mask, vocabulary_size
+from mdlm_jax.diffusion.reading.reductions import top_and_log_total
+
+Array = jax.Array
+
+# Logits held at a time on each device, in elements: 1 GiB in float32. One chunk is a little faster
+# than several; each further chunk sums the gradient of the readout's parameters over all devices
+# once more.
+_LOGITS = 2**28
+
+_SUBLANES = 8  # rows of a TPU's vector register
+
+
+class SlotNats(NamedTuple):
+    """Of each slot `[G, C]`, where an empty one has 0 and False.
+
+    Attributes:
+      nats: the target's cross-entropy.
+      correct: whether the target is the most likely token.
+      confidence: the probability of the most likely token; it has no gradient.
+    """
+
+    nats: Array
+    correct: Array
+    confidence: Array
+
+
+class Slots(NamedTuple):
+    """What the slots of each group hold, gathered: leaves `[G, C, ...]`."""
+
+    at: PyTree
+    row: PyTree
+    targets: Array
+    weights: Array
+
+
+def gather_slots(hidden: Hidden, positions: Array, targets: Array, weights: Array) -> Slots:
+    """Gathers what is read out, so that a batch that is sharded over its rows stays where it is.
+
+    C is rounded up by empty slots, of weight 0.
+
+    Args:
+      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      positions: i32[G, C] into the group's B / G rows laid end to end.
+      targets: i32[G, C].
+      weights: f32[G, C].
+    """
+    groups, asked = positions.shape
+    # The TPU's gather of an odd number is ten times as much code.
+    empty = ((0, 0), (0, -asked % _SUBLANES))
+    positions, targets, weights = (jnp.pad(x, empty) for x in (positions, targets, weights))
+    width = jax.tree.leaves(hidden.at)[0].shape[1]
+    at = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), hidden.at)
+    row = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), hidden.row)
+    return Slots(
+        jax.tree.map(lambda x: _take(x, positions), at),
+        jax.tree.map(lambda x: _take(x, positions // width), row),
+        targets,
+        weights,
+    )
+
+
+def cross_entropy(
+    readout: Readout,
+    hidden: Hidden,
+    positions: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    mask_id: int | None,
+) -> tuple[Array, SlotNats]:
+    """`sum(weights * -log p(target))` over the slots of all groups, and each slot.
+
+    The logits of a chunk live once: where the loss is differentiated, the gradient is taken chunk
+    by chunk in the forward pass, while they are there,
+
+        d loss / d logits = weight (softmax(logits) - onehot(target)),
+
+    and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
+    and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
+    a backward rule of its own in no other way. `slot_nats` has none. The slots have no gradient.
+    Within a `shard_map` that checks, the backward pass computes the logits once more instead.
+
+    Args:
+      readout: of the denoiser.
+      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      positions: i32[G, C] into the group's B / G rows laid end to end.
+      targets: i32[G, C].
+      weights: f32[G, C], 0 in empty slots.
+      mask_id: removed from the logits where given.
+    """
+    if shards.varying((hidden, positions, targets, weights)):
+        # JAX's own rule knows over which devices the gradient is summed.
+        out = slot_nats(readout, hidden, positions, targets, weights, mask_id=mask_id)
+        return jnp.sum(weights * out.nats), jax.lax.stop_gradient(out)
+    slots = _chunks(readout, hidden, positions, targets, weights)
+    read, constants = _closed(readout, slots, mask_id)
+    loss, out = _weighted(read, constants, slots)
+    return loss, jax.lax.stop_gradient(_joined(out, positions))
+
+
+def slot_nats(
+    readout: Readout,
+    hidden: Hidden,
+    positions: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    mask_id: int | None,
+) -> SlotNats:
+    """Each slot, without a sum; arguments as of `cross_entropy`.
+
+    Its gradient computes the logits of each chunk once more.
+    """
+    slots = _chunks(readout, hidden, positions, targets, weights)
+
+    def of_chunk(slots: Slots) -> SlotNats:
+        return _of_logits(_read(readout, slots.at, slots.row, mask_id), slots)[0]
+
+    return _joined(jax.lax.map(jax.checkpoint(of_chunk), slots), positions)
+
+
+def _chunks(
+    readout: Readout, hidden: Hidden, positions: Array, targets: Array, weights: Array
+) -> Slots:
+    """The slots in chunks along C, so many that their logits fit: leaves [chunks, G, c, ...]."""
+    slots = gather_slots(hidden, positions, targets, weights)
+    logits = slots.weights.size * vocabulary_size(readout, hidden)
+    chunks = math.ceil(logits / (_LOGITS * shards.devices()))
+    size = math.ceil(slots.weights.shape[1] / chunks)
+    return jax.tree.map(lambda x: _split_slots(x, chunks, size), slots)
+
+
+def _joined(out: SlotNats, positions: Array) -> SlotNats:
+    """`[chunks, G, c]` -> `[G, C]`."""
+    groups, asked = positions.shape
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1)[:, :asked], out)
+
+
+def _read(readout: Readout, at: PyTree, row: PyTree, mask_id: int | None) -> Array:
+    """The logits `f32[G, c, V]` of slots `[G, c, ...]`."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (at, row))
+    logits = remove_mask(readout(*flat).astype(jnp.float32), mask_id)
+    return logits.reshape(*jax.tree.leaves(at)[0].shape[:2], -1)
+
+
+def _closed(readout: Readout, slots: Slots, mask_id: int | None) -> tuple[Callable, list[Array]]:
+    """`read(constants, at, row) -> f32[G, c, V]`, and what the readout closes over."""
+
+    def read(at: PyTree, row: PyTree) -> Array:
+        return _read(readout, at, row, mask_id)
+
+    first = jax.tree.map(lambda x: x[0], (slots.at, slots.row))
+    converted, constants = jax.closure_convert(read, *first)
+    return lambda constants, at, row: converted(at, row, *constants), constants
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(read: Callable, constants: list[Array], slots: Slots) -> tuple[Array, SlotNats]:
+    """The weighted sum, and the slots `[chunks, G, c]`."""
+    out = jax.lax.map(lambda s: _of_logits(read(constants, s.at, s.row), s)[0], slots)
+    return jnp.sum(slots.weights * out.nats), out
+
+
+def _weighted_forward(read: Callable, constants: list[Array], slots: Slots):
+    def of_chunk(total, slots):
+        floats, joined = _floats((slots.at, slots.row))
+        logits, pull = jax.vjp(lambda c, floats: read(c, *joined(floats)), constants, floats)
+        out, slope = _of_logits(logits, slots)
+        of_constants, of_floats = pull(slope)
+        return jax.tree.map(lambda t, x: t + _wide(x), total, of_constants), (out, of_floats)
+
+    # In float32: each chunk's sum is rounded once, that of the chunks never.
+    nothing = [jnp.zeros_like(_wide(x)) for x in constants]
+    total, (out, of_floats) = jax.lax.scan(of_chunk, nothing, slots)
+    of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
+    _, joined = _floats((slots.at, slots.row))
+    left = (of_constants, joined(of_floats), out.nats)
+    return (jnp.sum(slots.weights * out.nats), out), left
+
+
+def _weighted_backward(read: Callable, left, cotangents):
+    del read
+    slope, _ = cotangents  # the slots are told, not differentiated
+
+    def scaled(x: Array) -> Array | None:
+        return (slope * _wide(x)).astype(x.dtype) if _has_gradient(x) else None
+
+    of_constants, (at, row), nats = jax.tree.map(scaled, left)
+    return of_constants, Slots(at, row, None, nats)
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _wide(x: Array) -> Array:
+    """In float32, or wider if it is."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _has_gradient(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _floats(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The leaves that have a gradient, and how to put others like them in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def joined(floats: list[Array]) -> PyTree:
+        given = iter(floats)
+        return jax.tree.unflatten(
+            structure, [next(given) if _has_gradient(x) else x for x in leaves]
+        )
+
+    return [x for x in leaves if _has_gradient(x)], joined
+
+
+def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
+    """The slots of `logits [G, c, V]`, and the gradient of their weighted sum by the logits."""
+    filled = slots.weights > 0
+    top, log_total = top_and_log_total(logits)
+    target = jnp.take_along_axis(logits, slots.targets[..., None], axis=-1)[..., 0]
+    out = SlotNats(
+        nats=jnp.where(filled, log_total - target, 0.0),
+        correct=filled & (target >= top),
+        confidence=jnp.where(filled, jax.lax.stop_gradient(jnp.exp(top - log_total)), 0.0),
+    )
+    is_target = jnp.arange(logits.shape[-1])[None, None] == slots.targets[..., None]
+    return out, slots.weights[..., None] * (
+        jnp.exp(logits - log_total[..., None]) - is_target.astype(jnp.float32)
+    )
+
+
+def _take(x: Array, index: Array) -> Array:
+    """`x [G, M, ...]` at `index [G, C]` -> `[G, C, ...]`."""
+    return jax.vmap(lambda x, index: x[index])(x, index)
+
+
+def _split_slots(x: Array, chunks: int, size: int) -> Array:
+    """`[G, C, ...]` -> `[chunks, G, size, ...]`, padded with zeros (empty slots) at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, chunks * size - x.shape[1])
+    x = jnp.pad(x, padding).reshape(x.shape[0], chunks, size, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)

@@ -1,0 +1,107 @@
+"""The curve over mask rates: cross-entropy, accuracy and calibration of masked tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import AtRate, Schedule, at_rate, noise, schedules
+from mdlm_jax.evaluation import spreading
+from mdlm_jax.evaluation.bounds.likelihoods import DenoiserOf
+from mdlm_jax.evaluation.samples import text_metrics
+
+PyTree = Any
+Point = dict[str, float | None]
+
+RATES = (0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
+BERT_RATE = 0.15
+
+
+def make_rate_curve(
+    denoiser_of: DenoiserOf,
+    *,
+    mask_id: int,
+    seed: int,
+    schedule: Schedule = schedules.linear(),
+    rates: Sequence[float] = RATES,
+    mesh: Mesh | None = None,
+) -> Callable[..., list[Point]]:
+    """`(params, rows, batch_size) -> points`, one a rate: the NELBO's integrand.
+
+    A fourth argument `advance(n)` is told of every n rows that are done. One corruption of each row
+    at each rate.
+
+    A point has "rate"; "nats", the mean cross-entropy of a masked token, with "error", its standard
+    error over the rows (None of a single row); "accuracy", the share of masked tokens whose most
+    likely token is the right one; "confidence", the mean probability of that most likely token; and
+    "calibration_error", how far the two are apart: `sum_b n_b / n |accuracy_b - confidence_b|` over
+    ten bins of confidence (the expected calibration error of Guo et al. 2017, eq. 3).
+
+    Args:
+      denoiser_of: builds the denoiser of a batch from the parameters.
+      mask_id: the mask token.
+      seed: of the masks; those of a row are a function of it, the rate and the row's number.
+      schedule: of the training, by which a denoiser is told the time.
+      rates: in (0, 1].
+      mesh: as of `spreading.over_rows`.
+    """
+
+    def of_batch(params: PyTree, batch: dict[str, jax.Array]) -> list[AtRate]:
+        return [
+            at_rate(
+                denoiser_of(params, batch),
+                noise.derive(noise.seed_key(seed), "rates", round(rate * 1e6)),
+                batch["tokens"],
+                mask_id=mask_id,
+                rate=rate,
+                maskable=batch["maskable"],
+                rows=batch["rows"],
+                schedule=schedule,
+            )
+            for rate in rates
+        ]
+
+    of_rows = spreading.over_rows(of_batch, mesh)
+
+    def curve(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> list[Point]:
+        parts = of_rows(params, rows, batch_size, *advance)  # [batches][rates]
+        by_rate = zip(*parts, strict=True)
+        return [{"rate": rate, **_point(of)} for rate, of in zip(rates, by_rate, strict=True)]
+
+    return curve
+
+
+def trapezoid(curve: Sequence[Point]) -> float:
+    """The mean of the curve over the rates from 0 to 1 by the trapezoidal rule, nats per token.
+
+    The NELBO is the mean over every count of masks, and this a few rates of it joined by straight
+    lines, the first reaching level to 0: a check by other draws, and no bound.
+    """
+    rates = [0.0, *(point["rate"] for point in curve)]
+    nats = [curve[0]["nats"], *(point["nats"] for point in curve)]
+    return float(np.trapezoid(nats, rates) / rates[-1])
+
+
+def _point(parts: Sequence[AtRate]) -> Point:
+    """The figures at one rate, from the batches."""
+    nats, masked = (
+        np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
+        for name in ("nats", "masked")
+    )
+    binned, confidence, correct = (
+        np.sum([getattr(part, name) for part in parts], axis=0, dtype=np.float64)
+        for name in ("binned", "confidence", "correct")
+    )
+    there = masked > 0
+    mean = text_metrics.mean(nats[there], masked[there])
+    count = masked.sum()
+    return {
+        "nats": mean.value,
+        "error": None if np.isnan(mean.error) else mean.error,
+        "accuracy": float(correct.sum() / count),
+        "confidence": float(confidence.sum() / count),
+        "calibration_error": float(np.abs(correct - confidence).sum() / binned.sum()),
+    }

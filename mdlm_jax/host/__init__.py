@@ -1,0 +1,1 @@
+"""The machine: mesh, processes, signals, memory, files, the command line."""

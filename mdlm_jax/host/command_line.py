@@ -1,0 +1,204 @@
+"""What the commands share: config flags by name, and one line for what a person has to mend."""
+
+import contextlib
+import itertools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from mdlm_jax.host import compilation, distributed, endings, parallel, paths
+
+BAD_INPUT = 2  # exit code: nothing was started, and starting again would not help
+STOPPED = 75  # exit code: stopped by a signal, all is saved; start again to go on
+NOT_FINITE = 76  # exit code: the updates stopped being finite, and would again
+NOT_READ = 141  # exit code: nobody read what was printed, and there was nothing else to do
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FLAG = ("--config", "-config")
+_OF_RUN = _PACKAGE / "runs" / "config_of_run.py"
+_RAISED = "Error whilst parsing config file"  # in ml_collections' words for it
+
+
+def define_config() -> flags.FlagHolder:
+    """`--config=NAME_OR_PATH`, and `--config.key=value` for every key of it.
+
+    The path is that of a Python file with `get_config()`, or of the config.json of a run.
+    """
+    return config_flags.DEFINE_config_file(
+        "config",
+        None,
+        f"Name of a shipped config ({', '.join(sorted(shipped_configs()))}) or path of a config "
+        "file, or of the config.json of a run. Any key of it can be changed: "
+        "--config.training.steps=2000",
+    )
+
+
+def chosen_config(holder: flags.FlagHolder) -> dict[str, Any]:
+    """The config of the flag, as plain dicts.
+
+    Raises:
+      ValueError: the config file returned something else.
+    """
+    config = holder.value
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"get_config() of the config file returned {config!r}: it must begin with "
+            "mdlm_jax.experiment.default_config() and return that"
+        )
+    return config.to_dict()
+
+
+def require(*names: str) -> None:
+    """Makes flags required."""
+    for name in names:
+        flags.register_validator(name, lambda value: value is not None, f"--{name} is required")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the library, by name."""
+    # In a wheel they lie in the package, in a clone beside it.
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    return {path.stem: path for folder in folders for path in folder.glob("*.py")}
+
+
+def run(main: Callable[..., int], *, words: bool = False) -> None:
+    """Parses the flags and exits with what `main` returns; --help prints the flags.
+
+    Args:
+      main: called with nothing, or with the list of the words that are no flags.
+      words: whether it takes such words.
+    """
+    endings.take_over()
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        app.usage(shorthelp=True, writeto_stdout=True)
+        return
+
+    def parse(argv: list[str]) -> list[str]:
+        rest = _parse(argv)
+        if len(rest) > 1 and not words:
+            refuse(f"unexpected argument {rest[1]!r}: flags begin with --")
+        return rest
+
+    app.run(
+        lambda argv: main(argv[1:]) if words else main(),
+        argv=_with_config_paths(sys.argv),
+        flags_parser=parse,
+    )
+
+
+def join_job(heartbeat_seconds: int = 100) -> None:
+    """Joins the processes of a job, and has programs kept that are compiled from here on.
+
+    Raises:
+      ValueError: as `distributed.initialize`, or there is no device.
+    """
+    distributed.initialize(heartbeat_seconds)
+    parallel.available_devices()
+    compilation.keep()
+
+
+def compiling() -> str:
+    """What a command shows while it compiles, with the place where that is kept."""
+    place = jax.config.jax_compilation_cache_dir
+    return f"compiling (kept in {place})" if place else "compiling"
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Within it, what the rooms refuse becomes one line on stderr and exit code 2.
+
+    Only around what checks and reads input: an error of the computation keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        refuse(endings.one_line(error))
+
+
+def refuse(error: object) -> None:
+    """Prints one line and exits with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, its complaints and those of ml_collections in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        refuse(f"{_flag_error(error, argv)} (--help tells the flags)")
+    except Exception as error:  # of the user's config file, or how ml_collections refuses a key
+        refuse(_config_error(error, argv))
+
+
+def _flag_error(error: flags.Error, argv: list[str]) -> str:
+    """What absl complains of; of a config file that raised, what and where."""
+    if _RAISED in str(error):  # with a traceback
+        cause: BaseException = error
+        while _RAISED in str(cause) and cause.__context__ is not None:
+            cause = cause.__context__
+        # Of the file that reads a run's config, which the user never named, its words alone.
+        of_run = str(_OF_RUN) in str(error)
+        return endings.one_line(cause) if of_run else _config_error(cause, argv)
+    # absl begins with "flag --x=None: " what a validator says.
+    told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
+    return "; ".join(told.split("\n"))
+
+
+def _config_error(error: Exception, argv: list[str]) -> str:
+    """What is wrong in the config file, with its line, or else the key that is unknown."""
+    # ml_collections quotes its own message once more.
+    told = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    told = " ".join(told.split()).strip("'")
+    if "no attribute 'get_config" in told:
+        return "the config file defines no get_config()"
+    if isinstance(error, SyntaxError):
+        if error.filename is None:  # bytes that Python takes for no text
+            return f"{_config_of(argv)} is no UTF-8 text: {error.msg}"
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    words = " ".join(argv)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and frame.filename in words:
+            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {told}"
+    return f"unknown config key: {told}" if isinstance(error, AttributeError | KeyError) else told
+
+
+def _config_of(argv: list[str]) -> str:
+    """What `--config` names."""
+    words = filter(None, itertools.chain(*(word.partition("=")[::2] for word in argv)))
+    return next((after for word, after in itertools.pairwise(words) if word in _FLAG), "--config")
+
+
+def _with_config_paths(argv: list[str]) -> list[str]:
+    """Replaces `--config=NAME` by the path of that config."""
+    out = list(argv)
+    for i, word in enumerate(out):
+        flag, equals, value = word.partition("=")
+        if flag in _FLAG:
+            if equals:
+                out[i] = f"{flag}={_config_path(value)}"
+            elif i + 1 < len(out):
+                out[i + 1] = _config_path(out[i + 1])
+    return out
+
+
+def _config_path(name: str) -> str:
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    name = paths.plain(name)
+    if Path(name).is_dir():
+        refuse(f"--config={name}: a folder is there; of a run, give its config.json")
+    if Path(name).is_file() and name.lower().endswith(".json"):
+        return f"{_OF_RUN}:{name}"
+    if not Path(name).is_file():
+        refuse(f"--config={name}: no such file, and the shipped configs are {', '.join(shipped)}")
+    return name

@@ -1,0 +1,187 @@
+"""Files and folders as users name them: of any characters, in buckets, and pipes and devices too.
+
+What is written here is whole or not there. A pipe or a device is written to as it stands: it is
+never read, replaced, renamed onto or cut.
+"""
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from etils import epath
+
+_LONGEST_NAME = 200  # leaves room in a name of 255 bytes for what tells an incomplete file
+
+
+class _Literal(type(epath.Path("/"))):
+    """A path whose glob takes its pattern alone for one, not the folder's name: as pathlib's."""
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        """Files within the folder."""
+        found = epath.Path(glob.escape(str(self))).glob(pattern)
+        return (self._new(str(each)) for each in found)
+
+
+def literal(path: str | os.PathLike) -> epath.Path:
+    """The path, in which `[`, `*` and `?` are letters like others; what is made of it is so too.
+
+    epath globs the whole path; Orbax globs in the folders that it is given.
+    """
+    path = epath.Path(path)
+    return _Literal(path) if is_local(path) else path
+
+
+def plain(name: str | os.PathLike) -> str:
+    """The name with `~` and `file://` written out; other URLs stay as they are."""
+    told = str(name)
+    if told[:7].lower() == "file://":
+        told = told[7:].removeprefix("localhost")
+        # File managers write a space as %20; a name that holds just these signs comes first.
+        told = told if Path(told).exists() else unquote(told)
+    if not told.startswith("~"):
+        return told
+    try:
+        return str(Path(told).expanduser())
+    except RuntimeError:  # nobody is called so: it is a name like any other
+        return told
+
+
+def cache() -> str:
+    """Where what can be made again is kept: $MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`."""
+    return plain(os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax")
+
+
+def cache_folder(place: str | os.PathLike | None = None) -> Path:
+    """The folder of this machine for a cache, by default for `cache()`.
+
+    Copies of what lies in a bucket are kept in `$XDG_CACHE_HOME/mdlm_jax`, else in
+    `~/.cache/mdlm_jax`.
+    """
+    place = cache() if place is None else plain(place)
+    if is_local(place):
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mdlm_jax"
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether it is no bucket."""
+    return "://" not in str(path)
+
+
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether it is neither file nor folder, or what this process prints to: it is only written.
+
+    `/dev/stdout`, `/dev/null`, a named pipe, what a shell makes of `>(gzip > x.gz)`.
+    """
+    if not is_local(path):
+        return False
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return not plain or _own_stream(status) is not None
+
+
+def check_output(path: str | os.PathLike, name: str = "", kinds: tuple[str, ...] = ()) -> None:
+    """Says before anything is computed what would keep a file from being written.
+
+    Args:
+      path: of the file.
+      name: of the flag or setting that gave it, for the message.
+      kinds: accepted ends of its name, of what is no stream; any where there are none.
+
+    Raises:
+      ValueError: there is no such folder, a folder stands where the file is meant, or it may not be
+        written, or its name ends otherwise.
+    """
+    if not is_local(path):
+        return
+    told = f"{name}={path}" if name else str(path)
+    place = Path(path).absolute()
+    if is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"{told}: it may not be written")
+        return
+    if place.is_dir():
+        raise ValueError(f"{told}: a folder is there, it must be a file")
+    if kinds and place.suffix.lower() not in kinds:
+        raise ValueError(f"{told}: what is written there is {' or '.join(kinds)}: name it so")
+    if not place.parent.is_dir():
+        raise ValueError(f"{told}: there is no folder {place.parent}")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise ValueError(f"{told}: it may not be written")
+
+
+def write(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file whole or not at all, in UTF-8; a link to one goes on being a link.
+
+    Raises:
+      OSError: it cannot be written; what was there is untouched.
+    """
+    made = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    if not is_local(path):  # buckets write whole objects
+        epath.Path(path).write_bytes(made)
+        return
+    if is_stream(path):
+        with appending(path) as file:
+            file.write(made)
+        return
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    incomplete = place.with_name(f"{place.name[:_LONGEST_NAME]}.{os.getpid()}.tmp")
+    try:
+        incomplete.write_bytes(made)
+        if place.exists():
+            shutil.copymode(place, incomplete)
+        incomplete.replace(place)
+    except BaseException:
+        incomplete.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def appending(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A local file to write behind its end, or a stream; made if it is missing.
+
+    What this process prints to is written between what it prints, also where it is a file.
+    """
+    own = None
+    if is_stream(path):
+        own = _own_stream(Path(path).stat())
+    if own is None:
+        with Path(path).open("ab") as file:
+            yield file
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    with os.fdopen(os.dup(own), "wb") as file:
+        yield file
+
+
+def settle(file: BinaryIO) -> None:
+    """When it returns, no crash can lose what was written to the file; a stream has it."""
+    file.flush()
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        os.fsync(file.fileno())
+
+
+def _own_stream(status: os.stat_result) -> int | None:
+    """The descriptor by which this process prints to it."""
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        if stream is None:  # started without it, the descriptor is perhaps another file's
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.samestat(status, os.fstat(descriptor)):
+                return descriptor
+    return None

@@ -1,0 +1,1 @@
+"""A run, its samples and the figures of them joined."""

@@ -1,0 +1,104 @@
+"""Scaled dot-product attention by the backend of a platform."""
+
+import jax
+
+from mdlm_jax.networks.attention import cudnn, local
+from mdlm_jax.networks.attention.masks import Mask, attention_mask, by_position
+from mdlm_jax.networks.attention.splash import splash_attention
+
+Array = jax.Array
+
+# Each with the platform that it is for, where it is not for all.
+BACKENDS = {"auto": None, "xla": None, "cudnn": "gpu", "splash": "tpu"}
+
+
+def runs_on(backend: str, platform: str) -> bool:
+    """Whether a backend is for the devices of a platform: 'cpu', 'gpu' or 'tpu'."""
+    return BACKENDS[backend] in (None, platform)
+
+
+def fastest(platform: str, q: Array, *, lifted: bool = False) -> str:
+    """What 'auto' is on the devices of a platform.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      q: queries `[B, L, H, d]`, or their shape and type.
+      lifted: whether some blocks lift their window.
+    """
+    if platform == "gpu" and cudnn.available() and not cudnn.refused(q):
+        return "cudnn"
+    return "splash" if platform == "tpu" and not lifted else "xla"
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask = Mask(),  # noqa: B008
+    *,
+    backend: str,
+    everywhere: Array | None = None,
+) -> Array:
+    """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
+
+    Args:
+      q: queries `[B, L, H, d]`; `k` and `v` alike.
+      mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
+        finite and means nothing; backends differ there.
+      backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
+        leaves a shape or type to 'xla' (`cudnn.refused`); 'splash' is one for TPUs (see
+        `splash_attention`); 'auto' is the `fastest` on JAX's default devices. Windows go block by
+        block where a row is long enough: see `local_attention`.
+      everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
+
+    Returns:
+      `[B, L, H, d]` in the type of `q`.
+
+    Raises:
+      ValueError: an unknown backend, or one that does not lift windows.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
+    if backend == "auto":
+        backend = fastest(jax.default_backend(), q, lifted=everywhere is not None)
+    if backend == "splash":
+        if everywhere is not None:
+            raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
+        return splash_attention(q, k, v, **by_position(mask, q.shape[1])._asdict())
+    left = cudnn.refused(q) if backend == "cudnn" else ""
+    if left:
+        cudnn.say_once(left)
+        backend = "xla"
+    if mask.kind != "local":
+        return _whole(q, k, v, mask, backend)
+    blocks = local.blocks_of(mask.window, backend)
+    if not local.pays(q.shape[1], blocks):
+        return _whole(q, k, v, mask, backend, everywhere)
+
+    def near(q: Array, k: Array, v: Array) -> Array:
+        _, *fields = by_position(mask, q.shape[1])
+        return local.local_attention(q, k, v, *fields, blocks=blocks, implementation=backend)
+
+    def lifted(q: Array, k: Array, v: Array) -> Array:
+        return _whole(q, k, v, mask._replace(kind="full"), backend)
+
+    return near(q, k, v) if everywhere is None else jax.lax.cond(everywhere, lifted, near, q, k, v)
+
+
+def _whole(
+    q: Array, k: Array, v: Array, mask: Mask, backend: str, everywhere: Array | None = None
+) -> Array:
+    """`attention` by 'xla' or 'cudnn' of each query with every key that the kernel cannot skip."""
+    length = q.shape[1]
+    if backend == "xla":
+        dense = attention_mask(length=length, everywhere=everywhere, **mask._asdict())
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
+            return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation="xla")
+    causal, lengths = mask.kind == "causal", None
+    if causal:
+        mask = mask._replace(kind="full")
+    counted = mask.valid is not None and mask.valid.ndim == 1
+    if counted and mask.kind == "full" and mask.segment_ids is None:
+        lengths, mask = mask.valid, Mask()
+    dense = attention_mask(length=length, everywhere=everywhere, **mask._asdict())
+    return cudnn.cudnn_attention(q, k, v, causal=causal, lengths=lengths, dense=dense)

@@ -1,0 +1,124 @@
+"""What a run left in its folder, and what follows from it: the material of every page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from mdlm_jax.data import json_text
+from mdlm_jax.host import paths
+from mdlm_jax.training import metrics
+
+Record = Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """What a run left in its folder; what is not there is empty.
+
+    Attributes:
+      name: of the folder.
+      config: `config.json`, by section.
+      train: records of kind "train" in `metrics.jsonl`.
+      evaluated: those of kind "eval".
+      sampled: those of kind "sample".
+      evaluations: `evaluation_*.json` by split.
+      samples: `samples.json`.
+      card: `data.json`.
+    """
+
+    name: str
+    config: Record
+    train: Sequence[Record]
+    evaluated: Sequence[Record]
+    sampled: Sequence[Record]
+    evaluations: Mapping[str, Record]
+    samples: Sequence[Record]
+    card: Record
+
+    @property
+    def final(self) -> Record:
+        """The evaluation that a page is about: of the test split, or of what there is."""
+        return self.evaluations.get("test") or next(iter(self.evaluations.values()), {})
+
+    @property
+    def steps(self) -> int:
+        """Steps trained, 0 where no record tells."""
+        return self.train[-1]["step"] if self.train else 0
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Positions in a global batch: tokens, and padding where rows are padded."""
+        batch_size = self.config.get("training", {}).get("batch_size")
+        length = self.config.get("data", {}).get("length")
+        return batch_size * length if batch_size and length else None
+
+    @property
+    def mlm_rate(self) -> float | None:
+        """The share of tokens that BERT's loss selects, None where the objective is another."""
+        objective = self.config.get("objective", {})
+        return objective["rate"] if objective.get("name") == "mlm" else None
+
+    @property
+    def bound(self) -> str:
+        """What its likelihood is called: a bound, or of an autoregressive run the thing itself."""
+        exact = self.config.get("objective", {}).get("name") == "autoregressive"
+        return "cross-entropy" if exact else "NELBO"
+
+    def training_seconds(self) -> float:
+        """The steps of each record at the pace it tells; one without a pace keeps the last."""
+        seconds, before, pace = 0.0, 0, 0.0
+        for record in self.train:
+            if record.get("tokens_per_second") and self.tokens_per_step:
+                pace = self.tokens_per_step / record["tokens_per_second"]
+            seconds += (record["step"] - before) * pace
+            before = record["step"]
+        return seconds
+
+    def peak_memory(self, place: str) -> int | None:
+        """Bytes at the peak over the run, of `place` "host" or "device"; None if not recorded."""
+        key = f"{place}_memory_bytes"
+        return max((each[key] for each in self.train if each.get(key)), default=None)
+
+
+def read_run(workdir: str | epath.Path) -> Run:
+    """Reads the folder of a run; every file but `config.json` may be missing.
+
+    Args:
+      workdir: holds `config.json`, `metrics.jsonl`, `evaluation_*.json`, `samples.json` and
+        `data.json`.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / "config.json").is_file():
+        raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
+    records = metrics.read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
+    evaluations = [
+        _json(path, {}) for path in sorted(paths.literal(workdir).glob("evaluation_*.json"))
+    ]
+    return Run(
+        name=workdir.resolve().name,
+        config=_json(workdir / "config.json", {}),
+        train=[each for each in records if each["kind"] == "train"],
+        evaluated=[each for each in records if each["kind"] == "eval"],
+        sampled=[each for each in records if each["kind"] == "sample"],
+        evaluations={each["split"]: each for each in evaluations},
+        samples=_json(workdir / "samples.json", []),
+        card=_json(workdir / "data.json", {}),
+    )
+
+
+def flat(config: Record, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested sections, by their dotted names."""
+    leaves = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _json(path: epath.Path, missing: Any) -> Any:
+    return json_text.load(path, type(missing), finite=False) if path.exists() else missing

@@ -1,0 +1,1 @@
+"""What a program costs, without the chips: ahead-of-time compiling, topologies, HLO, FLOPs."""

@@ -1,0 +1,49 @@
+"""The config file that `--config=RUN/config.json` stands for: what a run was trained with."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdlm_jax.data import json_text
+from mdlm_jax.runs.experiment import FORMAT, FROM_DATA, default_config
+
+if TYPE_CHECKING:
+    import ml_collections
+
+
+def get_config(path: str) -> "ml_collections.ConfigDict":
+    """The config of a run; what the data decide of its encoder is left to the data.
+
+    Raises:
+      ValueError: the file is no config of a run, one of a newer format, or has a value of another
+        type than the config's.
+    """
+    saved = json_text.load(Path(path))
+    number = saved.get("format")
+    if not isinstance(number, int):
+        raise ValueError(f"--config={path} is no config.json of a run: it has no format")
+    if number > FORMAT:
+        raise ValueError(
+            f"--config={path} has format {number}, this version of mdlm_jax reads up to {FORMAT}"
+        )
+    config = default_config()
+    for name in sorted(config.keys() & saved.keys()):
+        section = saved[name]
+        if not isinstance(section, dict):
+            _set(config, name, section, f"--config={path}: {name}")
+            continue
+        for key, value in section.items():
+            if name == "model" and key in FROM_DATA:
+                continue
+            if key not in config[name]:
+                raise ValueError(f"--config={path}: {name} has a key {key} that is not known here")
+            _set(config[name], key, value, f"--config={path}: {name}.{key}")
+    return config
+
+
+def _set(config: "ml_collections.ConfigDict", key: str, value: Any, place: str) -> None:
+    try:
+        config[key] = value
+    except TypeError:
+        was = config[key]
+        wanted = "a section with keys" if hasattr(was, "keys") else f"like {json_text.shown(was)}"
+        raise ValueError(f"{place} must be {wanted}, not {json_text.shown(value)}") from None

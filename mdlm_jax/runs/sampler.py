@@ -1,0 +1,153 @@
+"""The sampler of a network: one compiled program for all that differs in numbers alone.
+
+Whoever writes text with an encoder (generation, the frontier, answers, samples during training, the
+check of a pod) takes it from here. Programs are kept: what was compiled is not compiled again.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mdlm_jax.host import parallel
+from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.diffusion import Denoiser, Strategy, Trace, sample, transforms
+from mdlm_jax.networks import bert
+
+Array = jax.Array
+PyTree = Any
+Writer = Callable[[PyTree, Array, dict[str, Array], Any, dict[str, Any]], tuple[Array, Trace]]
+
+_KEPT = 64  # programs of other models, strategies, meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How canvases are filled.
+
+    Attributes:
+      strategy: from `decoding.strategy`.
+      shaping: of the denoiser.
+      steps: network evaluations of a row, at least one a block.
+      blocks: parts of a row that are filled one after the other, left to right.
+      guidance: weight of classifier-free guidance by the rows' labels; None for none.
+      end_id: token that ends a text; None where nothing does.
+      pad_id: token that fills up a row behind it.
+
+    Raises:
+      ValueError: fewer steps than blocks, or a guidance that is no number.
+    """
+
+    strategy: Strategy
+    shaping: Shaping
+    steps: int
+    blocks: int = 1
+    guidance: float | None = None
+    end_id: int | None = None
+    pad_id: int | None = None
+
+    def __post_init__(self):
+        if self.steps < self.blocks:
+            raise ValueError(
+                f"steps is {self.steps}, blocks {self.blocks}: each block needs a step"
+            )
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, it must be a finite number")
+
+    def strengths(self) -> dict[str, float]:
+        """What is traced beside the steps: another value is not another program."""
+        weight = {} if self.guidance is None else {"guidance": self.guidance}
+        return {**self.shaping.strengths(), **weight}
+
+    def program(self) -> "Method":
+        """The same without its steps and strengths: methods of one program are equal."""
+        values = {
+            field.name: field.default
+            for field in dataclasses.fields(Shaping)
+            if field.name in self.shaping.strengths()
+        }
+        return dataclasses.replace(
+            self,
+            shaping=dataclasses.replace(self.shaping, **values),
+            steps=self.blocks,
+            guidance=None if self.guidance is None else 1.0,
+        )
+
+
+def make_writer(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
+    """`(params, key, batch, steps, strengths) -> (tokens i32[B, L], Trace)`, jitted and kept.
+
+    A second call with arguments that differ in steps and strengths alone returns the same function,
+    which has compiled what it was called with before.
+
+    `batch` has "tokens" i32[B, L] and "number" i32[B], the rows' numbers in the whole job; perhaps
+    "fill" bool[B, L], the masks that are wanted; of rows with padding at their end "valid"
+    bool[B, L], False there, which the network does not see; "maskable" bool[B, L], what may be
+    masked in training, by default all that is valid; and of models with classes "label" i32[B].
+    `strengths` are `method.strengths()` or other values of the same names.
+    """
+    return _kept(encoder, mesh, method.program())
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _kept(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def write(params, key, batch, steps, strengths):
+        shaped = {name: value for name, value in strengths.items() if name != "guidance"}
+        shaping = dataclasses.replace(method.shaping, **shaped)
+        with parallel.use(mesh):
+            denoiser = _denoiser(params, encoder, batch, strengths.get("guidance"))
+            return written(
+                shaping(denoiser), key, batch, mask_id=encoder.mask_id, steps=steps, method=method
+            )
+
+    return write
+
+
+def written(
+    denoiser: Denoiser,
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    mask_id: int,
+    steps: int | Array,
+    method: Method,
+) -> tuple[Array, Trace]:
+    """A batch, as of `make_writer`, filled by a denoiser; for use within a jitted function."""
+    return sample(
+        denoiser,
+        key,
+        batch["tokens"],
+        mask_id=mask_id,
+        steps=steps,
+        strategy=method.strategy,
+        blocks=method.blocks,
+        end_id=method.end_id,
+        pad_id=method.pad_id,
+        maskable=batch.get("maskable", batch.get("valid")),
+        fill=batch.get("fill"),
+        rows=batch["number"],
+        trace=True,
+    )
+
+
+def _denoiser(
+    params: PyTree, encoder: bert.Config, batch: dict[str, Array], weight: Array | None
+) -> Denoiser:
+    """Of a batch, guided where there is a weight, without the columns that pad the vocabulary.
+
+    A mesh may pad it, and the last digits of a draw's noise depend on the number of columns.
+    """
+    label, valid = batch.get("label"), bert.row_lengths(batch.get("valid"))
+    denoiser = bert.denoiser(params, encoder, valid=valid, label=label)
+    if weight is not None:
+        without = bert.denoiser(params, encoder, valid=valid, label=jnp.full_like(label, -1))
+        denoiser = transforms.guide(denoiser, without, weight)
+    return denoiser._replace(
+        readout=lambda at, row, whole=denoiser.readout: whole(at, row)[..., : encoder.vocab_size]
+    )

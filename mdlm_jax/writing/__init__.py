@@ -1,0 +1,1 @@
+"""Text in and out of a sampler: prompts, decoding, filling, answering, sample files."""

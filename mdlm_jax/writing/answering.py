@@ -1,0 +1,219 @@
+"""A trained model as one that is asked in text: how likely is this, and what comes next."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
+
+from mdlm_jax import data
+from mdlm_jax.data.tokens.tokenization import literal
+from mdlm_jax.evaluation.bounds import continuations, likelihoods
+from mdlm_jax.evaluation.bounds.continuations import Continuations, Pair
+from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.runs.models import Model
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.writing import decoding, filling, prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    """Scores and writes text with a model; nothing is carried from one call to the next.
+
+    Special tokens that are spelt out in a text are plain text, and none are added.
+
+    Attributes:
+      model: from `models.load`, on the mesh.
+      mesh: of the devices of this process.
+      draws: corruptions of each row that is scored, at least 2.
+      strategy: how answers are written, as `decoding.strategy` takes it.
+      steps: network evaluations of an answer.
+      batch_size: rows at a time.
+      seed: of all noise.
+
+    Raises:
+      ValueError: there is no such strategy.
+    """
+
+    model: Model
+    mesh: Mesh
+    draws: int = 32
+    strategy: str = "greedy"
+    steps: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        self._method()
+
+    def continuations(self, pairs: Sequence[tuple[str, str]], *, greedy: bool) -> Continuations:
+        """The likelihoods of continuations given their contexts; see `log_likelihoods`.
+
+        A continuation that has no token of its own, more than a row, or the mask cannot be scored:
+        its nats are infinite, with the error 0, and greedy filling does not write it. The others
+        are scored as without it.
+
+        Args:
+          pairs: of a context and a continuation, split into tokens by `encode_pair`.
+          greedy: whether to tell also which of them greedy filling writes.
+        """
+        tokenizer = literal(self.model.tokenizer)
+        encoded = [self._scorable(tokenizer, *pair) for pair in pairs]
+        there = np.array([pair is not None for pair in encoded], bool)
+        scored = self._score([pair for pair in encoded if pair is not None], greedy=greedy)
+        return Continuations(
+            nats=_spread(scored.nats, there, np.inf),
+            error=_spread(scored.error, there, 0.0),
+            greedy=_spread(scored.greedy, there, False) if greedy else None,
+            cut=_spread(scored.cut, there, 0),
+        )
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """The likelihood of each whole text: f64[N], nats, an upper bound of `-log p`.
+
+        A text that is longer than a row is cut into as few rows as hold it, as even as they divide,
+        which know nothing of each other: every token counts once.
+        """
+        tokenizer = literal(self.model.tokenizer)
+        rows = [split(_encode(tokenizer, text), self.model.length) for text in texts]
+        scored = self._score([((), row) for row in itertools.chain(*rows)], greedy=False)
+        nats = np.zeros(len(texts))
+        np.add.at(nats, np.repeat(np.arange(len(texts)), [len(r) for r in rows]), scored.nats)
+        return nats
+
+    def answers(self, contexts: Sequence[str], *, tokens: int) -> list[str]:
+        """What the model writes behind each context, to the first separator.
+
+        The canvas is the context, the masks that are to be filled, and further masks up to a row of
+        the model's length, which stand for text that nobody knows; of a run of padded rows, a
+        separator and padding. A context that leaves no room for the answer loses its start.
+
+        Args:
+          contexts: N texts.
+          tokens: of an answer, fewer than a row has.
+
+        Raises:
+          ValueError: more tokens than that, or an autoregressive model.
+        """
+        if self.model.exact:
+            raise ValueError("a model that was trained autoregressively writes no text here")
+        length, tokenizer = self.model.length, self.model.tokenizer
+        if not 1 <= tokens < length:
+            raise ValueError(f"an answer must have 1 to {length - 1} tokens, not {tokens}")
+        plain = literal(tokenizer)
+        kept = [_encode(plain, context)[-(length - tokens) :] for context in contexts]
+        canvas = _canvas(kept, tokens, length, self.model.encoder.mask_id)
+        if self.model.padded:
+            canvas = prompts.as_whole_rows(canvas, tokenizer)
+        if self.model.objective.keep:
+            canvas = prompts.as_kept(canvas, tokenizer)
+        separator = data.special_ids(tokenizer).sep
+        answers = []
+        for batch in filling.fill(
+            self.model.params,
+            self.model.encoder,
+            self.mesh,
+            self._method(),
+            canvas,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        ):
+            for row in batch:
+                written = row.tokens[canvas.fill[row.number]].tolist()
+                before = itertools.takewhile(lambda token: token != separator, written)
+                answers.append(data.decode(tokenizer, list(before)))
+        return answers
+
+    def _scorable(self, tokenizer: Tokenizer, context: str, continuation: str) -> Pair | None:
+        try:
+            pair = encode_pair(tokenizer, context, continuation)
+        except ValueError:
+            return None
+        fits = len(pair[1]) <= self.model.length and self.model.encoder.mask_id not in pair[1]
+        return pair if fits else None
+
+    def _score(self, pairs: list[Pair], *, greedy: bool) -> Continuations:
+        model = self.model
+        return continuations.log_likelihoods(
+            likelihoods.denoiser_of(model.encoder),
+            model.params,
+            pairs,
+            mask_id=model.encoder.mask_id,
+            max_length=model.length,
+            time_conditioning=model.encoder.time_conditioning,
+            draws=self.draws,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            greedy=greedy,
+            schedule=SCHEDULES[model.objective.schedule](),
+            start_id=data.special_ids(model.tokenizer).sep if model.exact else None,
+            mesh=self.mesh,
+        )
+
+    def _method(self) -> Method:
+        special = data.special_ids(self.model.tokenizer)
+        return Method(
+            strategy=decoding.strategy(self.strategy, SCHEDULES[self.model.objective.schedule]()),
+            shaping=Shaping(),
+            steps=self.steps,
+            end_id=special.sep,
+            pad_id=special.pad,
+        )
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
+    """The ids of both, split as lm-evaluation-harness does it.
+
+    White space at the end of the context goes to the continuation; both are then encoded as one
+    text, and what is longer than the context alone is the continuation.
+
+    Raises:
+      ValueError: nothing is.
+    """
+    stripped = context.rstrip()
+    prompt = _encode(tokenizer, stripped)
+    whole = _encode(tokenizer, context + continuation)
+    if len(whole) <= len(prompt):
+        raise ValueError(
+            f"continuation {continuation!r} of {stripped[-40:]!r} adds no token of the model's "
+            "tokenizer to it"
+        )
+    return whole[: len(prompt)], whole[len(prompt) :]
+
+
+def _spread(values: np.ndarray, there: np.ndarray, missing: Any) -> np.ndarray:
+    """The values where there are any, and `missing` elsewhere."""
+    whole = np.full(len(there), missing, values.dtype)
+    whole[there] = values
+    return whole
+
+
+def split(ids: list[int], length: int) -> list[list[int]]:
+    """The ids in as few parts of at most `length` as hold them, as even as they divide."""
+    count = -(-len(ids) // length)
+    places = [len(ids) * part // count for part in range(count)]
+    return [ids[first:last] for first, last in itertools.pairwise([*places, len(ids)])]
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops; empty stops stop nothing."""
+    return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=None)]
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _canvas(kept: Sequence[list[int]], blanks: int, length: int, mask_id: int) -> prompts.Canvas:
+    """Rows of tokens that are kept, blanks, and masks of which nothing is wanted."""
+    tokens = np.full((len(kept), length), mask_id, np.int32)
+    for row, ids in zip(tokens, kept, strict=True):
+        row[: len(ids)] = ids
+    sizes = np.array([len(ids) for ids in kept], np.int32)[:, None]
+    place = np.arange(length)
+    fill = (place >= sizes) & (place < sizes + blanks)
+    return prompts.Canvas(tokens=tokens, fill=fill, shown=place < sizes + blanks)

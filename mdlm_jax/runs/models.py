@@ -6,11 +6,11 @@ import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax.runs import workdir
 from mdlm_jax.data import reading
-from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
+from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.program import pad_vocabulary, place_parameters, put_parameters
 
 PyTree = Any

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mdlm_jax.host import parallel
 from mdlm_jax.diffusion import (
     corrupt,
     corrupt_causal,
@@ -25,9 +24,10 @@ from mdlm_jax.diffusion import (
     keep_prefix,
     noise,
 )
-from mdlm_jax.runs.experiment import SCHEDULES, Experiment, ObjectiveConfig
+from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import fastest, runs_on
+from mdlm_jax.runs.experiment import SCHEDULES, Experiment, ObjectiveConfig
 from mdlm_jax.training.optimizer import make_optimizer, without_gradient
 from mdlm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import LossFn, make_step

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mdlm_jax.host import parallel
-from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.diffusion import Denoiser, Strategy, Trace, sample, transforms
+from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
+from mdlm_jax.runs.shaping import Shaping
 
 Array = jax.Array
 PyTree = Any

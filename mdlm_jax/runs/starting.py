@@ -6,11 +6,11 @@ import jax
 from etils import epath
 
 from mdlm_jax import data, interop
-from mdlm_jax.host import distributed
-from mdlm_jax.runs import workdir
 from mdlm_jax.data import reading
+from mdlm_jax.host import distributed
 from mdlm_jax.interop import Pretrained, Resized
 from mdlm_jax.networks import bert
+from mdlm_jax.runs import workdir
 from mdlm_jax.runs.start_config import StartConfig
 
 

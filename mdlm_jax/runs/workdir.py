@@ -24,12 +24,12 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from mdlm_jax import data
-from mdlm_jax.host import distributed, parallel, paths
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
-from mdlm_jax.runs.experiment import FORMAT, Experiment, default_config, identity
+from mdlm_jax.host import distributed, parallel, paths
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import runs_on
+from mdlm_jax.runs.experiment import FORMAT, Experiment, default_config, identity
 from mdlm_jax.runs.program import pad_vocabulary, place_parameters
 from mdlm_jax.training import checkpoints
 

@@ -67,7 +67,7 @@ def check_not_explicit(name: str, value: Array) -> None:
         )
 
 
-def check_maskable(name: str, value: Any, shape: tuple[int, int] | None = None) -> None:
+def check_maskable(name: str, value: Any, shape: tuple[int, ...] | None = None) -> None:
     """Raises: TypeError, ValueError: the value is not bool [B, L], of this shape."""
     _require_array(name, value)
     if value.dtype != np.bool_:

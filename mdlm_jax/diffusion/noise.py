@@ -24,6 +24,7 @@ row; `keys_of_rows` checks them.
 
 import operator
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +202,7 @@ def _typed(key: Array) -> Array:
     return jax.random.wrap_key_data(key)
 
 
-def _checked(name: str, key: Array) -> Array:
+def _checked(name: str, key: Any) -> Array:
     array = isinstance(key, jax.Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and not (

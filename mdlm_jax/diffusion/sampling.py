@@ -103,9 +103,9 @@ def sample(
         checks.check_whole(name, value)
     if steps is not None:
         checks.check_whole("steps", steps)
-    for name, value in (("maskable", maskable), ("fill", fill)):
-        if value is not None:
-            checks.check_maskable(name, value, canvas.shape)
+    for name, marked in (("maskable", maskable), ("fill", fill)):
+        if marked is not None:
+            checks.check_maskable(name, marked, canvas.shape)
     check_mask(denoiser, mask_id)
     checks.check_kind("strategy", strategy, Strategy, "strategies.exact_count()")
     if rows is not None:
@@ -210,7 +210,7 @@ def sample(
     return (canvas, filled) if trace else canvas
 
 
-def _blocks(wanted: Array, blocks: int) -> Array:
+def _blocks(wanted: Array, blocks: int | Array) -> Array:
     """Which block each wanted position is in, by its place among the row's; -1 elsewhere."""
     place = jnp.cumsum(wanted, axis=1) - 1
     count = jnp.maximum(wanted.sum(axis=1, keepdims=True), 1)

@@ -238,7 +238,7 @@ def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole:
         }
     encode = partial(Encoder(config, whole).apply, {"params": encoder}, rngs=rngs)
 
-    def project(at: Array) -> Array:
+    def project(at: Any) -> Any:  # as Linen's `apply` is typed
         if not whole:
             at = Finish(config).apply({"params": encoder}, at)
         return Head(config).apply({"params": head}, at, table, cast)

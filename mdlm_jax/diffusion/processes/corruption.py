@@ -246,8 +246,9 @@ def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: b
 
 def _uniform(key: Array | None, keys: Array | None, index: Array) -> Array:
     """`f32[B]` on [0, 1): of one key spread over `index`, of keys each row's own."""
-    if keys is None:
+    if key is not None:
         return noise.stratified(noise.derive(key, "spread"), index)
+    assert keys is not None  # `noise.keys_of_rows` has refused neither
     return noise.row_uniform(noise.derive(keys, "spread"), 1)[:, 0]
 
 

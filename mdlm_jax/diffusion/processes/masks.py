@@ -40,7 +40,7 @@ class Masks(NamedTuple):
     """
 
     order: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # a tuple's own `count` is not used
     length: Array
     t: Array
     weight: Array
@@ -75,9 +75,9 @@ def maskable_of(tokens: Array, mask_id: int | Array, maskable: Array | None) -> 
     if maskable is None:
         return clean
     checks.check_maskable("maskable", maskable, tokens.shape)
-    seen = [checks.known(x) for x in (clean, maskable)]
-    if all(x is not None for x in seen) and np.any(~seen[0] & seen[1]):
-        row, position = np.argwhere(~seen[0] & seen[1])[0]
+    seen_clean, asked = checks.known(clean), checks.known(maskable)
+    if seen_clean is not None and asked is not None and np.any(~seen_clean & asked):
+        row, position = np.argwhere(~seen_clean & asked)[0]
         raise ValueError(
             f"tokens hold the mask, {mask_id}, where maskable is true (row {row}, position "
             f"{position}): it cannot be predicted, pass maskable & (tokens != mask_id)"

@@ -198,7 +198,7 @@ def _weighted_backward(read: Callable, left, cotangents):
         return (slope * _wide(x)).astype(x.dtype) if _has_gradient(x) else None
 
     of_constants, (at, row), nats = jax.tree.map(scaled, left)
-    return of_constants, Slots(at, row, None, nats)
+    return of_constants, Slots(at, row, None, nats)  # type: ignore[arg-type]  # no gradient
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)

@@ -39,7 +39,7 @@ class View(NamedTuple):
     rate: Array
     outside: Array
     share: Array
-    index: Array
+    index: Array  # type: ignore[assignment]  # a tuple's own `index` is not used
     steps: Array
     mask_id: Array
 

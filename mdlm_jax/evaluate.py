@@ -69,7 +69,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "or the folder of a run.",
 )
 _TEXT = flags.DEFINE_string(
-    "text", None, "Instead of a split: globs of .txt and .jsonl files, separated by commas."
+    "text",
+    None,
+    "Instead of a split: globs of .txt, .jsonl or .parquet files, with commas between.",
 )
 _DOCUMENTS = flags.DEFINE_enum(
     "documents", "file", DOCUMENTS, "Of --text, what one document of a .txt is."

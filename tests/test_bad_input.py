@@ -210,7 +210,8 @@ CASES = {
         "wikipedai.*wikipedia_summaries",
     ),
     "useless key": (
-        "train", ["--config=quickstart", "--config.data.files=a.txt", "--workdir=x"], "data.files",
+        "train", ["--config=quickstart", "--config.data.test_files=a", "--workdir=x"],
+        "data.test_files",
     ),
     # tokenizers
     "vocabulary": ("train", [*NEW, "--config.data.vocab_size=20"], "vocab_size 20 is too small"),

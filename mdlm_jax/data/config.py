@@ -28,20 +28,21 @@ class Config:
 
     Attributes:
       source: a key of `SOURCES`, 'text_files', or the name of a dataset of TensorFlow Datasets
-        ('lm1b', 'wiki40b/en').
+        ('lm1b', 'wiki40b/en'). Where `files` are named, the default is 'text_files'.
       files: of text_files, the training text: globs separated by commas ('books/*.txt,
         gs://bucket/notes-*.jsonl.gz'). Files end in .txt (.text, .md) or .jsonl (.ndjson,
-        .jsonlines, .json with an object a line), each perhaps with .gz.
+        .jsonlines, .json with an object a line), each perhaps with .gz, or in .parquet. A folder is
+        what `save_to_disk` of Hugging Face `datasets` wrote; a DatasetDict brings its splits.
       validation_files: of text_files, likewise; '' holds the split out of the training text.
       test_files: likewise.
       documents: of text_files, what one document of a .txt is: 'file', 'paragraph' (they end at
         blank lines) or 'line'. One document must fit in memory.
-      text_field: of .jsonl and of TensorFlow Datasets, the field that holds the text.
+      text_field: of .jsonl, tables and TensorFlow Datasets, the field or column that is the text.
       label_field: likewise, the label, a string or an integer; '' is no labels.
       prompt_field: likewise, the prompt to which the text is the response (a supervised pair: only
         responses are masked, and learned); '' is text alone. It needs rows 'padded'.
-      messages_field: of .jsonl, likewise but a list of `{"role", "content"}`: the last, the
-        assistant's, is the response, those before it are the prompt; '' is none.
+      messages_field: of .jsonl and tables, likewise but a list of `{"role", "content"}`: the last,
+        the assistant's, is the response, those before it are the prompt; '' is none.
       chat_template: of messages, the path of a Jinja file that writes them out as Hugging Face's
         chat templates do, or of a tokenizer_config.json that holds one; '' is a plain one of our
         own.
@@ -49,7 +50,8 @@ class Config:
         source has no such split.
       split_by: how it is held out: 'documents' (by a hash of each document's text) or 'position'
         (the last of the characters are test, those before them validation, cutting through
-        documents: as is the custom with text8 and with single books).
+        documents: as is the custom with text8 and with single books). Where a hash leaves a split
+        without a document, as of a single file, 'documents' is 'position'.
       tokenizer: 'wordpiece', 'bpe' or 'characters', trained on the training text (its first 2**28
         characters); else the path of a tokenizer.json, a folder that holds one or BERT's vocab.txt,
         or a name of the Hugging Face hub ('google-bert/bert-base-uncased').
@@ -83,6 +85,8 @@ class Config:
     rows: str = "packed"
 
     def __post_init__(self):
+        if self.files.strip() and self.source == Config.source:
+            object.__setattr__(self, "source", "text_files")
         self._check_source()
         self._check_tokenizer()
         for name, accepted in (("documents", DOCUMENTS), ("split_by", SPLIT_BY), ("rows", ROWS)):
@@ -136,8 +140,8 @@ class Config:
         if self.source == "text_files":
             if not self.files.strip():
                 raise ValueError(
-                    "files must name the training text of source 'text_files': globs of .txt or "
-                    ".jsonl, separated by commas, got ''"
+                    "files must name the training text of source 'text_files': globs of .txt, "
+                    ".jsonl or .parquet, or folders of saved datasets, separated by commas, got ''"
                 )
             if self.validation_files and self.test_files:
                 both = "source 'text_files' with validation_files and test_files"

@@ -114,7 +114,7 @@ def check_characters(text: str, place: str) -> str:
 def shown(value: Any) -> str:
     """A value in a few words, for a message."""
     try:
-        told = json.dumps(value)
+        told = json.dumps(value, default=str)  # a table has dates, too
     except RecursionError:
         return "what is nested too deeply"
     return told if len(told) <= 60 else f"{told[:57]}..."

@@ -16,7 +16,7 @@ from mdlm_jax.data.cache import open_cache
 from mdlm_jax.data.config import OF_HELD_OUT, TOKENIZERS, Config
 from mdlm_jax.data.corpora import chat, text_files, tfds_datasets
 from mdlm_jax.data.corpora.documents import Corpus, Document
-from mdlm_jax.data.corpora.holding_out import hold_out
+from mdlm_jax.data.corpora.holding_out import hold_out, way
 from mdlm_jax.data.corpora.sources import SOURCES
 from mdlm_jax.data.prepared import CARD, Prepared, fingerprint, load_prepared
 from mdlm_jax.data.tokens import encoding, tokenization, unknowns
@@ -134,7 +134,14 @@ def _write(
     given_splits = corpus.read(folder.parent)
     if {"validation", "test"} <= given_splits.keys():
         config.refuse_idle(OF_HELD_OUT, f"source {config.source!r}, which has validation and test")
-    splits = hold_out(given_splits, share=config.held_out, by=config.split_by)
+    split_by = way(given_splits, share=config.held_out, by=config.split_by)
+    if split_by != config.split_by:
+        print(
+            f"source {config.source!r} has too few documents to hold some out: the last "
+            f"{config.held_out:.0%} of its text are held out for each split that it lacks",
+            file=sys.stderr,
+        )
+    splits = hold_out(given_splits, share=config.held_out, by=split_by)
     tokenizer = given or train_tokenizer(
         _TrainingTexts(splits["train"]),
         kind=config.tokenizer,
@@ -155,8 +162,9 @@ def _write(
     )
     sizes = {}
     for split, each in encoded.items():
-        advice = _advice(split, given_splits, config) + (f"; {told}" if told else "")
+        advice = _advice(split, given_splits, config, split_by) + (f"; {told}" if told else "")
         sizes[split] = _write_rows(folder, split, each, tokenizer, config, advice)
+    config = dataclasses.replace(config, split_by=split_by)  # as it was done
     _write_card(folder, config, corpus, label_names, sizes, unknown)
     for split, told in sizes.items():
         if dropped := told.get("dropped_documents"):
@@ -167,11 +175,13 @@ def _write(
             )
 
 
-def _advice(split: str, given: Mapping[str, Iterable[Document]], config: Config) -> str:
+def _advice(
+    split: str, given: Mapping[str, Iterable[Document]], config: Config, split_by: str
+) -> str:
     if {"validation", "test"} <= given.keys() or (split in given and split != "train"):
         return ""
     told = f": held_out is {config.held_out}"
-    if config.split_by == "documents":
+    if split_by == "documents":
         told += " and split_by 'documents'; 'position' cuts within documents"
     return told
 

@@ -22,6 +22,8 @@ from mdlm_jax.host.paths import plain
 
 TEXT = (".txt", ".text", ".md")
 JSONL = (".jsonl", ".ndjson", ".jsonlines", ".json")  # an object a line
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow",)
 _PACKED = (".gz", ".gzip")
 
 _BLOCK = 2**20  # bytes that are decoded at a time
@@ -90,8 +92,14 @@ def locate(name: Name) -> File:
 
 
 def kind(name: Name) -> str:
-    """'text' or 'jsonl' by the suffix, in any case and perhaps packed; '' of any other."""
+    """'text', 'jsonl', 'parquet' or 'arrow' by the suffix, in any case; '' of any other.
+
+    Text and JSON lines may be packed.
+    """
     told = str(name).lower()
+    for found, ends in (("parquet", PARQUET), ("arrow", ARROW)):
+        if told.endswith(ends):
+            return found
     for packed in _PACKED:
         told = told.removesuffix(packed)
     return next((k for k, ends in (("text", TEXT), ("jsonl", JSONL)) if told.endswith(ends)), "")
@@ -145,6 +153,16 @@ def decoded(raw: bytes, place: str) -> str:
         raise ValueError(f"{place} is not UTF-8: {told}") from None
 
 
+def opened(file: File) -> Any:
+    """The file, open for reading its bytes.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    # A pipe is a file too, but none that fsspec opens.
+    return Path(file.path).open("rb") if file.is_local else file.system.open(file.path, "rb")
+
+
 def _file(name: Name | File) -> File:
     return name if isinstance(name, File) else locate(name)
 
@@ -193,7 +211,7 @@ def _is_wide(first: bytes) -> bool:
 
 def _blocks(file: File) -> Iterator[bytes]:
     """The bytes of a file, unpacked; the first block holds the byte order mark, if there is one."""
-    with _opened(file) as raw:
+    with opened(file) as raw:
         if not file.path.lower().endswith(_PACKED):
             yield from _read(raw)
             return
@@ -211,8 +229,3 @@ def _read(raw: Any) -> Iterator[bytes]:
     yield first
     while block := raw.read(_BLOCK):
         yield block
-
-
-def _opened(file: File) -> Any:
-    # A pipe is a file too, but none that fsspec opens.
-    return Path(file.path).open("rb") if file.is_local else file.system.open(file.path, "rb")

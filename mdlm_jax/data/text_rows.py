@@ -16,7 +16,7 @@ def read_rows(files: str, tokenizer: Tokenizer, length: int, *, documents: str =
     The last row is padded where the tokens do not fill it. The text is held in memory.
 
     Args:
-      files: globs of .txt and .jsonl (field "text"), as `Config.files` takes them.
+      files: globs of text and tables (field "text"), as `Config.files` takes them.
       tokenizer: has a separator, which ends each document.
       length: tokens in a row, L.
       documents: what one document of a .txt is: 'file', 'paragraph' or 'line'.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlm_jax.data.corpora.documents import Document
-from mdlm_jax.data.corpora.holding_out import hold_out
+from mdlm_jax.data.corpora.holding_out import hold_out, way
 
 documents = st.lists(
     st.builds(Document, st.text("abc \n", min_size=1), st.integers(0, 2)), max_size=30
@@ -65,3 +65,21 @@ def test_only_what_is_missing_is_held_out(by):
     assert sizes == pytest.approx([0.9, 0.1], abs=0.02)
     given = {"train": MANY, "validation": named, "test": named}
     assert hold_out(given, share=0.1, by=by) == given
+
+
+@given(documents, st.floats(0.01, 0.49), st.sampled_from([(), ("validation",), ("test",)]))
+def test_a_hash_that_leaves_a_split_empty_gives_way_to_position(train, share, named):
+    train = [each._replace(prompt=None) for each in train]
+    given = {"train": train, **{name: [Document("named", 0)] for name in named}}
+    by_hash = hold_out(given, share=share, by="documents")
+    filled = all(list(part) for part in by_hash.values())
+    assert way(given, share=share, by="documents") == ("documents" if filled else "position")
+    assert way(given, share=share, by="position") == "position"
+
+
+def test_pairs_and_given_splits_are_left_as_asked():
+    pair = [Document("a", 0, prompt="b")]
+    assert way({"train": pair}, share=0.05, by="documents") == "documents"
+    one = [Document("a", 0)]
+    splits = {"train": one, "validation": one, "test": one}
+    assert way(splits, share=0.05, by="documents") == "documents"

@@ -188,7 +188,7 @@ def test_malformed_lines_are_named(write, tmp_path, change, line, message):
 
 def test_pairs_of_a_txt_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"^prompt_field 'prompt' needs \.jsonl files, and .*a\.t"):
+    with pytest.raises(ValueError, match=r"^prompt_field 'prompt' needs \.jsonl, .*, and .*a\.txt"):
         data.prepare(config(str(tmp_path / "a.txt")), tmp_path)
 
 

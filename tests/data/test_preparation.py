@@ -235,7 +235,7 @@ _CHECKED = {
     [
         ({"source": "../books"}, "^source must be one of wikipedia_summaries.*, got '../books'"),
         ({"source": "text_files"}, "^files must name the training text .* got ''"),
-        ({"files": "*.txt"}, "^files does nothing for source 'wikipedia_summaries'; .* '\\*.txt'"),
+        ({"files": "*.txt", "source": "lm1b"}, "^files does nothing for source 'lm1b'; .*txt'"),
         ({"test_files": "x", "source": "lm1b"}, "^test_files does nothing for source 'lm1b'"),
         ({"documents": "line"}, "^documents does nothing for source 'wikipedia_summaries'"),
         ({"text_field": "body"}, "^text_field does nothing for source 'wikipedia_summaries'"),
@@ -278,15 +278,37 @@ def test_split_without_documents_is_named(tiny_config, tiny_corpus, tmp_path, mo
         data.prepare(config, tmp_path)
 
 
-def test_single_document_tells_how_to_split_it(tmp_path):
-    (tmp_path / "book.txt").write_text(" ".join(f"word{i}" for i in range(5000)))
-    config = data.Config(
-        source="text_files", files=str(tmp_path / "book.txt"), tokenizer="bpe", vocab_size=300
-    )
-    with pytest.raises(ValueError, match=r"0 documents .*: held_out is 0.05 .* 'position' cuts"):
-        data.prepare(config, tmp_path)
-    prepared = data.prepare(dataclasses.replace(config, split_by="position"), tmp_path)
+def book(tmp_path, words=5000):
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(f"word{i}" for i in range(words)))
+    return path
+
+
+def test_files_alone_are_a_source(tmp_path):
+    assert data.Config().source == "wikipedia_summaries"
+    assert data.Config(files="a.txt").source == "text_files"
+    assert data.Config(files="a.txt") == data.Config(source="text_files", files="a.txt")
+
+
+def test_a_single_file_is_cut_by_position(tmp_path, capsys):
+    config = data.Config(files=str(book(tmp_path)), vocab_size=300)
+    prepared = data.prepare(config, tmp_path / "cache")
+    told = "too few documents to hold some out: the last 5% of its text are held out for each split"
+    assert told in capsys.readouterr().err
+    asked = dataclasses.replace(config, split_by="position")
+    as_asked = data.prepare(asked, tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+    assert prepared.fingerprint == as_asked.fingerprint
+    assert prepared.card["config"]["split_by"] == "position"
     assert [len(rows) > 0 for rows in prepared.splits.values()] == [True] * 3
+
+
+def test_a_single_file_that_is_too_short_says_so(tmp_path):
+    config = data.Config(files=str(book(tmp_path, 300)), tokenizer="bpe", vocab_size=300)
+    with pytest.raises(
+        ValueError, match=r"'validation' .* fewer than one row .*: held_out is 0.05"
+    ):
+        data.prepare(config, tmp_path / "cache")
 
 
 _PREPARE = """

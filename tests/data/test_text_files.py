@@ -139,10 +139,10 @@ def test_version_follows_the_state_of_the_files(write, tmp_path):
         ),
         ("a.jsonl", '{"text": "x\\ud800"}', {}, r"line 1: text_field 'text' holds '\\ud800', half"),
         ("a.jsonl", '{"text": "x"}', {"label_field": "k"}, r"line 1 has no label_field 'k': "),
-        ("a.txt", "x", {"label_field": "k"}, r"label_field 'k' needs \.jsonl files, and .*a\.txt"),
-        ("a.txt", "x", {"text_field": "k"}, r"text_field is for \.jsonl, and there is none"),
+        ("a.txt", "x", {"label_field": "k"}, r"label_field 'k' needs \.jsonl, .*, and .*a\.txt is"),
+        ("a.txt", "x", {"text_field": "k"}, r"text_field is for \.jsonl, .*: there is none"),
         ("a.jsonl", "{}", {"documents": "line"}, r"documents is for \.txt: .* got 'line'$"),
-        ("a.pdf", "x", {}, r"^files: .*a\.pdf must end in one of \.txt, .*, \.jsonl, .*\.gz$"),
+        ("a.pdf", "x", {}, r"^files: .*a\.pdf must end in one of \.txt, .*\.gz, .*\.arrow$"),
     ],
 )
 def test_what_cannot_be_read_is_named(write, name, content, settings, message):

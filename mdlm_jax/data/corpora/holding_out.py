@@ -1,5 +1,6 @@
 """Splits that a corpus does not bring, held out of its training documents."""
 
+import bisect
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,31 @@ def hold_out(
     kind = _by_hash if by == "documents" else _by_position
     parts = kind(train, share, len(missing))
     return {**splits, **dict(zip(["train", *missing], parts, strict=True))}
+
+
+def way(splits: Mapping[str, Iterable[Document]], *, share: float, by: str) -> str:
+    """How documents are held out, as `hold_out` takes it: as asked, where that can be done.
+
+    By hash, few documents leave a split without one: of a single book all but one. Those are cut by
+    position. Pairs are not: half a response answers nothing.
+
+    Args:
+      splits: documents by split; read until every split has one.
+      share: as of `hold_out`.
+      by: what was asked for.
+    """
+    missing = [name for name in ("validation", "test") if name not in splits]
+    if not missing or by != "documents":
+        return by
+    wanted = {*range(len(missing) + 1)}
+    borders = [1 - share * left for left in range(len(missing), 0, -1)]
+    for document in splits["train"]:
+        if document.prompt is not None:
+            return by
+        wanted.discard(bisect.bisect_right(borders, _hash(document)))
+        if not wanted:
+            return by
+    return "position"
 
 
 @dataclass(frozen=True)

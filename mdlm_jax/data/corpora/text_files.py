@@ -1,4 +1,7 @@
-"""Files of text as a corpus: .txt and .jsonl, plain or gzipped, wherever fsspec reads."""
+"""Files of text as a corpus, wherever fsspec reads: .txt and .jsonl, plain or gzipped, and tables.
+
+Tables are .parquet and the folders that `save_to_disk` of Hugging Face `datasets` writes.
+"""
 
 import dataclasses
 import glob
@@ -10,11 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mdlm_jax.data import json_text, reading
+from mdlm_jax.data.corpora import saved_datasets, tables
 from mdlm_jax.data.corpora.chat import ChatTemplate, check_answered, check_messages
 from mdlm_jax.data.corpora.documents import Corpus, Document
 
 # Of what makes documents of bytes: raise it whenever that makes others of the same files.
 _READER = "2"
+
+_WITH_FIELDS = ".jsonl, .parquet or saved datasets"
 
 # How file systems say which state of a file this is (local; S3; Google Cloud Storage; memory).
 _STAMPS = ("mtime", "etag", "ETag", "generation", "LastModified", "created")
@@ -31,8 +37,12 @@ class _File(NamedTuple):
         return self.at.name
 
     @property
-    def is_jsonl(self) -> bool:
-        return reading.kind(self.at.path) == "jsonl"
+    def kind(self) -> str:
+        return reading.kind(self.at.path)
+
+    @property
+    def has_fields(self) -> bool:
+        return self.kind != "text"
 
 
 def open_text_files(
@@ -49,9 +59,10 @@ def open_text_files(
 
     Args:
       globs: comma-separated globs by the name of the config's field ('files', 'validation_files',
-        'test_files'); an empty one is no split.
+        'test_files'); an empty one is no split. 'files' may name a saved DatasetDict, which brings
+        its own splits.
       documents: what one document of a .txt is: 'file', 'paragraph' or 'line'.
-      text_field: the text of a .jsonl line.
+      text_field: the text of a line of a .jsonl, or of a row of a table.
       label_field: its label, a string or an integer; '' is no labels.
       prompt_field: the prompt of which the text is the response; '' is text alone.
       messages_field: instead of both, a list of messages that ends with the assistant's response;
@@ -69,22 +80,26 @@ def open_text_files(
         the documents are read: a file is empty, broken or no text (see `reading`), or a line
         of a .jsonl is not as it should be.
     """
-    splits = {"files": "train", "validation_files": "validation", "test_files": "test"}
-    found = {splits[field]: _find(field, value) for field, value in globs.items() if value.strip()}
+    found = _find_splits(globs)
     files = [file for split in found.values() for file in split]
     _refuse_shared(found)
-    if documents != "file" and all(file.is_jsonl for file in files):
-        raise ValueError(f"documents is for .txt: every line of a .jsonl is one, got {documents!r}")
+    if of_tables := [file for file in files if file.kind in ("parquet", "arrow")]:
+        tables.require_pyarrow(of_tables[0].name)
+    if documents != "file" and all(file.has_fields for file in files):
+        raise ValueError(
+            f"documents is for .txt: a line of a .jsonl, or a row of a table, is one, "
+            f"got {documents!r}"
+        )
     needed = {
         "label_field": label_field,
         "prompt_field": prompt_field,
         "messages_field": messages_field,
     }
     for key, field in needed.items():
-        if field and (plain := [file.name for file in files if not file.is_jsonl]):
-            raise ValueError(f"{key} {field!r} needs .jsonl files, and {plain[0]} is not")
-    if text_field != "text" and not any(file.is_jsonl for file in files):
-        raise ValueError(f"text_field is for .jsonl, and there is none, got {text_field!r}")
+        if field and (plain := [file.name for file in files if not file.has_fields]):
+            raise ValueError(f"{key} {field!r} needs {_WITH_FIELDS}, and {plain[0]} is not")
+    if text_field != "text" and not any(file.has_fields for file in files):
+        raise ValueError(f"text_field is for {_WITH_FIELDS}: there is none, got {text_field!r}")
     written = template.text if template else ""
     state = "\n".join([_READER, *(file.state for file in files), *filter(None, [written])])
     fields = documents, text_field, label_field, prompt_field, messages_field, template
@@ -113,7 +128,7 @@ class _Documents:
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
-            found = self._of_jsonl(file) if file.is_jsonl else self._of_txt(file)
+            found = self._of_records(file) if file.has_fields else self._of_txt(file)
             yield from (document for document in found if document.text.strip())
 
     def parts(self) -> list[Iterable[Document]]:
@@ -130,14 +145,23 @@ class _Documents:
             texts = ("".join(each).removesuffix("\n") for is_text, each in paragraphs if is_text)
         return (Document(text, 0, place=file.name) for text in texts)
 
-    def _of_jsonl(self, file: _File) -> Iterator[Document]:
-        for place, record in json_text.records(file.at):
+    def _of_records(self, file: _File) -> Iterator[Document]:
+        if file.kind == "jsonl":
+            records = json_text.records(file.at)
+        else:
+            records = tables.records(file.at, self._fields())
+        for place, record in records:
             prompt, text = self._texts(record, place)
             label: int | str = 0
             if self.label_field:
                 value = _field(record, "label_field", self.label_field, place)
                 label = json_text.label(value, f"{place}: label_field {self.label_field!r}")
             yield Document(text, label, prompt, place)
+
+    def _fields(self) -> dict[str, str]:
+        """The fields that are read, by their keys."""
+        keys = ["messages_field"] if self.template else ["prompt_field", "text_field"]
+        return {key: getattr(self, key) for key in [*keys, "label_field"] if getattr(self, key)}
 
     def _texts(self, record: dict[str, Any], place: str) -> tuple[str | None, str]:
         """The prompt, if the line is a pair, and the text."""
@@ -165,9 +189,31 @@ def _field(record: dict[str, Any], key: str, name: str, place: str) -> Any:
     return record[name]
 
 
-def _find(field: str, globs: str) -> list[_File]:
-    """The files of comma-separated globs, in their order, each glob's sorted, none twice."""
-    found: dict[str, _File] = {}
+def _find_splits(globs: Mapping[str, str]) -> dict[str, list[_File]]:
+    """The files of each split; `globs` as of `open_text_files`."""
+    of_field = {"files": "train", "validation_files": "validation", "test_files": "test"}
+    found: dict[str, list[_File]] = {}
+    for field, value in globs.items():
+        if not value.strip():
+            continue
+        for split, files in _find(field, value).items():
+            split = split or of_field[field]
+            if split in found and field != "files":
+                raise ValueError(
+                    f"{field} does nothing: {globs['files']} has the split {split!r}; leave it at "
+                    f"'', got {value!r}"
+                )
+            found.setdefault(split, []).extend(files)
+    return found
+
+
+def _find(field: str, globs: str) -> dict[str, list[_File]]:
+    """The files of comma-separated globs, in their order, each glob's sorted, none twice.
+
+    Returns:
+      Files by split; '' is that of the field.
+    """
+    found: dict[str, dict[str, _File]] = {}
     # What exists is taken literally: names may hold commas and brackets.
     is_one = "://" not in globs and reading.locate(globs.strip()).exists()
     parts = [globs] if is_one else globs.split(",")
@@ -180,9 +226,11 @@ def _find(field: str, globs: str) -> list[_File]:
         if not paths:
             raise ValueError(f"{field}: {pattern!r} matches no file")
         for path in paths:
-            file = _stat(field, root.system, path)
-            found.setdefault(file.name, file)
-    return list(found.values())
+            for split, files in _at(field, root.system, path).items():
+                of_split = found.setdefault(split, {})
+                for file in files:
+                    of_split.setdefault(file.name, file)
+    return {split: list(files.values()) for split, files in found.items()}
 
 
 def _root(field: str, pattern: str) -> reading.File:
@@ -212,17 +260,39 @@ def _matching(root: reading.File) -> list[str]:
     ]
 
 
-def _stat(field: str, system: Any, path: str) -> _File:
-    info = system.info(path)
+def _at(field: str, system: Any, path: str) -> dict[str, list[_File]]:
+    """The file at a path, or those of a saved dataset, by split as `_find` has them."""
     at = reading.File(system, path, "")
-    name = path if at.is_local else system.unstrip_protocol(path)
-    if info["type"] == "directory":
-        raise ValueError(f"{field}: {name} is a folder: name its files, {name.rstrip('/')}/*.txt")
-    if not reading.kind(path):
-        accepted = ", ".join((*reading.TEXT, *reading.JSONL))
-        raise ValueError(f"{field}: {name} must end in one of {accepted}, perhaps with .gz")
+    at = at._replace(name=path if at.is_local else system.unstrip_protocol(path))
+    if system.info(path)["type"] != "directory":
+        if not reading.kind(path):
+            packed = ", ".join((*reading.TEXT, *reading.JSONL))
+            raise ValueError(
+                f"{field}: {at.name} must end in one of {packed}, perhaps with .gz, or in "
+                f"{', '.join((*reading.PARQUET, *reading.ARROW))}"
+            )
+        return {"": [_stat(at)]}
+    if not saved_datasets.is_saved(at):
+        raise ValueError(
+            f"{field}: {at.name} is a folder: name its files, {at.name.rstrip('/')}/*.txt"
+        )
+    try:
+        splits = saved_datasets.splits(at)
+        if "" not in splits and field != "files":
+            one = next(iter(splits))
+            raise ValueError(
+                f"{at.name} holds the splits {', '.join(splits)}: name the folder of one, such as "
+                f"{at.name.rstrip('/')}/{one}"
+            )
+        return {split: [_stat(file) for file in files] for split, files in splits.items()}
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _stat(at: reading.File) -> _File:
+    info = at.system.info(at.path)
     stamp = next((str(info[key]) for key in _STAMPS if key in info), "")
-    return _File(at._replace(name=name), json.dumps([name, info["size"], stamp]))
+    return _File(at, json.dumps([at.name, info["size"], stamp]))
 
 
 def _refuse_shared(found: Mapping[str, Iterable[_File]]) -> None:

@@ -139,6 +139,21 @@ def visible(text):
     return re.sub(r"\s+", " ", unescape(bare))
 
 
+def rows(text, *labels):
+    """The rows of a page's tables by their heads, which no two may share; of all tables or some."""
+    tables = re.findall(r'<div class="wide" .*? aria-label="(.*?)".*?</table>', text, re.DOTALL)
+    assert {*labels} <= {*tables}
+    text = "".join(
+        re.search(rf'aria-label="{label}".*?</table>', text, re.DOTALL)[0]
+        for label in labels or tables
+    )
+    found = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text)
+    heads = [unescape(head) for head, _ in found]
+    assert len({*heads}) == len(heads)
+    cells = (re.findall(r"<td>(.*?)</td>", values) for _, values in found)
+    return {head: [unescape(each) for each in row] for head, row in zip(heads, cells, strict=True)}
+
+
 def canvases(text):
     """The texts of a page's canvases, without tags, as a reader copies them."""
     found = re.findall(r'<p class="canvas">(.*?)</p>', text, flags=re.DOTALL)

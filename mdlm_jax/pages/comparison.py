@@ -5,11 +5,11 @@ and compares bits per character of the text.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import jax
 from etils import epath
+from markupsafe import Markup
 
 from mdlm_jax.host import paths
 from mdlm_jax.networks import bert
@@ -53,21 +53,21 @@ def _names(folders: Sequence[epath.Path]) -> list[str]:
 
 def _page(runs: Runs) -> str:
     split = _common_split(runs)
-    sections = (
-        f"<header><h1>{len(runs)} runs compared</h1></header>",
-        f'<section><ul class="runs">{"".join(map(_run_name, range(len(runs)), runs))}</ul>',
-        *_warnings(runs, split),
-        "</section>",
-        _figures(runs, split),
-        _table(runs, split),
-        _differences(runs),
-        _samples(runs),
+    return template.render(
+        "comparison.html.j2",
+        title=f"{', '.join(runs)} · mdlm_jax",
+        runs=list(runs),
+        swatches=[(name, plots.swatch(index)) for index, name in enumerate(runs)],
+        same_tokens=_same_tokens(runs),
+        splits=[(name, _evaluation(run, split).get("split")) for name, run in runs.items()],
+        split=split,
+        bound=_bound(runs),
+        over=_over_training(runs),
+        rates=_rates_svg(runs, split),
+        figures=_figures(runs, split),
+        differences=_differences(runs),
+        filling=_samples(runs),
     )
-    return template.page(f"{', '.join(runs)} · mdlm_jax", "\n".join(filter(None, sections)))
-
-
-def _run_name(index: int, name: str) -> str:
-    return f"<li>{plots.swatch(index)}{escape(name)}</li>"
 
 
 # What may be compared.
@@ -92,118 +92,92 @@ def _bound(runs: Runs) -> str:
     return " or exact ".join(sorted({run.bound for run in runs.values()}))
 
 
-def _warnings(runs: Runs, split: str | None) -> list[str]:
-    warnings = []
-    if not _same_tokens(runs):
-        warnings.append(
-            "The runs were trained and measured on different data or with different tokenizers: "
-            "nats per token, perplexities and n-grams are not comparable between them. Bits per "
-            "character are closer to it, where the raw text is the same and no tokenizer hides "
-            "characters ([UNK], folded case)."
-        )
-    told = {name: _evaluation(run, split).get("split") for name, run in runs.items()}
-    if missing := [name for name, of in told.items() if of is None]:
-        warnings.append(
-            f"Not evaluated: {', '.join(missing)} (python -m mdlm_jax.evaluate --workdir=...)."
-        )
-    if len({of for of in told.values() if of}) > 1:
-        splits = ", ".join(f"{name}: {of}" for name, of in told.items() if of)
-        warnings.append(f"The runs were evaluated on different splits ({splits}): not comparable.")
-    return [f'<p class="warning">{escape(warning)}</p>' for warning in warnings]
+# Drawings.
 
 
-# Figures.
-
-
-def _figures(runs: Runs, split: str | None) -> str:
+def _over_training(runs: Runs) -> list[tuple[str, Markup]]:
+    """Validation likelihoods over steps and over tokens: what they are over, and the `<svg>`."""
     per_character = not _same_tokens(runs) and all(
         each.get("bits_per_character") for run in runs.values() for each in run.evaluated
     )
     y = "bits per character" if per_character else "nats per token"
-    over_steps, over_tokens, over_rates = [], [], []
+    figure = "bits_per_character" if per_character else "nats_per_token"
+    lines: dict[str, list[plots.Line]] = {"steps": [], "tokens": []}
     for index, run in enumerate(runs.values()):
         records = [each for each in run.evaluated if each["nats_per_token"] is not None]
         steps = [each["step"] for each in records]
-        figure = "bits_per_character" if per_character else "nats_per_token"
         values = [each[figure] for each in records]
         if steps:
-            over_steps.append(plots.Line(index, steps, values))
+            lines["steps"].append(plots.Line(index, steps, values))
         if steps and run.tokens_per_step:
             tokens = [step * run.tokens_per_step for step in steps]
-            over_tokens.append(plots.Line(index, tokens, values))
+            lines["tokens"].append(plots.Line(index, tokens, values))
+    return [(x, Markup(plots.comparison_svg(each, x=x, y=y))) for x, each in lines.items() if each]
+
+
+def _rates_svg(runs: Runs, split: str | None) -> Markup:
+    """The cross-entropy of a masked token by mask rate, "" where no run has any."""
+    lines = []
+    for index, run in enumerate(runs.values()):
         evaluation = _evaluation(run, split)
         if evaluation.get("likelihood") == "exact":
             level = [evaluation["nats_per_token"]] * 2
-            over_rates.append(plots.Line(index, [0.0, 1.0], level))
+            lines.append(plots.Line(index, [0.0, 1.0], level))
         elif curve := evaluation.get("rate_curve"):
             points = sorted((point["rate"], point["nats"]) for point in curve)
-            over_rates.append(plots.Line(index, *zip(*points, strict=True)))
-    figures = []
-    for x, lines in (("steps", over_steps), ("tokens", over_tokens)):
-        if lines:
-            svg = plots.comparison_svg(lines, x=x, y=y)
-            caption = f"The validation {_bound(runs)} during training, over {x}: lower is better."
-            figures.append(template.figure(f"Validation {_bound(runs)} over {x}", svg, caption))
-    if over_rates:
-        svg = plots.comparison_svg(over_rates, x="mask rate", y="nats per masked token", share=True)
-        text = f"the {split} split" if split else "the split that each was evaluated on"
-        caption = (
-            f"The average of a curve over all mask rates is the run's NELBO. Text: {text}."
-            + ("" if _bound(runs) == "NELBO" else " Level lines are of autoregressive runs.")
-            + ("" if _same_tokens(runs) else " The tokens differ: compare shapes, not heights.")
-        )
-        figures.append(template.figure("A masked token, by mask rate", svg, caption))
-    return f'<section class="figures">{"".join(figures)}</section>' if figures else ""
+            lines.append(plots.Line(index, *zip(*points, strict=True)))
+    if not lines:
+        return Markup()
+    svg = plots.comparison_svg(lines, x="mask rate", y="nats per masked token", share=True)
+    return Markup(svg)
 
 
 # Tables, a column a run.
 
 _LIKELIHOOD = (
-    ("split", "split", "{}"),
-    ("{bound}, nats/token", "nats_per_token", "{:.3f}"),
-    ("± masks", "mc_error", "{:.3f}"),
-    ("± text", "text_error", "{:.3f}"),
-    ("bits/token", "bits_per_token", "{:.3f}"),
-    ("bits/character", "bits_per_character", "{:.3f}"),
-    ("perplexity", "perplexity", "{:,.1f}"),
-    ("bigram, nats/token", "bigram", "{:.3f}"),
-    ("unigram, nats/token", "unigram", "{:.3f}"),
-    ("evaluated at step", "step", "{:,}"),
-    ("weights", "weights", "{}"),
+    ("split", "split", ""),
+    ("{bound}, nats/token", "nats_per_token", ".3f"),
+    ("± masks", "mc_error", ".3f"),
+    ("± text", "text_error", ".3f"),
+    ("bits/token", "bits_per_token", ".3f"),
+    ("bits/character", "bits_per_character", ".3f"),
+    ("perplexity", "perplexity", ",.1f"),
+    ("bigram, nats/token", "bigram", ".3f"),
+    ("unigram, nats/token", "unigram", ".3f"),
+    ("evaluated at step", "step", ","),
+    ("weights", "weights", ""),
+)
+_TRAINING = (
+    ("parameters", "parameters", ","),
+    ("steps", "steps", ","),
+    ("tokens trained on", "tokens", ""),
+    ("training time", "time", ""),
+    ("tokens/s", "pace", ",.0f"),
+    ("peak device memory", "device", ""),
+    ("peak host memory", "host", ""),
 )
 
 
-def _table(runs: Runs, split: str | None) -> str:
+def _figures(runs: Runs, split: str | None) -> list[list[str]]:
+    likelihood = [(head.format(bound=_bound(runs)), *rest) for head, *rest in _LIKELIHOOD]
     evaluations = [_evaluation(run, split) for run in runs.values()]
-    rows = [
-        [
-            name.format(bound=_bound(runs)),
-            *(template.cell(layout, each.get(key)) for each in evaluations),
-        ]
-        for name, key, layout in _LIKELIHOOD
-    ]
-    training = [_training(run) for run in runs.values()]
-    rows += [[name, *(each[name] for each in training)] for name in training[0]]
-    rows = [row for row in rows if set(row[1:]) != {template.NOTHING}]
-    return (
-        f"<section><h2>Figures</h2>{template.table(['', *runs], rows)}"
-        "<p>The NELBO is an upper bound of the negative log-likelihood; its errors are standard "
-        "errors, in nats/token. Bits per character: of the text that was scored.</p></section>"
+    return template.rows(likelihood, evaluations) + template.rows(
+        _TRAINING, map(_training, runs.values())
     )
 
 
-def _training(run: Run) -> dict[str, str]:
+def _training(run: Run) -> dict[str, Any]:
     steps, seconds = run.steps, run.training_seconds()
     tokens = steps * run.tokens_per_step if run.tokens_per_step else None
     memory = {place: run.peak_memory(place) for place in ("device", "host")}
     return {
-        "parameters": template.cell("{:,}", _parameters(run)),
-        "steps": template.cell("{:,}", steps or None),
-        "tokens trained on": template.count(tokens) if tokens else template.NOTHING,
-        "training time": " ".join(template.duration(seconds)) if seconds else template.NOTHING,
-        "tokens/s": template.cell("{:,.0f}", tokens / seconds if seconds else None),
+        "parameters": _parameters(run),
+        "steps": steps or None,
+        "tokens": template.count(tokens) if tokens else None,
+        "time": " ".join(template.duration(seconds)) if seconds else None,
+        "pace": tokens / seconds if tokens and seconds else None,
         **{
-            f"peak {place} memory": " ".join(template.memory(size)) if size else template.NOTHING
+            place: " ".join(template.memory(size)) if size else None
             for place, size in memory.items()
         },
     }
@@ -218,32 +192,26 @@ def _parameters(run: Run) -> int | None:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def _differences(runs: Runs) -> str:
+def _differences(runs: Runs) -> list[list[str]]:
     configs = [flat(run.config) for run in runs.values()]
     keys = dict.fromkeys(key for config in configs for key in config)
-    rows = [
+    return [
         [key, *(_short(config.get(key)) for config in configs)]
         for key in keys
         if any(config.get(key) != configs[0].get(key) for config in configs)
     ]
-    if not rows:
-        return "<section><h2>Configuration</h2><p>The same in all runs.</p></section>"
-    return (
-        "<section><h2>Configuration: what differs</h2>"
-        f"{template.table(['key', *runs], rows)}</section>"
-    )
 
 
 def _short(value: Any) -> str:
-    text = template.cell("{}", value)
+    text = template.number(value)
     return text if len(text) <= 32 else f"{text[:12]}…"  # a fingerprint
 
 
-def _samples(runs: Runs) -> str:
+def _samples(runs: Runs) -> Markup:
     """One of each run, of a prompt that all have where there is one."""
     sampled = {name: run.samples for name, run in runs.items() if run.samples}
     if not sampled:
-        return ""
+        return Markup()
     prompts = [{each["prompt"] for each in samples} for samples in sampled.values()]
     first = next(iter(sampled.values()))
     shared = [each for each in first if each["prompt"] in set.intersection(*prompts)]
@@ -253,4 +221,4 @@ def _samples(runs: Runs) -> str:
         name: max(samples, key=lambda each: (each["prompt"] == prompt, each["steps"]))
         for name, samples in sampled.items()
     }
-    return f"<section><h2>Samples</h2>\n{animation.side_by_side(chosen)}</section>"
+    return animation.side_by_side(chosen)

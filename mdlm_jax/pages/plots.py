@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from mdlm_jax.evaluation.bounds.rate_curves import BERT_RATE
+
 Records = Sequence[Mapping[str, Any]]
 
 # Each colour leaves the figure as the CSS variable beside it, so that the page can be dark.
@@ -145,7 +147,7 @@ def calibration_svg(curve: Records) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         axes.fill_between(rates, accuracy, confidence, color=_TRAINING, alpha=0.35, linewidth=0)
-        axes.plot(rates, accuracy, "o-", markersize=4, color=_MODEL, label="right")
+        axes.plot(rates, accuracy, "o-", markersize=4, color=_MODEL, label="accuracy")
         axes.plot(rates, confidence, "o--", markersize=4, color=_UNIGRAM, label="confidence")
         _mark_bert(axes)
         axes.set_ylim(bottom=0)
@@ -217,16 +219,15 @@ def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False
         return _svg(figure, f"{y} over {x}, a line for each run")
 
 
-def swatch(index: int) -> str:
-    """The colour and dash of a run, as an HTML element to stand before its name."""
+def swatch(index: int) -> tuple[str, str]:
+    """Of a run's line the style of a CSS border, and the CSS variable of its colour."""
     dash = _DASHES[index // len(RUN_COLORS) % len(_DASHES)][1]
-    color = _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
-    return f'<b class="swatch" style="border-top: 4px {dash} var({color})"></b>'
+    return dash, _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
 
 
 def _mark_bert(axes: Axes) -> None:
     """Mask rates along x, and the one that BERT is trained at."""
-    axes.axvline(0.15, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
+    axes.axvline(BERT_RATE, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
     axes.set_xlim(0, 1.02)
     axes.set(xlabel="mask rate")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))

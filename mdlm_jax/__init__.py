@@ -1,7 +1,7 @@
 """Masked diffusion language models in JAX.
 
-The pure functions stand here; they import jax and nothing else. Networks, data, training and
-evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
+The pure functions stand here; they import jax and nothing else. `load`, networks, data, training
+and evaluation are imported when they are first asked for (`mdlm_jax.networks.bert`, ...).
 
 | part | name |
 |---|---|
@@ -13,6 +13,7 @@ evaluation are loaded when they are first asked for (`mdlm_jax.networks`, ...).
 | likelihood | `nelbo`, `causal_likelihood` -> `Likelihood`; `at_rate` -> `AtRate` |
 | sampling | `sample` with one of `strategies`, `exact_count` first -> tokens, `Trace` |
 | transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
+| a trained model | `load(run, export or Hugging Face checkpoint)` -> `Model` |
 """
 
 import contextlib
@@ -75,6 +76,9 @@ _ROOMS = (
     "writing",
 )
 
+# Imported when they are first asked for: they need more than jax.
+_HOMES = {"Model": "mdlm_jax.writing.model", "load": "mdlm_jax.writing.model"}
+
 __all__ = [
     "AtRate",
     "Corrupted",
@@ -82,6 +86,7 @@ __all__ = [
     "Hidden",
     "Likelihood",
     "LossAux",
+    "Model",
     "Schedule",
     "Strategy",
     "Trace",
@@ -95,6 +100,7 @@ __all__ = [
     "diffusion_loss",
     "keep_around",
     "keep_prefix",
+    "load",
     "mlm_loss",
     "nelbo",
     "sample",
@@ -105,6 +111,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _ROOMS or name in moved.HOMES:
         return importlib.import_module(f"mdlm_jax.{name}")
     raise AttributeError(f"module 'mdlm_jax' has no attribute {name!r}")

@@ -63,3 +63,32 @@ def test_an_import_changes_no_hook_no_signal_and_no_logger():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
     count, _, told = done.stdout.partition(" ")
     assert told == "[] []\n" and int(count) > 80, done.stdout + done.stderr
+
+
+LAZY = """
+import sys
+import mdlm_jax
+
+heavy = {"flax", "grain", "optax", "orbax", "tokenizers", "ml_collections", "matplotlib"}
+print(sorted(heavy & {*sys.modules}))
+print(mdlm_jax.networks.bert.__name__, mdlm_jax.runs.workdir.__name__)
+print(mdlm_jax.data.corpora.text_files.__name__, mdlm_jax.data.prepare.__name__)
+print({"load", "Model", "networks"} <= {*dir(mdlm_jax)}, "bert" in dir(mdlm_jax.networks))
+print(mdlm_jax.load.__module__, mdlm_jax.Model.__name__)
+try:
+    mdlm_jax.networks.nothing
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_rooms_are_imported_when_they_are_first_asked_for():
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "[]",
+        "mdlm_jax.networks.bert mdlm_jax.runs.workdir",
+        "mdlm_jax.data.corpora.text_files prepare",
+        "True True",
+        "mdlm_jax.writing.model Model",
+        "module 'mdlm_jax.networks' has no attribute 'nothing'",
+    ], done.stderr

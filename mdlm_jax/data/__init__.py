@@ -7,6 +7,8 @@ neither tokenizers nor grain.
 
 import importlib
 
+from mdlm_jax import lazy
+
 _NAMES = {
     "batches": (
         "TrainBatches",
@@ -56,11 +58,10 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)
 
 
+_load, __dir__ = lazy.modules(__name__, __path__, __all__)
+
+
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(importlib.import_module(f"mdlm_jax.data.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mdlm_jax.data' has no attribute {name!r}")
-
-
-def __dir__():
-    return __all__
+    return _load(name)

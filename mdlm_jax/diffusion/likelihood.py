@@ -30,6 +30,18 @@ class Likelihood(NamedTuple):
     mc_variance: Array
     tokens: Array
 
+    def __repr__(self) -> str:
+        """A sentence with both errors; of what is traced, or not at hand, the plain tuple."""
+        if not all(_at_hand(leaf) for leaf in self):
+            return f"Likelihood({', '.join(f'{k}={v!r}' for k, v in self._asdict().items())})"
+        words = [f"{float(self.nats_per_token):.3f} nats per token"]
+        if error := float(self.mc_error):
+            words.append(f"+- {error:.2g} (masks)")
+        if not math.isnan(error := float(self.text_error)):
+            words.append(f"+- {error:.2g} (text)")
+        tokens, rows = int(self.tokens.sum()), int((self.tokens > 0).sum())
+        return f"{' '.join(words)}, {tokens:,} tokens of {rows:,} row{'' if rows == 1 else 's'}"
+
     @property
     def nats_per_token(self) -> Array:
         """That of the whole text per token; 0 of no tokens."""
@@ -137,6 +149,15 @@ def nelbo(
         mc_variance=by_replicate.var(axis=0, ddof=1) / replicates,
         tokens=maskable.sum(axis=1, dtype=jnp.int32),
     )
+
+
+def _at_hand(leaf: object) -> bool:
+    """Whether it is an array [B] whose numbers this process can read now."""
+    if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "ndim", None) != 1:
+        return False
+    if isinstance(leaf, jax.Array):
+        return leaf.is_fully_addressable
+    return hasattr(leaf, "__array__")
 
 
 def _interleaved(*drawn: Array) -> Array:

@@ -1,1 +1,5 @@
 """The machine: mesh, processes, signals, memory, files, the command line."""
+
+from mdlm_jax import lazy
+
+__getattr__, __dir__ = lazy.modules(__name__, __path__)

@@ -5,6 +5,7 @@ denoiser = bert.denoiser(pretrained.params, pretrained.config)
 interop.save_pretrained("models/mine", pretrained)  # what transformers opens
 """
 
+from mdlm_jax import lazy
 from mdlm_jax.interop.pretrained import (
     Pretrained,
     load_pretrained,
@@ -23,3 +24,5 @@ __all__ = [
     "resize_vocabulary",
     "save_pretrained",
 ]
+
+__getattr__, __dir__ = lazy.modules(__name__, __path__, __all__)

@@ -1,1 +1,5 @@
 """Flax networks, each offered as `params -> Denoiser`."""
+
+from mdlm_jax import lazy
+
+__getattr__, __dir__ = lazy.modules(__name__, __path__)

@@ -42,7 +42,7 @@ def record(
       tokenizer: of the model.
       with_tokens: for pages, `[piece, step, log_prob]` of each token (see `evaluation.animation`).
     """
-    shown = shown & ~(fill & (filled.step < 0))  # not written: it lies behind an end of text
+    shown = text_places(filled, fill, shown)
     made = {
         "prompt": settings["prompt"],
         "text": data.decode(tokenizer, filled.tokens[shown]),
@@ -55,6 +55,14 @@ def record(
         told = zip(pieces, steps, log_probs, strict=True)
         made["tokens"] = [[piece, step, round(log_prob, 4)] for piece, step, log_prob in told]
     return made
+
+
+def text_places(filled: Filled, fill: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """bool[L], the tokens of a row that are its text; arguments as of `record`.
+
+    A gap that was not written lies behind an end of text.
+    """
+    return shown & ~(fill & (filled.step < 0))
 
 
 def line(record: Record, encoding: str = "utf-8") -> str:

@@ -145,3 +145,28 @@ def test_the_likelihood_of_nothing_is_nothing(oracle):
     )()  # fmt: skip
     assert nothing.nats_per_token == 0 and nothing.mc_error == 0
     assert np.isnan(nothing.text_error) and np.all(nothing.nats == 0)
+
+
+def test_a_likelihood_is_shown_as_a_sentence():
+    told = Likelihood(
+        jnp.array([9.0, 11.0, 0.0]), jnp.array([0.02, 0.02, 0.0]), jnp.array([2500, 2500, 0])
+    )
+    assert repr(told) == (
+        "0.004 nats per token +- 4e-05 (masks) +- 0.0004 (text), 5,000 tokens of 2 rows"
+    )
+    one = Likelihood(np.array([12.5], np.float32), np.zeros(1, np.float32), np.array([3]))
+    assert repr(one) == "4.167 nats per token, 3 tokens of 1 row"  # exact, and of no other text
+
+
+def test_what_cannot_be_read_now_is_shown_as_a_tuple():
+    """Within jit, of shapes, and of what a tree's map made of it."""
+    told = Likelihood(jnp.ones(2), jnp.ones(2), jnp.ones(2, jnp.int32))
+    shown = []
+    jax.jit(lambda x: shown.append(repr(x)) or x.nats)(told)
+    shown.append(repr(jax.eval_shape(lambda: told)))
+    shown.append(repr(jax.tree.map(lambda _: "leaf", told)))
+    shown.append(repr(jax.tree.map(lambda x: x[None], told)))
+    assert len(shown) == 4
+    for each in shown:
+        assert each.startswith("Likelihood(nats=") and "nats per token" not in each
+    assert str(told) == repr(told) and "per token" in repr(told)

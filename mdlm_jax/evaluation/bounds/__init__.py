@@ -1,1 +1,5 @@
 """Figures of likelihoods."""
+
+from mdlm_jax import lazy
+
+__getattr__, __dir__ = lazy.modules(__name__, __path__)

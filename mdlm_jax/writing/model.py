@@ -1,0 +1,337 @@
+"""A trained model in a Python program: text in, text and figures out.
+
+model = mdlm_jax.load("runs/quickstart")
+model.fill("The city of [MASK] [MASK] lies on the river {mask:3}.")
+model.likelihood("The city lies on the river.")
+model.denoiser  # for the functions of mdlm_jax.diffusion
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
+
+from mdlm_jax import data
+from mdlm_jax.data import json_text, reading
+from mdlm_jax.data.tokens.tokenization import literal
+from mdlm_jax.diffusion import Denoiser, Likelihood
+from mdlm_jax.evaluation.bounds import likelihoods
+from mdlm_jax.host import parallel
+from mdlm_jax.networks import bert
+from mdlm_jax.runs import models, workdir
+from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.writing import answering, filling, prompts, requests, sample_files
+
+PyTree = Any
+Messages = Sequence[Mapping[str, Any]]
+
+_OPTIONS = [field.name for field in dataclasses.fields(requests.Options)]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Model:
+    """What was trained, with its tokenizer; from `load`.
+
+    Attributes:
+      name: what was loaded.
+      model: parameters, network, tokenizer and objective, as the commands have them.
+      card: of a run, the contents of its `data.json`; {} of a checkpoint of Hugging Face.
+      mesh: the devices that hold the parameters.
+    """
+
+    name: str
+    model: models.Model
+    card: Mapping[str, Any]
+    mesh: Mesh
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        at = "" if self.model.step is None else f", {self.model.weights} at step {self.model.step}"
+        return (
+            f"Model({self.name!r}: {self.model.objective.name}, {count:,} parameters, rows of "
+            f"{self.model.length} tokens{at})"
+        )
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters: a nested dict of arrays."""
+        return self.model.params
+
+    @property
+    def encoder(self) -> bert.Config:
+        """The network that the parameters are of."""
+        return self.model.encoder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From text to tokens and back."""
+        return self.model.tokenizer
+
+    @property
+    def mask_id(self) -> int:
+        """The mask token, as `sample` and `nelbo` take it."""
+        return self.encoder.mask_id
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """`(tokens i32[B, L], t f32[B]) -> logits f32[.., V]`, the parameters closed over.
+
+        It serves inside `jit` and outside. JAX takes what a jitted function closes over for
+        constants of the program: they are there twice, and other parameters are another program.
+        Of a large model, or to differentiate, make the parameters an argument and build the
+        denoiser from them inside: `denoiser_of`.
+        """
+        return self.denoiser_of(self.params)
+
+    def denoiser_of(
+        self, params: PyTree, *, valid: jax.Array | None = None, label: jax.Array | None = None
+    ) -> Denoiser:
+        """The denoiser of parameters of this network, such as those of a jitted function.
+
+            jax.jit(lambda params, key, tokens: mdlm_jax.nelbo(
+                model.denoiser_of(params), key, tokens, mask_id=model.mask_id
+            ))(model.params, key, tokens)
+
+        Args:
+          params: a tree as `params` is.
+          valid: bool[B, L], False at padding, which the network does not see.
+          label: i32[B], of a model with classes; -1 is none.
+        """
+        return bert.denoiser(params, self.encoder, valid=valid, label=label)
+
+    def fill(
+        self,
+        text: str | Sequence[str],
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        label: str | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Any:
+        """The text with its gaps filled: `[MASK]` is one token, `{mask:12}` twelve.
+
+        The empty text is a whole row. What follows a text is unknown to the model. The samples are
+        those of `generate`.
+
+        Args:
+          text: a text, or several.
+          samples: of each text; None for the text itself and no list.
+          seed: another seed is another text.
+          label: of a model with classes: what the text is to be about.
+          batch_size: rows at a time; changes no sample.
+          **options: the fields of `mdlm_jax.writing.requests.Options`: steps, strategy,
+            temperature, top_k, top_p, min_p, repetition_penalty, forbid, blocks, guidance,
+            end_of_text, length.
+
+        Returns:
+          A text; with `samples` a list of them; of several texts a list of either.
+
+        Raises:
+          ValueError: a text without a gap or longer than a row, an option that is unknown or
+            impossible, or a model that was trained autoregressively.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        asking = prompts.asking(self.card, self.tokenizer)
+        if asking is not None and "" in texts:
+            raise ValueError(
+                "the model was trained on pairs of a prompt and a response: use answer(prompt), or "
+                "give a text with gaps"
+            )
+        asked = [prompts.Prompt(each, label) for each in texts]
+        written = self._write(asked, None, samples, seed, batch_size, options)
+        return written[0] if isinstance(text, str) else written
+
+    def answer(
+        self,
+        prompt: str | Messages | Sequence[str],
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        label: str | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Any:
+        """What a run of pairs writes behind a prompt, to its end of text.
+
+        Args:
+          prompt: a text; of a run of conversations also its messages, a list of dicts with "role"
+            and "content"; or several texts.
+          samples: of each prompt; None for the answer itself and no list.
+          seed: another seed is another answer.
+          label: of a model with classes.
+          batch_size: rows at a time; changes no sample.
+          **options: as of `fill`.
+
+        Returns:
+          A text; with `samples` a list of them; of several texts a list of either.
+
+        Raises:
+          ValueError: the model was not trained on pairs; a prompt that leaves no room for an
+            answer, or has gaps; or as `fill`.
+        """
+        asking = prompts.asking(self.card, self.tokenizer)
+        if asking is None:
+            raise ValueError(
+                f"{self.name} was not trained on pairs of a prompt and a response: use "
+                "fill(text + '{mask:16}'), which continues a text"
+            )
+        single = isinstance(prompt, str) or _are_messages(prompt)
+        asked = [_prompt(each, label) for each in ([prompt] if single else prompt)]
+        for each in asked:
+            if not asking.answers(each):
+                raise ValueError(f"prompt {each.text[:60]!r} has gaps: use fill(text)")
+        written = self._write(asked, asking, samples, seed, batch_size, options)
+        return written[0] if single else written
+
+    def likelihood(
+        self, text: str | Sequence[str], *, draws: int = 32, seed: int = 0, batch_size: int = 32
+    ) -> Likelihood:
+        """How likely the model finds text: an upper bound of `-log p` with its error.
+
+        Of a model that was trained autoregressively it is exact. Special tokens that are spelt out
+        are plain text, and none are added. A text that is longer than a row of the training is cut
+        into as few rows as hold it, as even as they divide, which know nothing of each other.
+
+        Args:
+          text: a text, or several, each of which begins a row.
+          draws: corruptions of each row, at least 2; more make the error (masks) smaller.
+          seed: of the draws.
+          batch_size: rows at a time.
+
+        Returns:
+          A `Likelihood` of rows: nats, their variance, and tokens.
+
+        Raises:
+          ValueError: a text has no token, or fewer than 2 draws.
+        """
+        rows = self._rows([text] if isinstance(text, str) else text)
+        of_batch = likelihoods.denoiser_of(self.encoder)
+        special = data.special_ids(self.tokenizer)
+        if self.model.exact:
+            of_rows = likelihoods.make_causal_likelihood(
+                of_batch, start_id=special.sep, mesh=self.mesh
+            )
+        else:
+            of_rows = likelihoods.make_nelbo(
+                of_batch,
+                mask_id=self.mask_id,
+                seed=seed,
+                draws=draws,
+                schedule=SCHEDULES[self.model.objective.schedule](),
+                mesh=self.mesh,
+            )
+        # A power of two, so that few programs serve texts of any number.
+        size = min(batch_size, 1 << (len(rows) - 1).bit_length())
+        return of_rows(self.params, rows, size)
+
+    def _rows(self, texts: Sequence[str]) -> data.Rows:
+        """Rows of text, filled up with padding that the network does not see."""
+        tokenizer, length = literal(self.tokenizer), self.model.length
+        split = []
+        for text in texts:
+            ids = tokenizer.encode(
+                json_text.check_characters(text, "text"), add_special_tokens=False
+            ).ids
+            if not ids:
+                raise ValueError(f"text {text[:60]!r} has no token of the model's tokenizer")
+            split += answering.split(ids, length)
+        tokens = np.full((len(split), length), data.special_ids(tokenizer).pad, np.int32)
+        for row, ids in zip(tokens, split, strict=True):
+            row[: len(ids)] = ids
+        sizes = np.array([len(ids) for ids in split], np.int32)
+        return data.Rows(tokens, np.full(len(split), -1, np.int32), sizes)
+
+    def _write(
+        self,
+        asked: Sequence[prompts.Prompt],
+        asking: prompts.Asking | None,
+        samples: int | None,
+        seed: int,
+        batch_size: int,
+        options: Mapping[str, Any],
+    ) -> list[Any]:
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples must be at least 1, not {samples!r}")
+        if not asked:
+            return []
+        request = requests.plan(
+            self.model,
+            asked,
+            _options(options),
+            asking=asking,
+            label_names=self.card.get("label_names", ()),
+        )
+        count = samples or 1
+        batches = filling.fill(
+            self.params,
+            self.encoder,
+            self.mesh,
+            request.method,
+            request.canvas,
+            labels=request.labels,
+            samples=count,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        written = list(self._texts(batches, request.canvas, count))
+        if samples is None:
+            return written
+        return [written[i : i + count] for i in range(0, len(written), count)]
+
+    def _texts(
+        self, batches: Iterator[list[filling.Filled]], canvas: prompts.Canvas, samples: int
+    ) -> Iterator[str]:
+        for batch in batches:
+            for filled in batch:
+                row = filled.number // samples
+                shown = sample_files.text_places(filled, canvas.fill[row], canvas.shown[row])
+                yield data.decode(self.tokenizer, filled.tokens[shown])
+
+
+def load(name: str | os.PathLike, *, weights: str | None = None, mesh: Mesh | None = None) -> Model:
+    """Loads a trained model, wherever it lies.
+
+    Args:
+      name: the folder of a run or of what `export` wrote, a folder of Hugging Face's files, or a
+        name of its hub.
+      weights: of a run, 'ema' (averaged, which None is, too) or 'params'.
+      mesh: from `mdlm_jax.host.parallel.make_mesh`, over which the parameters and the rows are
+        spread; by default the first device of this process.
+
+    Raises:
+      ValueError: there is nothing that can be read, or `weights` of what is no run.
+      FileNotFoundError: no such folder, or a run without a checkpoint.
+      ImportError: Hugging Face's files need the extra `interop`.
+    """
+    told = os.fspath(name)
+    if mesh is None:
+        mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
+    model = models.load(told, mesh, weights=weights)
+    card = {} if model.weights is None else workdir.data_card(reading.path(told))
+    return Model(told, model, card, mesh)
+
+
+def _options(given: Mapping[str, Any]) -> requests.Options:
+    if unknown := sorted(given.keys() - {*_OPTIONS}):
+        near = difflib.get_close_matches(unknown[0], _OPTIONS, n=1)
+        meant = f" (do you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown option {unknown[0]}{meant}: there are {', '.join(_OPTIONS)}")
+    return requests.Options(**given)
+
+
+def _are_messages(prompt: Any) -> bool:
+    return bool(prompt) and all(isinstance(each, Mapping) for each in prompt)
+
+
+def _prompt(told: str | Messages, label: str | None) -> prompts.Prompt:
+    if isinstance(told, str):
+        return prompts.Prompt(told, label)
+    messages = data.check_messages(told, "messages")
+    return prompts.Prompt(messages[-1]["content"], label, messages)

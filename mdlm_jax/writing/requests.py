@@ -1,0 +1,176 @@
+"""From what is asked for to what the sampler takes: rows, labels and a method, all checked."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mdlm_jax import data
+from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.runs.models import Model
+from mdlm_jax.runs.sampler import Method
+from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.writing import decoding, prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How text is written; the defaults are those of `generate`.
+
+    Attributes:
+      steps: network evaluations at the most; one is BERT filling all masks at once.
+      strategy: what is written in each step: a name or a call, `threshold(0.9)`.
+      temperature: below 1 takes likely tokens more often, 0 the most likely only.
+      top_k: draws among so many tokens, the most likely ones; None for all.
+      top_p: draws among the fewest tokens that hold so much of the probability.
+      min_p: draws among the tokens at least so many times as likely as the likeliest.
+      repetition_penalty: above 1 makes tokens that stand in the row less likely.
+      forbid: tokens that are never written, as text.
+      blocks: parts of a row that are filled one after the other, left to right.
+      guidance: weight of classifier-free guidance by the label; None for none.
+      end_of_text: whether the separator between texts ends a text; None where a prompt is answered.
+      length: tokens of a row; None for as many as in training.
+    """
+
+    steps: int = 64
+    strategy: str = "exact_count"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    forbid: Sequence[str] = ()
+    blocks: int = 1
+    guidance: float | None = None
+    end_of_text: bool | None = None
+    length: int | None = None
+
+
+class Request(NamedTuple):
+    """What the sampler takes.
+
+    Attributes:
+      canvas: a row of each prompt.
+      labels: i32[N], the index of each prompt's label, -1 for none.
+      method: how the canvas is filled.
+      answers: whether a prompt is answered.
+    """
+
+    canvas: prompts.Canvas
+    labels: np.ndarray
+    method: Method
+    answers: bool
+
+
+def plan(
+    model: Model,
+    asked: Sequence[prompts.Prompt],
+    options: Options,
+    *,
+    asking: prompts.Asking | None,
+    label_names: Sequence[str] = (),
+) -> Request:
+    """Checks what is asked for; compiles nothing.
+
+    Args:
+      model: from `models.load`.
+      asked: N prompts.
+      options: how they are filled.
+      asking: of a run that was trained on pairs, and is to answer prompts without a gap.
+      label_names: of a model with classes, in their order.
+
+    Raises:
+      ValueError: an option or a prompt that the model cannot take; it is named.
+    """
+    if model.exact:
+        raise ValueError(
+            "the model was trained autoregressively: it fills no masks; take a run of "
+            "objective.name 'diffusion' or 'mlm'"
+        )
+    labels = _labels(model, asked, label_names)
+    _check_guidance(model, labels, options.guidance)
+    canvas = prompts.lay_out(asked, model.tokenizer, _length(model, options.length), asking)
+    if model.padded:
+        canvas = prompts.as_whole_rows(canvas, model.tokenizer)
+    if model.objective.keep:
+        canvas = prompts.as_kept(canvas, model.tokenizer)
+    shaping = _shaping(model, options)
+    answers = asking is not None and any(map(asking.answers, asked))
+    method = Method(
+        strategy=decoding.strategy(options.strategy, SCHEDULES[model.objective.schedule]()),
+        shaping=shaping,
+        steps=_whole("steps", options.steps),
+        blocks=_whole("blocks", options.blocks),
+        guidance=options.guidance,
+        **_ends(model, shaping, answers, options.end_of_text),
+    )
+    return Request(canvas, labels, method, answers)
+
+
+def _ends(
+    model: Model, shaping: Shaping, answers: bool, end_of_text: bool | None
+) -> Mapping[str, Any]:
+    if not (answers if end_of_text is None else end_of_text):
+        return {}
+    special = data.special_ids(model.tokenizer)
+    if special.sep in shaping.forbid:
+        raise ValueError("forbid and end_of_text exclude each other: no text would end")
+    # Behind an answer its model knows separators.
+    return {"end_id": special.sep, "pad_id": special.sep if answers else special.pad}
+
+
+def _length(model: Model, length: int | None) -> int:
+    longest = model.encoder.max_length
+    if length is None:
+        return model.length
+    if not 1 <= length <= longest:
+        raise ValueError(f"length must be from 1 to {longest}, the model's rows, not {length}")
+    return length
+
+
+def _labels(
+    model: Model, asked: Sequence[prompts.Prompt], label_names: Sequence[str]
+) -> np.ndarray:
+    """i32[N], the index of each prompt's label, -1 for none."""
+    if model.encoder.classes:
+        return prompts.label_indices(asked, label_names)
+    if any(prompt.label is not None for prompt in asked):
+        raise ValueError("a label is for models with classes: this one was trained without")
+    return np.full(len(asked), -1, np.int32)
+
+
+def _check_guidance(model: Model, labels: np.ndarray, guidance: float | None) -> None:
+    if guidance is None:
+        return
+    if not model.encoder.classes:
+        raise ValueError("guidance is for models with classes: this one was trained without")
+    if np.any(labels < 0):
+        raise ValueError("guidance needs a label of every prompt")
+
+
+def _shaping(model: Model, options: Options) -> Shaping:
+    return Shaping(
+        forbid=_forbidden(model, options.forbid),
+        repetition_penalty=options.repetition_penalty,
+        temperature=options.temperature,
+        min_p=options.min_p,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+
+
+def _forbidden(model: Model, forbid: Sequence[str]) -> tuple[int, ...]:
+    try:
+        ids = tuple(prompts.token_id(text, model.tokenizer) for text in forbid)
+    except ValueError as error:
+        raise ValueError(f"forbid: {error}") from None
+    if len({*ids, model.encoder.mask_id}) >= model.encoder.vocab_size:
+        raise ValueError("forbid: no token is left to write")
+    return ids
+
+
+def _whole(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value

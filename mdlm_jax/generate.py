@@ -47,7 +47,7 @@ _FILE = flags.DEFINE_string(
     "prompts",
     None,
     'File of prompts: a line each, or .jsonl (.ndjson) with "prompt" or "messages", and perhaps a '
-    '"label".',
+    '"label"; the names that the fields had in training will do, too.',
 )
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Samples of each prompt.", 1)
 _STEPS = flags.DEFINE_integer("steps", 64, "Network evaluations at the most.", 1, 100_000)
@@ -202,8 +202,10 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
             f"{folder} was trained autoregressively: it fills no masks; take a run of "
             "objective.name 'diffusion' or 'mlm'"
         )
-    asking = prompts.asking(workdir.data_card(folder), trained.tokenizer)
-    asked = prompts.asked(_PROMPTS.value, _FILE.value, asking)
+    card = workdir.data_card(folder)
+    asking = prompts.asking(card, trained.tokenizer)
+    fields = prompts.fields(card, labels=bool(trained.encoder.classes))
+    asked = prompts.asked(_PROMPTS.value, _FILE.value, asking, fields)
     asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
     labels = _labels(trained, folder, asked)
     _check_guidance(trained, labels)

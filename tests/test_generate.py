@@ -114,7 +114,7 @@ def test_a_run_of_conversations_answers_what_has_no_gap(tmp_path):
     card = {"config": {"messages_field": "talk"}, "chat_template": template}
     workdir = exported.write(tmp_path / "run", card=card)
     lines = [
-        {"prompt": "old mill?"}, {"messages": TALK, "label": None}, {"prompt": "the [MASK] mill"},
+        {"prompt": "old mill?"}, {"talk": TALK, "label": None}, {"prompt": "the [MASK] mill"},
     ]  # fmt: skip
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -28,6 +28,23 @@ class Prompt(NamedTuple):
     messages: Sequence[Mapping[str, Any]] | None = None
 
 
+class Fields(NamedTuple):
+    """What the fields of the run's own data are called, by which a line may ask; '' of none.
+
+    Attributes:
+      prompt: the prompt's, beside "prompt".
+      messages: that of a conversation, beside "messages".
+      label: the label's, beside "label".
+    """
+
+    prompt: str = ""
+    messages: str = ""
+    label: str = ""
+
+
+_USUAL = Fields()
+
+
 class Canvas(NamedTuple):
     """Rows for the sampler.
 
@@ -99,14 +116,34 @@ def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:
     return Asking(None, mask_token) if config.get("prompt_field") else None
 
 
-def asked(texts: Sequence[str], path: str | Path | None, asking: Asking | None) -> list[Prompt]:
+def fields(card: Mapping[str, Any], *, labels: bool) -> Fields:
+    """The names by which lines of the run's own data hold a prompt.
+
+    Args:
+      card: contents of the run's `data.json`.
+      labels: whether the model takes labels; else the data's are left alone, as other fields are.
+    """
+    config = card.get("config", {})
+    return Fields(
+        prompt=config.get("prompt_field", ""),
+        messages=config.get("messages_field", ""),
+        label=config.get("label_field", "") if labels else "",
+    )
+
+
+def asked(
+    texts: Sequence[str],
+    path: str | Path | None,
+    asking: Asking | None,
+    fields: Fields = _USUAL,
+) -> list[Prompt]:
     """What is asked for: the prompts of a file, else the texts, else a whole row.
 
     Raises:
       ValueError: nothing is asked of a run that was trained on pairs; or as `read`.
     """
     if path:
-        return read(path)
+        return read(path, fields)
     if not texts and asking is not None:
         raise ValueError(
             "the run was trained on pairs of a prompt and a response: ask it by --prompt, or by "
@@ -115,7 +152,7 @@ def asked(texts: Sequence[str], path: str | Path | None, asking: Asking | None) 
     return [Prompt(text) for text in texts or [""]]
 
 
-def read(path: str | Path) -> list[Prompt]:
+def read(path: str | Path, fields: Fields = _USUAL) -> list[Prompt]:
     """The prompts of a file, a line each.
 
     Of `.jsonl` (`.ndjson`, `.json`) a line is an object with the text "prompt", which may be empty,
@@ -123,49 +160,74 @@ def read(path: str | Path) -> list[Prompt]:
     "label", a text or an integer. Other fields are left alone. Else the line is the prompt. Lines
     of nothing but white space are none.
 
+    Args:
+      path: of the file.
+      fields: what the run's data call them. Where a line has such a field, that one counts.
+
     Raises:
       ValueError: a line holds no prompt, or there is none; the line is named.
       OSError: the file cannot be read.
     """
     file = reading.locate(path)
     if reading.kind(file.path) == "jsonl":
-        asked = [_prompt_of(record, place) for place, record in json_text.records(file)]
+        asked = [_prompt_of(record, place, fields) for place, record in json_text.records(file)]
     else:
-        asked = [_prompt_in(line, place) for place, line in reading.numbered(file)]
+        asked = [_prompt_in(line, place, fields) for place, line in reading.numbered(file)]
     if not asked:
         raise ValueError(f"{file.name} holds no prompt")
     return asked
 
 
-def _prompt_in(line: str, place: str) -> Prompt:
-    if line.lstrip().startswith("{") and _is_record(line):
+def _prompt_in(line: str, place: str, fields: Fields) -> Prompt:
+    if line.lstrip().startswith("{") and _is_record(line, fields):
         raise ValueError(f"{place} is JSON: a file of such lines must end in .jsonl")
     return Prompt(line)
 
 
-def _is_record(line: str) -> bool:
+def _is_record(line: str, fields: Fields) -> bool:
     try:
-        return not {"prompt", "messages"}.isdisjoint(json_text.parse(line, ""))
+        return not {"prompt", "messages", *fields[:2]}.isdisjoint(json_text.parse(line, ""))
     except ValueError:
         return False
 
 
-def _prompt_of(record: dict[str, Any], place: str) -> Prompt:
-    label = record.get("label")
+def _prompt_of(record: dict[str, Any], place: str, fields: Fields) -> Prompt:
+    labelled = fields.label if fields.label in record else "label"
+    label = record.get(labelled)
     if label is not None:
-        label = json_text.label(label, f'{place}: "label"')
-    if "messages" in record:
-        if "prompt" in record:
+        label = json_text.label(label, f'{place}: "{labelled}"')
+    name, is_talk = _asks_by(record, place, fields)
+    if is_talk:
+        talk = data.check_messages(record[name], f'{place}: "{name}"')
+        return Prompt(talk[-1]["content"], label, talk)
+    if not isinstance(record.get(name), str):
+        raise _no_prompt(record, place, name, fields)
+    return Prompt(json_text.check_characters(record[name], f'{place}: "{name}"'), label)
+
+
+def _asks_by(record: dict[str, Any], place: str, fields: Fields) -> tuple[str, bool]:
+    """The field that holds the prompt, and whether it is a conversation; the run's own first."""
+    usual = {("prompt", False), ("messages", True)}
+    for own in ((fields.prompt, False), (fields.messages, True)):
+        if own[0] and own not in usual and own[0] in record:
+            return own
+    if usual_ones := sorted(each for each in usual if each[0] in record):
+        if len(usual_ones) > 1:
             raise ValueError(f'{place}: "prompt" and "messages" exclude each other')
-        messages = data.check_messages(record["messages"], f'{place}: "messages"')
-        return Prompt(messages[-1]["content"], label, messages)
-    if not isinstance(record.get("prompt"), str):
-        got = f'"prompt" {json_text.shown(record["prompt"])}' if "prompt" in record else "neither"
-        raise ValueError(
-            f'{place} has no text "prompt" and no "messages" but {got}: a line is '
-            '{"prompt": "a [MASK] gap"} or {"messages": [{"role": "user", "content": "a text"}]}'
-        )
-    return Prompt(json_text.check_characters(record["prompt"], f'{place}: "prompt"'), label)
+        return usual_ones[0]
+    return "prompt", False
+
+
+def _no_prompt(record: dict[str, Any], place: str, name: str, fields: Fields) -> ValueError:
+    got = f'"{name}" {json_text.shown(record[name])}' if name in record else "neither"
+    texts = dict.fromkeys(filter(None, (fields.prompt, "prompt")))
+    talks = dict.fromkeys(filter(None, (fields.messages, "messages")))
+    told = [" or ".join(f'"{each}"' for each in names) for names in (texts, talks)]
+    example = f'{{"{next(iter(texts))}": "a [MASK] gap"}}'
+    return ValueError(
+        f"{place} has no text {told[0]} and no {told[1]} but {got}: a line is {example} or "
+        f'{{"{next(iter(talks))}": [{{"role": "user", "content": "a text"}}]}}'
+    )
 
 
 def lay_out(

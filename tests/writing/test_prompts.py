@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mdlm_jax import data
 from mdlm_jax.writing import prompts
-from mdlm_jax.writing.prompts import Asking, Prompt
+from mdlm_jax.writing.prompts import Asking, Fields, Prompt
 
 LENGTH = 12
 
@@ -163,6 +163,71 @@ TALK = [{"role": "system", "content": "salt"}, USER]
 def test_a_jsonl_file_has_conversations(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TALK, "label": "trade"}))
     assert prompts.read(tmp_path / "a.jsonl") == [Prompt("the mill", "trade", TALK)]
+
+
+OWN = [
+    # fields of the run's data, a line, what is asked
+    (Fields("question"), {"question": "why", "answer": "so"}, Prompt("why")),
+    (Fields("question"), {"prompt": "why"}, Prompt("why")),
+    (Fields("question"), {"question": "why", "prompt": "not this", "messages": 3}, Prompt("why")),
+    (Fields("prompt"), {"prompt": "why"}, Prompt("why")),
+    (Fields("messages"), {"messages": "why"}, Prompt("why")),
+    (Fields("", "talk"), {"talk": TALK, "prompt": "not this"}, Prompt("the mill", None, TALK)),
+    (Fields("", "talk"), {"messages": TALK}, Prompt("the mill", None, TALK)),
+    (Fields("", "talk"), {"prompt": "why"}, Prompt("why")),
+    (Fields("", "prompt"), {"prompt": TALK}, Prompt("the mill", None, TALK)),
+    (Fields(label="topic"), {"prompt": "a", "topic": 7, "label": "b"}, Prompt("a", "7")),
+    (Fields(label="topic"), {"prompt": "a", "label": "b"}, Prompt("a", "b")),
+    (Fields(label="topic"), {"prompt": "a", "topic": None}, Prompt("a")),
+]
+
+
+@pytest.mark.parametrize(("fields", "line", "expected"), OWN)
+def test_a_line_may_ask_by_the_runs_own_names(tmp_path, fields, line, expected):
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    assert prompts.asked([], tmp_path / "a.jsonl", None, fields) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line", "message"),
+    [
+        (
+            Fields("question"),
+            '{"answer": "x"}',
+            r'line 1 has no text "question" or "prompt" and no "messages" but neither: a line is '
+            r'\{"question": "a \[MASK\] gap"\} or',
+        ),
+        (Fields("question"), '{"question": 5}', 'line 1 has no text .* but "question" 5: a line'),
+        (
+            Fields("", "talk"),
+            '{"x": 1}',
+            'no text "prompt" and no "talk" or "messages" but neither',
+        ),
+        (Fields("", "talk"), '{"talk": "x"}', 'line 1: "talk" must be a list of messages'),
+        (Fields("q"), '{"prompt": "a", "messages": []}', '"prompt" and "messages" exclude each'),
+        (Fields(label="topic"), '{"prompt": "", "topic": 1.5}', 'line 1: "topic" must be a string'),
+        (Fields("q"), '{"q": "\\ud800"}', r"line 1: \"q\" holds '.ud800', half"),
+    ],
+)
+def test_a_line_that_asks_nothing_by_the_runs_names_is_named(tmp_path, fields, line, message):
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=message):
+        prompts.read(tmp_path / "a.jsonl", fields)
+
+
+def test_lines_of_json_in_a_text_are_noticed_by_the_runs_names_too(tmp_path):
+    (tmp_path / "a.txt").write_text('{"question": "why"}')
+    assert prompts.read(tmp_path / "a.txt") == [Prompt('{"question": "why"}')]
+    with pytest.raises(ValueError, match=r"line 1 is JSON: a file of such lines must end in \.jso"):
+        prompts.read(tmp_path / "a.txt", Fields("question"))
+
+
+def test_the_names_are_those_of_the_runs_data():
+    told = {"prompt_field": "question", "messages_field": "", "label_field": "topic"}
+    assert prompts.fields({"config": told}, labels=True) == Fields("question", "", "topic")
+    # A model without classes takes no label: that of its data is a field like any other.
+    assert prompts.fields({"config": told}, labels=False) == Fields("question")
+    assert prompts.fields({}, labels=True) == Fields()
 
 
 @pytest.fixture(scope="module")

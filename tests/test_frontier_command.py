@@ -1,7 +1,9 @@
 """`evaluate --frontier` as a user runs it, on a text of our own with a tiny encoder."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,11 @@ def test_guidance_and_classes_are_measured(run, folder):
     assert abs(none - 0.5) < 4 * (0.25 / 64) ** 0.5  # chance, but in one run of 10,000
     assert one > 0.75 and three >= one - 0.1
     assert "class: rows that naive Bayes" in done.stdout and "guidance" in done.stdout
+
+
+def test_features_without_scikit_learn_are_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['sklearn'] = None")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    arguments = (f"--workdir={tmp_path}", "--frontier", "--features=/nowhere")
+    done = run_command("evaluate", *arguments, code=2, env={"PYTHONPATH": path})
+    assert done.stderr == "error: MAUVE needs scikit-learn: pip install 'mdlm_jax[mauve]'\n"

@@ -75,6 +75,8 @@ def measure(
         written = folder / "frontier.json", folder / "frontier.png"
         for path in written:
             paths.check_output(path)
+        if _FEATURES.value:
+            mauve.check_installed()
         trained = workdir.load(folder, weights=weights, mesh=mesh)
         if trained.config["objective"]["name"] == "autoregressive":
             raise ValueError(

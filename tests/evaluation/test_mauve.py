@@ -1,10 +1,11 @@
 import math
+import sys
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.cluster.vq import kmeans2
 from scipy.integrate import quad
 
 from mdlm_jax.evaluation.samples import mauve
@@ -96,20 +97,25 @@ def test_worse_text_scores_less():
     assert alike > 0.95 > 0.8 > half > 0.1 > one
 
 
-def test_k_means_is_as_good_as_scipys():
-    # Points in no clusters, where starts matter: the best of five against the best of five.
-    points = np.random.default_rng(0).normal(size=(400, 3))
-    labels = mauve._k_means(points, 20, np.random.default_rng(0))
+def test_rows_that_are_written_again_and_again_make_fewer_clusters_and_no_warning():
+    real, written = texts(0, np.full(12, 5)), np.repeat(CENTRES[:2], 30, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = mauve.score(real, written)
+        again = mauve.score(written, written)
+    assert told.p.shape == again.p.shape == (6,)
+    assert told.score < 0.5 and again.score == pytest.approx(1)
+    assert sorted(again.p) == [0, 0, 0, 0, 0.5, 0.5]
 
-    def error(labels):
-        parts = (points[labels == i] for i in np.unique(labels))
-        return sum(((part - part.mean(axis=0)) ** 2).sum() for part in parts)
 
-    theirs = [kmeans2(points, 20, iter=100, minit="points", rng=i)[1] for i in range(5)]
-    assert error(labels) < 1.03 * min(map(error, theirs))
+def test_a_score_without_scikit_learn_tells_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"scikit-learn: pip install 'mdlm_jax\[mauve\]'"):
+        mauve.score(CENTRES, CENTRES)
 
 
 def test_features_that_do_not_differ():
+    """Nor has their principal component any variance to explain."""
     same = np.ones((30, 4))
     assert mauve.score(same, same).score == pytest.approx(1)
     assert mauve.score(np.zeros((30, 4)), same).score < 0.01
@@ -146,7 +152,7 @@ def test_wrong_histograms_are_refused(p, q, message):
 
 @pytest.fixture(scope="module")
 def theirs():
-    """The authors' package (`pip install mauve-text`)."""
+    """The authors' package (`pip install mauve-text faiss-cpu`)."""
     return pytest.importorskip("mauve.compute_mauve")
 
 

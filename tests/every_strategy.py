@@ -10,6 +10,7 @@ EVERY = {
     "exact_count": strategies.exact_count(),
     "exact_count, cosine grid": strategies.exact_count(grid="cosine"),
     "exact_count, last greedy": strategies.exact_count(last="greedy"),
+    "left_to_right": strategies.left_to_right(),
     "first_hitting": strategies.first_hitting(),
     "ancestral": strategies.ancestral(),
     "ancestral, cosine": strategies.ancestral(schedules.cosine()),

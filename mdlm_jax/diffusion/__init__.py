@@ -5,7 +5,7 @@ from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, as_denoiser
 from mdlm_jax.diffusion.integrand import AtRate, at_rate
 from mdlm_jax.diffusion.likelihood import Likelihood, nelbo
 from mdlm_jax.diffusion.objectives import LossAux, corrupted_loss, diffusion_loss, mlm_loss
-from mdlm_jax.diffusion.processes.causal import causal_likelihood, corrupt_causal
+from mdlm_jax.diffusion.processes.causal import causal_denoiser, causal_likelihood, corrupt_causal
 from mdlm_jax.diffusion.processes.corruption import Corrupted, corrupt, corrupt_mlm
 from mdlm_jax.diffusion.processes.keeping import keep_around, keep_prefix
 from mdlm_jax.diffusion.sampling import Trace, sample
@@ -24,6 +24,7 @@ __all__ = [
     "Trace",
     "as_denoiser",
     "at_rate",
+    "causal_denoiser",
     "causal_likelihood",
     "corrupt",
     "corrupt_causal",

@@ -8,11 +8,12 @@ dataclasses and refuses what is unknown or impossible in one line.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import schedules
 from mdlm_jax.networks import bert
+from mdlm_jax.runs.families import NAMES, Family, family_of
 from mdlm_jax.runs.start_config import StartConfig, adopt
 from mdlm_jax.training.optimizer import OptimizerConfig
 
@@ -40,7 +41,7 @@ class ObjectiveConfig:
         span; the loss is that of the rest. '' for neither.
     """
 
-    name: Literal["diffusion", "mlm", "autoregressive"] = "diffusion"
+    name: str = "diffusion"
     schedule: str = "linear"
     corruption: str = "exact"
     weighting: str = "elbo"
@@ -51,7 +52,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         choices = {
-            "name": ("diffusion", "mlm", "autoregressive"),
+            "name": tuple(NAMES),
             "schedule": tuple(SCHEDULES),
             "corruption": ("exact", "bernoulli"),
             "weighting": ("elbo", "flat"),
@@ -226,6 +227,11 @@ class Experiment:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     profile_steps: str = ""
+
+    @property
+    def family(self) -> Family:
+        """What `objective.name` names."""
+        return family_of(self.objective.name)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Experiment":

@@ -11,7 +11,7 @@ from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.experiment import ObjectiveConfig
-from mdlm_jax.runs.program import pad_vocabulary, place_parameters, put_parameters
+from mdlm_jax.runs.program import padded_for, place_parameters, put_parameters
 
 PyTree = Any
 
@@ -84,7 +84,7 @@ def load(name: str, mesh: Mesh, *, weights: str | None = None) -> Model:
     pretrained = load_pretrained(name)
     if pretrained.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer.json and no vocab.txt: no text can be read")
-    encoder = pad_vocabulary(pretrained.config, mesh)
+    encoder = padded_for(pretrained.config, mesh)
     params = jax.device_get(pretrained.params)
     return Model(
         params=put_parameters(params, encoder, *place_parameters(encoder, mesh)),

@@ -27,10 +27,9 @@ from mdlm_jax import data
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.host import distributed, parallel, paths
-from mdlm_jax.networks import bert
-from mdlm_jax.networks.attention import runs_on
-from mdlm_jax.runs.experiment import FORMAT, Experiment, default_config, identity
-from mdlm_jax.runs.program import pad_vocabulary, place_parameters
+from mdlm_jax.runs.experiment import FORMAT, Experiment, ObjectiveConfig, default_config, identity
+from mdlm_jax.runs.families import family_of, network_of
+from mdlm_jax.runs.program import padded_for, place_parameters
 from mdlm_jax.training import checkpoints
 
 
@@ -38,7 +37,7 @@ class Trained(NamedTuple):
     """A trained model, read from the folder of its run."""
 
     params: Any
-    encoder: bert.Config
+    encoder: Any
     tokenizer: Tokenizer
     config: dict[str, Any]
     step: int
@@ -46,7 +45,7 @@ class Trained(NamedTuple):
 
 @contextlib.contextmanager
 def claim(
-    workdir: epath.Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
+    workdir: epath.Path, experiment: Experiment, encoder: Any, prepared: data.Prepared
 ) -> Iterator[list[str]]:
     """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
 
@@ -99,7 +98,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
 
 
 def _begin(
-    workdir: epath.Path, experiment: Experiment, encoder: bert.Config, prepared: data.Prepared
+    workdir: epath.Path, experiment: Experiment, encoder: Any, prepared: data.Prepared
 ) -> list[str]:
     config = _plain(experiment, encoder, prepared)
     path = workdir / "config.json"
@@ -146,24 +145,23 @@ def load(
         tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
         _check_vocabulary(workdir, tokenizer, encoder)
         mine = [d for d in parallel.available_devices() if d.process_index == jax.process_index()]
-        if not runs_on(encoder.attention_backend, mine[0].platform):
-            encoder = dataclasses.replace(encoder, attention_backend="auto")
+        encoder = network_of(encoder).for_devices(encoder, mine[0].platform, strict=False)
         if not checkpoints.list_steps(workdir / "checkpoints"):
             raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
         mesh = parallel.make_mesh(devices=mine[:1]) if mesh is None else mesh
-        encoder = pad_vocabulary(encoder, mesh)
+        encoder = padded_for(encoder, mesh)
         abstract = _abstract_params(encoder, mesh)
     params, step = checkpoints.restore_params(
         workdir / "checkpoints",
         abstract,
         item=weights,
         step=step,
-        padded=bert.padded_leaves(encoder),
+        padded=network_of(encoder).padded_leaves(encoder),
     )
     return Trained(params, encoder, tokenizer, config, step)
 
 
-def _abstract_params(encoder: bert.Config, mesh: Mesh) -> Any:
+def _abstract_params(encoder: Any, mesh: Mesh) -> Any:
     """Shapes with shardings; a ValueError where the mesh does not split the model."""
     shapes, placed = place_parameters(encoder, mesh)
     return jax.tree.map(
@@ -173,7 +171,7 @@ def _abstract_params(encoder: bert.Config, mesh: Mesh) -> Any:
     )
 
 
-def read_encoder(workdir: epath.Path) -> bert.Config:
+def read_encoder(workdir: epath.Path) -> Any:
     """The network of a run, or of what `export` wrote, without its weights.
 
     Raises:
@@ -182,12 +180,16 @@ def read_encoder(workdir: epath.Path) -> bert.Config:
     return _encoder(workdir, _read_config(workdir))
 
 
-def _encoder(workdir: epath.Path, config: dict[str, Any]) -> bert.Config:
+def _encoder(workdir: epath.Path, config: dict[str, Any]) -> Any:
     fields = _section_of(workdir, config, "model")
     try:
-        return bert.Config(**fields)
+        return family_of(_objective_of(workdir, config)).network.configure(fields)
     except (TypeError, ValueError) as error:  # a key that is not known, a value of another type
         raise ValueError(f"{workdir / 'config.json'} is damaged: model: {error}") from None
+
+
+def _objective_of(workdir: epath.Path, config: dict[str, Any]) -> str:
+    return _section_of(workdir, config, "objective").get("name", ObjectiveConfig.name)
 
 
 def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
@@ -247,7 +249,7 @@ def export(
     return trained
 
 
-def _check_vocabulary(workdir: epath.Path, tokenizer: Tokenizer, encoder: bert.Config) -> None:
+def _check_vocabulary(workdir: epath.Path, tokenizer: Tokenizer, encoder: Any) -> None:
     size, mask_id = data.vocabulary_size(tokenizer), data.special_ids(tokenizer).mask
     if (size, mask_id) != (encoder.vocab_size, encoder.mask_id):
         raise ValueError(
@@ -299,7 +301,7 @@ def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any
     return data.prepare(dataclasses.replace(config, tokenizer=kept))
 
 
-def _plain(experiment: Experiment, encoder: bert.Config, prepared: data.Prepared) -> dict[str, Any]:
+def _plain(experiment: Experiment, encoder: Any, prepared: data.Prepared) -> dict[str, Any]:
     plain = dataclasses.asdict(experiment)
     return {
         "format": FORMAT,

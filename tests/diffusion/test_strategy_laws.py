@@ -100,6 +100,10 @@ def random_order(model, value, index, steps):
     return laws.in_random_order(model, evenly(index, steps))
 
 
+def reading_order(model, value, index, steps):
+    return laws.best(model, -np.arange(L)[None, None] + 0.0, evenly(index, steps)[:, None])
+
+
 def greedy_at_last(model, value, index, steps):
     likeliest = model.drawn == model.drawn.max(axis=-1, keepdims=True)
     drawn = likeliest if index + 1 == steps else model.drawn
@@ -174,6 +178,7 @@ EVENLY = {"temperature": 0.0, "grid": "uniform"}
 MAKERS = {
     "exact_count": (lambda _: strategies.exact_count(), random_order),
     "exact_count, last greedy": (lambda _: strategies.exact_count(last="greedy"), greedy_at_last),
+    "left_to_right": (lambda _: strategies.left_to_right(), reading_order),
     "first_hitting": (lambda _: strategies.first_hitting(), random_order),
     "ancestral": (lambda _: strategies.ancestral(), reverse(uniform, lambda *_: 0)),
     "ancestral, cosine": (
@@ -212,6 +217,7 @@ MAKERS = {
     [
         ("exact_count", 0, 3),
         ("exact_count, last greedy", 0, 2),
+        ("left_to_right", 0, 3),
         ("first_hitting", 0, 3),
         ("ancestral", 0, 3),
         ("ancestral, cosine", 0, 3),
@@ -246,6 +252,7 @@ def test_a_strategy_follows_its_own_law_under_every_transform(name, value, steps
     [
         (strategies.exact_count(), {}),
         (strategies.exact_count(), {"blocks": 2}),
+        (strategies.left_to_right(), {}),
         (strategies.first_hitting(), {}),
         (strategies.confidence("margin", grid="uniform"), {}),
         (strategies.confidence("entropy", temperature=0.0, grid="uniform"), {}),

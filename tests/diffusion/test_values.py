@@ -21,6 +21,7 @@ AGAIN = {  # the same as in `EVERY`, made once more
     "exact_count": lambda: S.exact_count(),
     "exact_count, cosine grid": lambda: S.exact_count(grid="cosine"),
     "exact_count, last greedy": lambda: S.exact_count(last="greedy"),
+    "left_to_right": lambda: S.left_to_right(),
     "first_hitting": lambda: S.first_hitting(),
     "ancestral": lambda: S.ancestral(schedules.polynomial(1)),
     "ancestral, cosine": lambda: S.ancestral(schedules.cosine()),

@@ -21,6 +21,7 @@ SPECS = {
     "factor": "factor(value=0.5)",
     "first_hitting": " first_hitting() ",
     "greedy": "greedy(entropy, grid='cosine')",
+    "left_to_right": "left_to_right(last=greedy)",
     "path_planning": "path_planning(0.5)",
     "remask": "remask(cap, 0.04)",
     "threshold": "threshold(0.9)",

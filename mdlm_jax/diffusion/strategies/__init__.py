@@ -5,11 +5,11 @@ is read out there, and which of the drawn tokens stay, after.
 
 | reads out | strategies |
 |---|---|
-| what it writes, chosen first | `exact_count`, `first_hitting`, `ancestral`, `remask` |
+| what it writes, chosen first | `exact_count`, `left_to_right`, `first_hitting`, `ancestral`, `remask` |
 | every blank, and keeps some | `confidence`, `greedy`, `threshold`, `factor`, `entropy_bounded` |
 | all that it wrote, too | `path_planning` |
 
-At one token a step the first two, `confidence` by margin or entropy and `entropy_bounded(0)` follow
+At one token a step the first three, `confidence` by margin or entropy and `entropy_bounded(0)` follow
 the joint law of the denoiser's conditionals exactly.
 """
 
@@ -21,7 +21,12 @@ from mdlm_jax.diffusion.strategies.candidates import (
     greedy,
     threshold,
 )
-from mdlm_jax.diffusion.strategies.position_first import ancestral, exact_count, first_hitting
+from mdlm_jax.diffusion.strategies.position_first import (
+    ancestral,
+    exact_count,
+    first_hitting,
+    left_to_right,
+)
 from mdlm_jax.diffusion.strategies.remasking import path_planning, remask
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "factor",
     "first_hitting",
     "greedy",
+    "left_to_right",
     "path_planning",
     "remask",
     "threshold",

@@ -54,6 +54,25 @@ def _ask_by_turn(schedule: Schedule, grid: Grid, last: Last, state, keys, view: 
     return Proposal(asked, schedule.rate_to_time(view.rate), noise_of(last, view)), state
 
 
+def left_to_right(schedule: Schedule = linear(), *, last: Last = "drawn") -> Strategy:
+    """Writes blanks in the order of reading, as evenly over the steps as they divide.
+
+    One order of the many that `exact_count` draws: with as many steps as blanks the samples follow
+    the chain rule from left to right. It is how a causal network writes (`causal_denoiser`), which
+    needs a step for each blank.
+
+    Args:
+      schedule: turns the share of masks into the time.
+      last: "greedy" takes the most likely tokens in the last step: less entropy than the model's.
+
+    Raises:
+      ValueError: on another `last`.
+    """
+    _require("left_to_right", "uniform", last)
+    check_schedule(schedule)
+    return Strategy(_reading_order, Bound(_ask_by_turn, (schedule, "uniform", last)), commit_all)
+
+
 def first_hitting(schedule: Schedule = linear()) -> Strategy:
     """The reverse process in continuous time, jumping to where it writes (Zheng et al. 2024).
 
@@ -118,6 +137,15 @@ def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
     """Scores `f32[B, L]` uniform at blanks, their ranks `i32[B, L]` first, the number of blanks."""
     scores = jnp.where(view.blank, noise.row_uniform(keys, view.canvas.shape[1]), jnp.inf)
     return ranks(scores), scores, view.blank.sum(axis=1)
+
+
+def _reading_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
+    """As `_random_order`, the score of a blank how far it stands to the right."""
+    del keys
+    place = jnp.cumsum(view.blank, axis=1).astype(jnp.float32)
+    count = view.blank.sum(axis=1)
+    scores = jnp.where(view.blank, count[:, None].astype(jnp.float32) - place, jnp.inf)
+    return ranks(scores), scores, count
 
 
 def _left_one_less(grid: Grid, blanks: Array, view: View) -> Array:

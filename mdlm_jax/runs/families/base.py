@@ -1,0 +1,97 @@
+"""What a family is: all in which one thing that can be trained differs from another.
+
+A family is a file beside this one with a `FAMILY`, and a line in `families.NAMES`, by which
+`objective.name` finds it. Programs, commands and folders of runs ask the family, and know neither
+its objective nor its network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mdlm_jax.diffusion import Denoiser
+from mdlm_jax.training.step import LossFn
+
+if TYPE_CHECKING:
+    from mdlm_jax.runs.experiment import ObjectiveConfig
+
+Array = jax.Array
+PyTree = Any
+Config = Any  # a frozen dataclass that describes a network
+Prepare = Callable[[Array, Array, PyTree], PyTree]  # (key, step, batch) -> batch
+Figures = dict[str, Any]
+
+
+class Network(NamedTuple):
+    """A network, as functions of its config.
+
+    Attributes:
+      configure: `fields -> config`, of the section `model` of a run's config.json.
+      init: `(key, config) -> params`.
+      logical_axes: `config -> tree`: names of the axes of each parameter.
+      padded_leaves: `config -> paths` of the parameters that grow with a padded vocabulary.
+      pad: `(config, multiple) -> config`, its vocabulary padded to a multiple of a mesh's axis.
+      check_mesh: `(config, mesh)`; a ValueError where the mesh does not split the network.
+      for_devices: `(config, platform, strict) -> config`, as the devices run it. Where they do not
+        run what the config names, a ValueError if `strict`, else what they run instead.
+      select: `(config, parts) -> tree of bool`, the parameters of the named parts.
+      distance_to_head: `config -> tree` of whole numbers, as of layer-wise learning rates.
+      denoiser: `(params, config, batch, label, dropout_key) -> Denoiser` of a batch, which has
+        "valid" bool `[B, L]` where rows have padding.
+      is_conditional: `config -> bool`, whether it takes labels.
+      is_stochastic: `config -> bool`, whether training draws noise within the network.
+    """
+
+    configure: Callable[[Mapping[str, Any]], Config]
+    init: Callable[[Array, Config], PyTree]
+    logical_axes: Callable[[Config], PyTree]
+    padded_leaves: Callable[[Config], tuple[str, ...]]
+    pad: Callable[[Config, int], Config]
+    check_mesh: Callable[[Config, Mesh], None]
+    for_devices: Callable[..., Config]
+    select: Callable[[Config, Sequence[str]], PyTree]
+    distance_to_head: Callable[[Config], PyTree]
+    denoiser: Callable[..., Denoiser]
+    is_conditional: Callable[[Config], bool]
+    is_stochastic: Callable[[Config], bool]
+
+
+class Measure(NamedTuple):
+    """How a model of a family is measured.
+
+    Attributes:
+      of_rows: `(params, rows, batch_size, advance=None) -> figures`; `advance(n)` is called for
+        every n rows that are done, `passes` times for each row.
+      passes: how many times the rows are gone through.
+    """
+
+    of_rows: Callable[..., Figures]
+    passes: int = 1
+
+
+class Family(NamedTuple):
+    """One kind of training.
+
+    Attributes:
+      network: what is trained.
+      check: `(objective, config)`; a ValueError where the two do not fit.
+      pairs_rows: `objective -> bool`, whether neighbouring rows may share slots.
+      make_prepare: `(objective, config, paired, start_id) -> Prepare`: what a batch becomes before
+        the loss, drawn for the whole global batch at once. `start_id` is the token before a row.
+      make_loss: `config -> (params, key, batch) -> (loss, aux)`.
+      make_measure: `(objective, config, start_id, seed, draws, mesh, curve) -> Measure`, with the
+        curve over mask rates where that is asked for and there is one.
+      is_exact: whether the likelihood is computed, not bounded by draws.
+      is_causal: whether text is written from left to right, a token an evaluation.
+    """
+
+    network: Network
+    check: Callable[["ObjectiveConfig", Config], None]
+    pairs_rows: Callable[["ObjectiveConfig"], bool]
+    make_prepare: Callable[..., Prepare]
+    make_loss: Callable[[Config], LossFn]
+    make_measure: Callable[..., Measure]
+    is_exact: bool = False
+    is_causal: bool = False

@@ -1,0 +1,86 @@
+"""The autoregressive baseline: each token from those before it, with an exact likelihood."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import corrupt_causal
+from mdlm_jax.evaluation.bounds import likelihoods
+from mdlm_jax.runs.experiment import ObjectiveConfig
+from mdlm_jax.runs.families import encoder, masks
+from mdlm_jax.runs.families.base import Family, Figures, Measure, Prepare
+
+Array = jax.Array
+PyTree = Any
+
+
+def check(objective: ObjectiveConfig, config: encoder.Config) -> None:
+    """Raises: ValueError: the encoder sees what it predicts."""
+    if config.attention != "causal":
+        raise ValueError(
+            f"model.attention {config.attention!r} sees what objective.name {objective.name!r} "
+            "predicts: take --config.model.attention=causal (and model.window=0)"
+        )
+
+
+def make_prepare(
+    objective: ObjectiveConfig, config: encoder.Config, *, paired: bool, start_id: int | None
+) -> Prepare:
+    """The rows one position later; nothing is drawn.
+
+    Args:
+      objective, config, paired: unused.
+      start_id: stands before the first token of a row.
+    """
+    del objective, config, paired
+
+    def prepare(key: Array, step: Array, batch: PyTree) -> PyTree:
+        del key, step
+        corrupted = corrupt_causal(batch["tokens"], start_id=start_id, maskable=batch["maskable"])
+        return masks.with_corrupted(batch, corrupted)
+
+    return prepare
+
+
+def make_measure(
+    objective: ObjectiveConfig,
+    config: encoder.Config,
+    *,
+    start_id: int | None,
+    seed: int,
+    draws: int,
+    mesh: Mesh | None,
+    curve: bool = False,
+) -> Measure:
+    """The likelihood by the chain rule.
+
+    Args:
+      objective, seed, draws, curve: unused: nothing is drawn, and no rate is masked.
+      config: the encoder.
+      start_id: as in training.
+      mesh: whose devices share the rows.
+    """
+    del objective, seed, draws, curve
+    exact = likelihoods.make_causal_likelihood(
+        likelihoods.denoiser_of(config), start_id=start_id, mesh=mesh
+    )
+
+    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
+        likelihood = exact(params, rows, batch_size, *advance)
+        return {"likelihood": "exact"} | likelihoods.summary(likelihood)
+
+    return Measure(of_rows)
+
+
+FAMILY = Family(
+    network=encoder.NETWORK,
+    check=check,
+    pairs_rows=lambda objective: False,
+    make_prepare=make_prepare,
+    make_loss=encoder.make_loss,
+    make_measure=make_measure,
+    is_exact=True,
+    is_causal=True,
+)

@@ -1,0 +1,129 @@
+"""The transformer encoder as the network of a family."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mdlm_jax.diffusion import Denoiser, corrupted_loss
+from mdlm_jax.networks import bert
+from mdlm_jax.networks.attention import fastest, runs_on
+from mdlm_jax.runs.families.base import Network
+from mdlm_jax.training.step import LossFn
+
+Array = jax.Array
+PyTree = Any
+Config = bert.Config
+
+
+def configure(fields: Mapping[str, Any]) -> Config:
+    """The config of these fields.
+
+    Raises:
+      TypeError, ValueError: an unknown field, or values that describe no encoder.
+    """
+    return Config(**fields)
+
+
+def pad(config: Config, multiple: int) -> Config:
+    """The encoder, its embedding table padded to as many rows as `multiple` divides."""
+    if config.padded_vocab % multiple == 0:
+        return config
+    return dataclasses.replace(config, vocab_multiple=math.lcm(config.vocab_multiple, multiple))
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises: ValueError: the tensor axis of the mesh does not divide heads and MLP."""
+    tensor = mesh.shape["tensor"]
+    for name in ("heads", "mlp_width"):
+        if getattr(config, name) % tensor:
+            raise ValueError(
+                f"mesh tensor={tensor} does not divide model.{name} {getattr(config, name)}"
+            )
+
+
+def for_devices(config: Config, platform: str, *, strict: bool) -> Config:
+    """The encoder with an attention backend that runs on the devices of a platform.
+
+    'auto' is decided where the devices are TPUs, which need not be JAX's own devices here.
+
+    Args:
+      config: the encoder.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      strict: whether a backend for other devices is an error; else it becomes 'auto'.
+
+    Raises:
+      ValueError: it is one, and `strict`.
+    """
+    if not runs_on(config.attention_backend, platform):
+        if strict:
+            raise ValueError(
+                f"model.attention_backend {config.attention_backend!r} is not for {platform} "
+                "devices: take --config.model.attention_backend=xla, which computes the same"
+            )
+        return dataclasses.replace(config, attention_backend="auto")
+    if not strict or config.attention_backend != "auto" or platform != "tpu":
+        return config
+    heads = (1, config.max_length, config.heads, config.head_dim)
+    q = jax.ShapeDtypeStruct(heads, config.compute_dtype)
+    backend = fastest(platform, q, lifted=config.global_every > 0)
+    return dataclasses.replace(config, attention_backend=backend)
+
+
+def denoiser(
+    params: PyTree,
+    config: Config,
+    batch: Mapping[str, Array],
+    *,
+    label: Array | None = None,
+    dropout_key: Array | None = None,
+) -> Denoiser:
+    """The encoder as the denoiser of a batch, told its padding."""
+    return bert.denoiser(
+        params,
+        config,
+        valid=bert.row_lengths(batch.get("valid")),
+        label=label,
+        dropout_key=dropout_key,
+    )
+
+
+def make_loss(config: Config) -> LossFn:
+    """`(params, key, batch) -> (loss, aux)` of what a family's `prepare` left as "corrupted"."""
+    stochastic = is_stochastic(config)
+
+    def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        own = denoiser(
+            params,
+            config,
+            batch,
+            label=batch["label"] if config.classes else None,
+            dropout_key=key if stochastic else None,
+        )
+        return corrupted_loss(own, batch["corrupted"])
+
+    return loss_fn
+
+
+def is_stochastic(config: Config) -> bool:
+    """Whether training drops activations or labels."""
+    return config.dropout > 0 or config.class_dropout > 0
+
+
+NETWORK = Network(
+    configure=configure,
+    init=bert.init,
+    logical_axes=bert.logical_axes,
+    padded_leaves=bert.padded_leaves,
+    pad=pad,
+    check_mesh=check_mesh,
+    for_devices=for_devices,
+    select=bert.select,
+    distance_to_head=bert.distance_to_head,
+    denoiser=denoiser,
+    is_conditional=lambda config: config.classes > 0,
+    is_stochastic=is_stochastic,
+)

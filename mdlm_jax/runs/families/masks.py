@@ -1,0 +1,135 @@
+"""Masked diffusion: the loss over all mask rates, and the NELBO."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mdlm_jax import data
+from mdlm_jax.diffusion import corrupt, keep_around, keep_prefix, noise
+from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
+from mdlm_jax.runs.experiment import SCHEDULES, ObjectiveConfig
+from mdlm_jax.runs.families import encoder
+from mdlm_jax.runs.families.base import Family, Figures, Measure, Prepare
+
+Array = jax.Array
+PyTree = Any
+
+_KEEP = {"prefix": keep_prefix, "infill": keep_around}
+
+
+def check(objective: ObjectiveConfig, config: encoder.Config) -> None:
+    """Every encoder fills masks."""
+
+
+def pairs_rows(objective: ObjectiveConfig) -> bool:
+    """Where counts are exact."""
+    return objective.corruption == "exact"
+
+
+def make_prepare(
+    objective: ObjectiveConfig, config: encoder.Config, *, paired: bool, start_id: int | None
+) -> Prepare:
+    """Draws all masks of the global batch at once, from the key of the step.
+
+    Args:
+      objective: what is masked, and how it is weighted.
+      config: the encoder.
+      paired: whether neighbouring rows share slots, as `corrupt` has it.
+      start_id: unused: no row has a token before it.
+    """
+    del start_id
+
+    def prepare(key: Array, step: Array, batch: PyTree) -> PyTree:
+        corrupted = corrupt(
+            noise.derive(key, "masks"),
+            batch["tokens"],
+            mask_id=config.mask_id,
+            maskable=kept(objective, key, batch),
+            schedule=SCHEDULES[objective.schedule](),
+            corruption=objective.corruption,
+            weighting=objective.weighting,
+            max_rate=highest_rate(objective, step),
+            paired=paired,
+        )
+        return with_corrupted(batch, corrupted)
+
+    return prepare
+
+
+def kept(objective: ObjectiveConfig, key: Array, batch: PyTree) -> Array:
+    """bool[B, L], what may be masked: all that is text but for what `objective.keep` draws."""
+    if not objective.keep:
+        return batch["maskable"]
+    return _KEEP[objective.keep](noise.derive(key, "prompts"), batch["maskable"])
+
+
+def with_corrupted(batch: PyTree, corrupted: Any) -> PyTree:
+    """What the loss needs of a batch."""
+    others = {name: batch[name] for name in ("label", "valid") if name in batch}
+    return {"corrupted": corrupted, **others}
+
+
+def highest_rate(objective: ObjectiveConfig, step: Array) -> Array | float:
+    """The bound on the mask rate at a step (from 0): it rises from `curriculum_rate` to 1."""
+    if not objective.curriculum_steps:
+        return 1.0
+    first = objective.curriculum_rate
+    return jnp.minimum(1.0, first + (1.0 - first) * step / objective.curriculum_steps)
+
+
+def make_measure(
+    objective: ObjectiveConfig,
+    config: encoder.Config,
+    *,
+    start_id: int | None,
+    seed: int,
+    draws: int,
+    mesh: Mesh | None,
+    curve: bool = False,
+) -> Measure:
+    """The NELBO with its two errors, and the curve over mask rates.
+
+    Args:
+      objective: whose schedule tells the network the time.
+      config: the encoder.
+      start_id: unused.
+      seed: of the draws.
+      draws: corruptions of each row, at least 2.
+      mesh: whose devices share the rows.
+      curve: whether the curve is measured too: "rate_curve", and its integral.
+    """
+    del start_id
+    of_batch = likelihoods.denoiser_of(config)
+    drawn = {
+        "mask_id": config.mask_id,
+        "seed": seed,
+        "schedule": SCHEDULES[objective.schedule](),
+        "mesh": mesh,
+    }
+    bound = likelihoods.make_nelbo(of_batch, draws=draws, **drawn)
+    of_rates = rate_curves.make_rate_curve(of_batch, **drawn) if curve else None
+
+    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
+        figures = {"likelihood": "bound"}
+        figures |= likelihoods.summary(bound(params, rows, batch_size, *advance))
+        if of_rates is not None:
+            points = of_rates(params, rows, batch_size, *advance)
+            figures |= {
+                "rate_curve": points,
+                "rate_curve_trapezoid": rate_curves.trapezoid(points),
+            }
+        return figures
+
+    return Measure(of_rows, passes=2 if curve else 1)
+
+
+FAMILY = Family(
+    network=encoder.NETWORK,
+    check=check,
+    pairs_rows=pairs_rows,
+    make_prepare=make_prepare,
+    make_loss=encoder.make_loss,
+    make_measure=make_measure,
+)

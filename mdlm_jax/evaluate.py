@@ -39,13 +39,12 @@ from jax.sharding import Mesh
 from mdlm_jax import data
 from mdlm_jax.data import progress
 from mdlm_jax.data.config import DOCUMENTS
-from mdlm_jax.evaluation.bounds import likelihoods, ngrams, rate_curves, text_sizes
+from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
 from mdlm_jax.host import command_line, compilation, distributed, host_memory, paths
 from mdlm_jax.measuring import answers, frontier
 from mdlm_jax.pages import likelihood_table
 from mdlm_jax.pages.report import write_report
 from mdlm_jax.runs import models, workdir
-from mdlm_jax.runs.experiment import SCHEDULES
 from mdlm_jax.writing import filling
 
 _SPLITS = ("train", "validation", "test")
@@ -254,43 +253,34 @@ def _of_model(model: models.Model, told: dict[str, Any]) -> dict[str, Any]:
         _refuse(
             ("draws", "seed"), "does nothing for an autoregressive model: it is measured exactly"
         )
-    told = {**told, "likelihood": "exact" if model.exact else "bound"}
-    told |= {"step": model.step, "weights": model.weights}
+    told = {**told, "step": model.step, "weights": model.weights}
     return told if model.exact else {**told, "draws": _DRAWS.value}
 
 
 def _measure(job: Job) -> int:
     """Measures, prints and writes; of several processes each measures and the first writes."""
     model, rows = job.model, job.rows
-    of_batch = likelihoods.denoiser_of(model.encoder)
-    drawn = {
-        "mask_id": model.encoder.mask_id,
-        "seed": _SEED.value,
-        "schedule": SCHEDULES[model.objective.schedule](),
-        "mesh": job.mesh,
-    }
-    curve = {}
-    if model.exact:
-        start_id = data.special_ids(model.tokenizer).sep
-        of_rows = likelihoods.make_causal_likelihood(of_batch, start_id=start_id, mesh=job.mesh)
-    else:
-        of_rows = likelihoods.make_nelbo(of_batch, draws=_DRAWS.value, **drawn)
-        of_rates = rate_curves.make_rate_curve(of_batch, **drawn)
+    measure = model.family.make_measure(
+        model.objective,
+        model.encoder,
+        start_id=data.special_ids(model.tokenizer).sep,
+        seed=_SEED.value,
+        draws=_DRAWS.value,
+        mesh=job.mesh,
+        curve=True,
+    )
     with progress.bar(
         "measuring",
-        len(rows) * (1 if model.exact else 2),  # the curve and the bound
+        len(rows) * measure.passes,
         "rows",
         first=command_line.compiling(),
         stays=False,
     ) as advance:
-        if not model.exact:
-            points = of_rates(model.params, rows, _BATCH_SIZE.value, advance)
-            curve = {"rate_curve": points, "rate_curve_trapezoid": rate_curves.trapezoid(points)}
-        likelihood = of_rows(model.params, rows, _BATCH_SIZE.value, advance)
+        figures = measure.of_rows(model.params, rows, _BATCH_SIZE.value, advance)
     if jax.process_index() != 0:
         return 0
 
-    told = job.told | likelihoods.summary(likelihood)
+    told = job.told | figures
     told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], job.size)
     if job.counted:
         train, vocab_size = job.counted
@@ -298,7 +288,6 @@ def _measure(job: Job) -> int:
         told["unigram"] = ngrams.unigram_cross_entropy(*counted)
         told["bigram"] = ngrams.bigram_cross_entropy(*counted)
         told["trigram"] = ngrams.trigram_cross_entropy(*counted)
-    told |= curve
     path = job.folder / f"evaluation_{told['split']}.json"
     paths.write(path, json.dumps(told, indent=2) + "\n")
     print(likelihood_table.table(told))

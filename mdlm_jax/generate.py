@@ -197,11 +197,8 @@ def _check_flags() -> None:
 
 def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     """Checks all that is asked for; compiles nothing."""
-    if trained.config["objective"]["name"] == "autoregressive":
-        raise ValueError(
-            f"{folder} was trained autoregressively: it fills no masks; take a run of "
-            "objective.name 'diffusion' or 'mlm'"
-        )
+    if trained.family.is_causal:
+        _refuse_for_causal()
     card = workdir.data_card(folder)
     asking = prompts.asking(card, trained.tokenizer)
     fields = prompts.fields(card, labels=bool(trained.encoder.classes))
@@ -210,6 +207,8 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     labels = _labels(trained, folder, asked)
     _check_guidance(trained, labels)
     canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
+    if trained.family.is_causal:
+        prompts.require_open_ends(canvas, asked)
     if workdir.has_padding(trained.config):
         canvas = prompts.as_whole_rows(canvas, trained.tokenizer)
     if trained.config["objective"]["keep"]:
@@ -222,18 +221,32 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     if answers if _END_OF_TEXT.value is None else _END_OF_TEXT.value:
         # Behind an answer its model knows separators.
         ends = {"end_id": special.sep, "pad_id": special.sep if answers else special.pad}
-    if ends and special.sep in shaping.forbid:
+    if "end_id" in ends and special.sep in shaping.forbid:
         raise ValueError("--forbid and --end_of_text exclude each other: no text would end")
+    steps, strategy = _STEPS.value, _STRATEGY.value.strip()
+    if trained.family.is_causal:  # a step for each blank, in the order of reading
+        ends["start_id"] = special.sep
+        steps, strategy = int(canvas.fill.sum(axis=1).max()), "left_to_right"
     method = Method(
-        strategy=decoding.strategy(_STRATEGY.value, schedule),
+        strategy=decoding.strategy(strategy, schedule),
         shaping=shaping,
-        steps=_STEPS.value,
+        steps=steps,
         blocks=_BLOCKS.value,
         guidance=_GUIDANCE.value,
         **ends,
     )
-    settings = _settings(trained, shaping) | ({"end_of_text": True} if ends else {})
+    settings = {"strategy": strategy, "steps": steps, **_settings(trained, shaping)}
+    settings |= {"end_of_text": True} if "end_id" in ends else {}
     return Job(trained, mesh, asked, canvas, labels, method, settings)
+
+
+def _refuse_for_causal() -> None:
+    for name in ("strategy", "steps", "blocks"):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--{name} is for models that fill masks: this run was trained autoregressively, "
+                "it writes from left to right, a token an evaluation"
+            )
 
 
 def _length(trained: workdir.Trained) -> int:
@@ -293,7 +306,7 @@ def _forbidden(trained: workdir.Trained) -> tuple[int, ...]:
 
 def _settings(trained: workdir.Trained, shaping: Shaping) -> dict[str, Any]:
     """The fields that every record of the job has: those of BERT's sampler, else what was set."""
-    told = {"strategy": _STRATEGY.value.strip(), "steps": _STEPS.value, "seed": _SEED.value}
+    told = {"seed": _SEED.value}
     told |= {"temperature": _TEMPERATURE.value, "checkpoint": trained.step}
     told |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
     for name in ("blocks", "guidance", "length", "weights"):

@@ -11,62 +11,31 @@ being finite, and would again; else a crash.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 
 from mdlm_jax import data
-from mdlm_jax.diffusion import noise
-from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
 from mdlm_jax.host import command_line, distributed, host_memory, parallel
-from mdlm_jax.networks import bert
-from mdlm_jax.runs import starting, workdir
-from mdlm_jax.runs.experiment import SCHEDULES, Experiment, profile_range
-from mdlm_jax.runs.program import Program, could_pair_rows, make_program, pairs_rows
-from mdlm_jax.runs.sampler import Method
-from mdlm_jax.runs.shaping import Shaping
+from mdlm_jax.runs import hooks, workdir
+from mdlm_jax.runs.experiment import Experiment, profile_range
+from mdlm_jax.runs.families import network_of
+from mdlm_jax.runs.planning import Job, load_start, plan
+from mdlm_jax.runs.program import could_pair_rows, pairs_rows
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.loop import LoopConfig, Profile, fit, lacking
-from mdlm_jax.training.metrics import MetricsWriter, read_metrics, require_tensorboard
+from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.optimizer import make_optimizer
-from mdlm_jax.writing import decoding, filling, prompts
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
 command_line.require("config", "workdir")
 flags.declare_key_flag("config")
-
-
-_SHOWN = (  # of a validation likelihood
-    "nats_per_token",
-    "mc_error",
-    "text_error",
-    "tokens",
-    "characters",
-    "bits_per_character",
-)
-
-
-class Job(NamedTuple):
-    """All that a run needs, checked and open."""
-
-    program: Program
-    prepared: data.Prepared
-    batches: data.TrainBatches
-    workdir: epath.Path
-    steps_before: int | None  # that a run which goes on was to have, None of a new one
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether something was saved already."""
-        return self.steps_before is not None
 
 
 def main() -> int:
@@ -80,7 +49,7 @@ def main() -> int:
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
             if told := data.unknown_warning(job.prepared.card, job.prepared.tokenizer):
                 _say(f"warning: {told}")
-            weights = load_start(job)
+            weights = load_start(job, _say)
             with distributed.failing_together():
                 if jax.process_index() == 0:  # for all processes
                     changes = claimed.enter_context(
@@ -90,71 +59,6 @@ def main() -> int:
                         _say(f"changed since the last start: {change}")
         host_memory.keep_freed()
         return train(job, weights)
-
-
-def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, bert.Config]:
-    """Checks all that can be checked before anything is compiled or written.
-
-    Returns:
-      The job, and the encoder as the config has it, before a mesh pads its vocabulary.
-
-    Raises:
-      ValueError: what is wrong, in one line.
-      OSError: a file or folder cannot be read.
-    """
-    _check_workdir(experiment, folder)
-    if experiment.training.tensorboard:
-        require_tensorboard()
-    mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
-    saved = workdir.saved_config(folder)
-    if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):
-        # What it started from, and its tokenizer, may be gone.
-        architecture = workdir.read_encoder(folder) if experiment.start.checkpoint else None
-        prepared = workdir.prepare_again(folder, experiment.data, saved)
-    else:
-        architecture = starting.architecture(experiment.start)
-        experiment.planned_encoder(architecture)  # says at once what needs no data
-        prepared = data.prepare(experiment.data)
-    encoder = experiment.encoder(prepared, architecture)
-    program = make_program(experiment, encoder, mesh, start_id=prepared.sep_id)
-    batches = data.train_batches(
-        prepared.splits["train"],
-        batch_size=experiment.training.batch_size,
-        seed=experiment.training.seed,
-        local=parallel.local_rows(mesh, experiment.training.batch_size),
-    )
-    steps_before = None if saved is None else saved["training"]["steps"]
-    return Job(program, prepared, batches, folder, steps_before), encoder
-
-
-def load_start(job: Job) -> Any:
-    """The weights that a new run starts from, on the devices; None where they are fresh.
-
-    Raises:
-      ValueError, OSError, ImportError: as `starting.load`.
-    """
-    start = job.program.experiment.start
-    if job.goes_on or not start.checkpoint or start.fresh_weights:
-        return None
-    resized = starting.load(start, job.prepared)
-    found = "all" if resized.found == resized.size else f"{resized.found:,} of"
-    words = f"starting from {start.checkpoint}, which knows {found} {resized.size:,} tokens"
-    _say(words + ("" if found == "all" else "; the others begin as the mean of its tokens"))
-    return job.program.place(resized.pretrained.params)
-
-
-def _check_workdir(experiment: Experiment, folder: epath.Path) -> None:
-    """A folder; TensorBoard's files and profiles are written by libraries that know no buckets."""
-    if "://" not in str(folder):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--workdir={folder}: a file is there, it must be a folder")
-        return
-    for key, value in (
-        ("training.tensorboard", experiment.training.tensorboard),
-        ("profile_steps", experiment.profile_steps),
-    ):
-        if value:
-            raise ValueError(f"{key} needs a local workdir, not {folder}")
 
 
 def train(job: Job, weights: Any = None) -> int:
@@ -175,14 +79,14 @@ def train(job: Job, weights: Any = None) -> int:
             state = program.init() if weights is None else program.init_from(weights)
         else:
             with command_line.bad_input():
-                padded = bert.padded_leaves(program.encoder)  # another mesh pads otherwise
+                padded = network_of(program.encoder).padded_leaves(program.encoder)
                 state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
         start, vote = int(state.step), distributed.make_vote(mesh)
         with command_line.bad_input():
             metrics = MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard)
         with metrics:
             # After the last step a run may have ended before it was measured and shown.
-            kinds = hook_kinds(experiment) if start == training.steps else ()
+            kinds = hooks.KINDS if start == training.steps else ()
             if start >= training.steps and not lacking(kinds, metrics, vote):
                 _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
                 return 0
@@ -209,7 +113,7 @@ def train(job: Job, weights: Any = None) -> int:
                     metrics=metrics,
                     checkpointer=checkpointer,
                     summarize=lambda aux: {"accuracy": float(aux.accuracy)},
-                    hooks=make_hooks(program, job.prepared),
+                    hooks=hooks.make_hooks(program, job.prepared),
                     profile=Profile(profile_range(experiment.profile_steps), job.workdir),
                     vote=vote,
                 )
@@ -243,75 +147,6 @@ def _begin(job: Job, start: int) -> list[str]:
             f"--config.start.checkpoint={job.workdir} --config.optimizer.learning_rate=..."
         )
     return words
-
-
-def hook_kinds(experiment: Experiment) -> tuple[str, ...]:
-    """What `make_hooks` makes, by its names.
-
-    No sample of an autoregressive model: the sampler fills masks, and it knows none.
-    """
-    return ("eval",) if experiment.objective.name == "autoregressive" else ("eval", "sample")
-
-
-def make_hooks(program: Program, prepared: data.Prepared) -> dict:
-    """What is done every `evaluation.every` steps: the validation likelihood, and a sample."""
-    experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
-    settings, schedule = experiment.evaluation, SCHEDULES[experiment.objective.schedule]()
-    few = prepared.splits["validation"].spread(settings.rows)
-    counted = prepared.splits["train"], few, prepared.vocab_size
-    baselines = {
-        "unigram": ngrams.unigram_cross_entropy(*counted),
-        "bigram": ngrams.bigram_cross_entropy(*counted),
-    }
-    exact = experiment.objective.name == "autoregressive"
-    denoiser_of = likelihoods.denoiser_of(encoder)
-    if exact:
-        of_rows = likelihoods.make_causal_likelihood(
-            denoiser_of, start_id=prepared.sep_id, mesh=mesh
-        )
-    else:
-        of_rows = likelihoods.make_nelbo(
-            denoiser_of,
-            mask_id=encoder.mask_id,
-            seed=experiment.training.seed,
-            draws=settings.draws,
-            schedule=schedule,
-            mesh=mesh,
-        )
-
-    canvas = _canvas(few, encoder.mask_id)
-    size = text_sizes.text_size(few, prepared.tokenizer)
-    method = Method(
-        decoding.strategy("exact_count", schedule), Shaping(), steps=settings.sample_steps
-    )
-
-    def evaluate(state, step):
-        told = likelihoods.summary(of_rows(state.ema, few, settings.batch_size))
-        told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], size)
-        shown = {key: told[key] for key in _SHOWN}
-        return {"likelihood": "exact" if exact else "bound", **shown, **baselines}
-
-    def show(state, step):
-        key = noise.derive(noise.seed_key(experiment.training.seed), "shown", step)
-        ((row,),) = filling.fill(state.ema, encoder, mesh, method, canvas, key=key)
-        text = row.tokens[canvas.shown[0]]
-        return {"text": data.decode(prepared.tokenizer, text)}
-
-    hooks = {"eval": evaluate, "sample": show}
-    return {kind: hooks[kind] for kind in hook_kinds(experiment)}
-
-
-def _canvas(rows: data.Rows, mask_id: int) -> prompts.Canvas:
-    """One row of nothing but masks, as long as the first; of pairs, behind its prompt."""
-    first = next(data.eval_batches(rows[:1], batch_size=1))
-    maskable = first["maskable"]
-    return prompts.Canvas(
-        tokens=np.where(maskable, np.int32(mask_id), first["tokens"]),
-        fill=maskable,
-        shown=first.get("valid", np.ones_like(maskable)),
-        valid=first.get("valid"),
-        maskable=maskable,
-    )
 
 
 def _first_words(job: Job, start: int) -> str:

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from mdlm_jax import data
 from mdlm_jax.host import distributed, parallel
 from mdlm_jax.runs.experiment import Experiment, default_config
-from mdlm_jax.runs.program import make_corruption, make_program, pairs_rows
+from mdlm_jax.runs.program import make_prepare, make_program, pairs_rows
 
 VOCABULARY = 127  # odd: the tensor axis makes it pad
 ROWS, LENGTH, STEPS = 16, 8, 3
@@ -44,7 +44,7 @@ def main(output, sizes, accumulation, dropout):
     batches = data.train_batches(corpus(), batch_size=ROWS, seed=3, local=local)
     whole = parallel.replicated(mesh)
     prepare = jax.jit(
-        make_corruption(settings, program.encoder, paired=pairs_rows(settings, mesh)),
+        make_prepare(settings, program.encoder, paired=pairs_rows(settings, mesh)),
         out_shardings=whole,
     )
     state, seen = program.init(), {"read": len(local)}

@@ -18,7 +18,8 @@ from mdlm_jax.host.command_line import shipped_configs
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.experiment import Experiment, default_config
-from mdlm_jax.runs.program import frozen_parameters, make_corruption, make_loss, rate_multipliers
+from mdlm_jax.runs.families.encoder import make_loss
+from mdlm_jax.runs.program import frozen_parameters, make_prepare, rate_multipliers
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import init_state
 from mdlm_jax.training.step import make_step
@@ -122,7 +123,7 @@ def test_its_step_can_be_traced(name):
         seed=training.seed,
         ema_decay=training.ema_decay,
         accumulation=training.accumulation,
-        prepare=make_corruption(experiment, encoder, paired=True),
+        prepare=make_prepare(experiment, encoder, paired=True),
         schedule=schedule,
     )
     state = jax.eval_shape(lambda: init_state(bert.init(jax.random.key(0), encoder), optimizer))

@@ -47,11 +47,11 @@ def causal(run, folder):
     return folder / "causal"
 
 
-def test_training_tells_the_exact_likelihood_and_shows_no_sample(causal):
+def test_training_tells_the_exact_likelihood_and_shows_a_sample(causal):
     lines = [json.loads(line) for line in (causal / "metrics.jsonl").read_text().splitlines()]
     (evaluated,) = [each for each in lines if each["kind"] == "eval"]
     assert evaluated["likelihood"] == "exact" and evaluated["mc_error"] == 0
-    assert {each["kind"] for each in lines} == {"train", "eval"}
+    assert {each["kind"] for each in lines} == {"train", "eval", "sample"}
 
 
 def test_its_likelihood_is_exact_and_nowhere_called_a_bound(run, causal):
@@ -65,12 +65,26 @@ def test_its_likelihood_is_exact_and_nowhere_called_a_bound(run, causal):
     assert "NELBO" not in done.stdout + page and "exact: nothing was drawn" in page
 
 
+def test_a_causal_run_goes_on_from_a_prompt(run, causal):
+    """Greedily, it writes the same whatever the seed; a whole row has a step for each token."""
+    prompt = ["--prompt=the river [MASK] [MASK]", "--temperature=0", "--json"]
+    one, other = (
+        json.loads(run("generate", f"--workdir={causal}", *prompt, f"--seed={seed}").stdout)
+        for seed in (0, 1)
+    )
+    assert one["text"] == other["text"] != one["prompt"] and one["text"].startswith("the river")
+    assert (one["strategy"], one["steps"], one["evaluations"]) == ("left_to_right", 2, 2)
+    whole = json.loads(run("generate", f"--workdir={causal}", "--json").stdout)
+    assert whole["evaluations"] == LENGTH and whole["text"]
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
         ("evaluate", ["--draws=2"], "--draws does nothing for an autoregressive model"),
         ("evaluate", ["--frontier"], "was trained autoregressively: it fills no masks"),
-        ("generate", [], "was trained autoregressively: it fills no masks"),
+        ("generate", ["--steps=4"], "--steps is for models that fill masks"),
+        ("generate", ["--prompt=a [MASK] river"], "'a [MASK] river' has text behind a gap"),
     ],
 )
 def test_what_is_of_masks_is_refused(run, causal, name, flags, message):

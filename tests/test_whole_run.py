@@ -55,7 +55,7 @@ def start(configured):
         experiment, folder = configured(**training)
         job, encoder = train.plan(experiment, folder)
         with workdir.claim(folder, experiment, encoder, job.prepared):
-            return job, train.train(job, train.load_start(job))
+            return job, train.train(job, train.load_start(job, print))
 
     return start
 
@@ -94,7 +94,7 @@ def test_a_run_does_what_its_config_says_and_goes_on(start, capsys):
         last,
     )
     assert steps_of(job, "train") == [2, 4, 5] and steps_of(job, "eval") == [4, 5]
-    assert steps_of(job, "sample") == [] and saved(job) == [3, 5]
+    assert steps_of(job, "sample") == [4, 5] and saved(job) == [3, 5]
     assert list(job.workdir.glob("events.out.tfevents.*"))
     trained, rows = workdir.load(job.workdir), job.prepared.splits["validation"].spread(6)
 

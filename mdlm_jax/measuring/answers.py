@@ -85,7 +85,7 @@ def measure(
 
 
 def _check(trained: workdir.Trained, folder: epath.Path) -> None:
-    if trained.config["objective"]["name"] == "autoregressive":
+    if trained.family.is_causal:
         raise ValueError(
             f"{folder} was trained autoregressively: it fills no masks, which --answers is of"
         )

@@ -78,7 +78,7 @@ def measure(
         if _FEATURES.value:
             mauve.check_installed()
         trained = workdir.load(folder, weights=weights, mesh=mesh)
-        if trained.config["objective"]["name"] == "autoregressive":
+        if trained.family.is_causal:
             raise ValueError(
                 f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"
             )

@@ -11,6 +11,7 @@ from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.experiment import ObjectiveConfig
+from mdlm_jax.runs.families import Family, family_of
 from mdlm_jax.runs.program import padded_for, place_parameters, put_parameters
 
 PyTree = Any
@@ -40,9 +41,14 @@ class Model(NamedTuple):
     padded: bool = False
 
     @property
+    def family(self) -> Family:
+        """Whose model it is."""
+        return family_of(self.objective.name)
+
+    @property
     def exact(self) -> bool:
         """Whether its likelihood is the chain rule's, and not a bound."""
-        return self.objective.name == "autoregressive"
+        return self.family.is_exact
 
 
 def of_run(trained: workdir.Trained, weights: str) -> Model:
@@ -52,7 +58,7 @@ def of_run(trained: workdir.Trained, weights: str) -> Model:
         params=trained.params,
         encoder=encoder,
         tokenizer=trained.tokenizer,
-        objective=ObjectiveConfig(**config["objective"]),
+        objective=trained.objective,
         length=config.get("data", {}).get("length", encoder.max_length),
         weights=weights,
         step=trained.step,

@@ -16,6 +16,7 @@ from mdlm_jax.diffusion import noise
 from mdlm_jax.host import parallel
 from mdlm_jax.runs.experiment import Experiment
 from mdlm_jax.runs.families import network_of
+from mdlm_jax.runs.families.base import Prepare
 from mdlm_jax.training.optimizer import make_optimizer, without_gradient
 from mdlm_jax.training.state import TrainState, abstract_state, init_state, state_shardings
 from mdlm_jax.training.step import make_step
@@ -108,12 +109,8 @@ def make_program(
     encoder = family.network.for_devices(encoder, platform, strict=True)
     family.check(experiment.objective, encoder)
     _check_batch(experiment, mesh)
-    prepare = family.make_prepare(
-        experiment.objective,
-        encoder,
-        paired=pairs_rows(experiment, mesh),
-        start_id=start_id,
-    )
+    paired = pairs_rows(experiment, mesh)
+    prepare = make_prepare(experiment, encoder, paired=paired, start_id=start_id)
     frozen = frozen_parameters(experiment, encoder)
     optimizer, schedule = make_optimizer(
         experiment.optimizer,
@@ -199,6 +196,24 @@ def put_parameters(params: PyTree, encoder: Any, shapes: PyTree, placed: PyTree)
         return jax.make_array_from_callback(shape.shape, sharding, lambda index: x[index])
 
     return jax.tree.map_with_path(put, params, shapes, placed)
+
+
+def make_prepare(
+    experiment: Experiment, encoder: Any, *, paired: bool, start_id: int | None = None
+) -> Prepare:
+    """`(key, step, batch) -> batch`, what the family makes of a global batch before its loss.
+
+    The key is that of the step.
+
+    Args:
+      experiment: the config.
+      encoder: the network.
+      paired: whether neighbouring rows share slots.
+      start_id: the token before a row, of a model that reads from left to right.
+    """
+    return experiment.family.make_prepare(
+        experiment.objective, encoder, paired=paired, start_id=start_id
+    )
 
 
 def padded_for(encoder: Any, mesh: Mesh) -> Any:

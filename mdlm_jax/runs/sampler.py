@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mdlm_jax.diffusion import Denoiser, Strategy, Trace, sample, transforms
+from mdlm_jax.diffusion import Denoiser, Strategy, Trace, causal_denoiser, sample, transforms
 from mdlm_jax.host import parallel
-from mdlm_jax.networks import bert
+from mdlm_jax.runs.families import network_of
 from mdlm_jax.runs.shaping import Shaping
 
 Array = jax.Array
@@ -38,6 +38,7 @@ class Method:
       guidance: weight of classifier-free guidance by the rows' labels; None for none.
       end_id: token that ends a text; None where nothing does.
       pad_id: token that fills up a row behind it.
+      start_id: of a causal network, the token before a row; None of one that fills masks.
 
     Raises:
       ValueError: fewer steps than blocks, or a guidance that is no number.
@@ -50,6 +51,7 @@ class Method:
     guidance: float | None = None
     end_id: int | None = None
     pad_id: int | None = None
+    start_id: int | None = None
 
     def __post_init__(self):
         if self.steps < self.blocks:
@@ -79,7 +81,7 @@ class Method:
         )
 
 
-def make_writer(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
+def make_writer(encoder: Any, mesh: Mesh, method: Method) -> Writer:
     """`(params, key, batch, steps, strengths) -> (tokens i32[B, L], Trace)`, jitted and kept.
 
     A second call with arguments that differ in steps and strengths alone returns the same function,
@@ -95,13 +97,15 @@ def make_writer(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _kept(encoder: bert.Config, mesh: Mesh, method: Method) -> Writer:
+def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def write(params, key, batch, steps, strengths):
         shaped = {name: value for name, value in strengths.items() if name != "guidance"}
         shaping = dataclasses.replace(method.shaping, **shaped)
         with parallel.use(mesh):
             denoiser = _denoiser(params, encoder, batch, strengths.get("guidance"))
+            if method.start_id is not None:
+                denoiser = causal_denoiser(denoiser, start_id=method.start_id)
             return written(
                 shaping(denoiser), key, batch, mask_id=encoder.mask_id, steps=steps, method=method
             )
@@ -137,16 +141,16 @@ def written(
 
 
 def _denoiser(
-    params: PyTree, encoder: bert.Config, batch: dict[str, Array], weight: Array | None
+    params: PyTree, encoder: Any, batch: dict[str, Array], weight: Array | None
 ) -> Denoiser:
     """Of a batch, guided where there is a weight, without the columns that pad the vocabulary.
 
     A mesh may pad it, and the last digits of a draw's noise depend on the number of columns.
     """
-    label, valid = batch.get("label"), bert.row_lengths(batch.get("valid"))
-    denoiser = bert.denoiser(params, encoder, valid=valid, label=label)
+    network, label = network_of(encoder), batch.get("label")
+    denoiser = network.denoiser(params, encoder, batch, label=label)
     if weight is not None:
-        without = bert.denoiser(params, encoder, valid=valid, label=jnp.full_like(label, -1))
+        without = network.denoiser(params, encoder, batch, label=jnp.full_like(label, -1))
         denoiser = transforms.guide(denoiser, without, weight)
     return denoiser._replace(
         readout=lambda at, row, whole=denoiser.readout: whole(at, row)[..., : encoder.vocab_size]

@@ -28,7 +28,7 @@ from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.host import distributed, parallel, paths
 from mdlm_jax.runs.experiment import FORMAT, Experiment, ObjectiveConfig, default_config, identity
-from mdlm_jax.runs.families import family_of, network_of
+from mdlm_jax.runs.families import Family, family_of, network_of
 from mdlm_jax.runs.program import padded_for, place_parameters
 from mdlm_jax.training import checkpoints
 
@@ -41,6 +41,16 @@ class Trained(NamedTuple):
     tokenizer: Tokenizer
     config: dict[str, Any]
     step: int
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What it was trained for."""
+        return ObjectiveConfig(**self.config["objective"])
+
+    @property
+    def family(self) -> Family:
+        """Whose model it is."""
+        return family_of(self.objective.name)
 
 
 @contextlib.contextmanager
@@ -182,14 +192,19 @@ def read_encoder(workdir: epath.Path) -> Any:
 
 def _encoder(workdir: epath.Path, config: dict[str, Any]) -> Any:
     fields = _section_of(workdir, config, "model")
+    network = _family(workdir, config).network
     try:
-        return family_of(_objective_of(workdir, config)).network.configure(fields)
+        return network.configure(fields)
     except (TypeError, ValueError) as error:  # a key that is not known, a value of another type
         raise ValueError(f"{workdir / 'config.json'} is damaged: model: {error}") from None
 
 
-def _objective_of(workdir: epath.Path, config: dict[str, Any]) -> str:
-    return _section_of(workdir, config, "objective").get("name", ObjectiveConfig.name)
+def _family(workdir: epath.Path, config: dict[str, Any]) -> Family:
+    name = _section_of(workdir, config, "objective").get("name", ObjectiveConfig.name)
+    try:
+        return family_of(name)
+    except ValueError as error:
+        raise ValueError(f"{workdir / 'config.json'} is damaged: {error}") from None
 
 
 def saved_config(workdir: epath.Path) -> dict[str, Any] | None:

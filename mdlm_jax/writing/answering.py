@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from mdlm_jax import data
 from mdlm_jax.data.tokens.tokenization import literal
+from mdlm_jax.diffusion import strategies
 from mdlm_jax.evaluation.bounds import continuations, likelihoods
 from mdlm_jax.evaluation.bounds.continuations import Continuations, Pair
 from mdlm_jax.runs.experiment import SCHEDULES
@@ -30,8 +31,9 @@ class Answerer:
       model: from `models.load`, on the mesh.
       mesh: of the devices of this process.
       draws: corruptions of each row that is scored, at least 2.
-      strategy: how answers are written, as `decoding.strategy` takes it.
-      steps: network evaluations of an answer.
+      strategy: how answers are written, as `decoding.strategy` takes it. A causal model writes
+        from left to right: the most likely tokens by 'greedy', else drawn ones.
+      steps: network evaluations of an answer; a causal model takes one a token.
       batch_size: rows at a time.
       seed: of all noise.
 
@@ -97,10 +99,8 @@ class Answerer:
           tokens: of an answer, fewer than a row has.
 
         Raises:
-          ValueError: more tokens than that, or an autoregressive model.
+          ValueError: more tokens than that.
         """
-        if self.model.exact:
-            raise ValueError("a model that was trained autoregressively writes no text here")
         length, tokenizer = self.model.length, self.model.tokenizer
         if not 1 <= tokens < length:
             raise ValueError(f"an answer must have 1 to {length - 1} tokens, not {tokens}")
@@ -117,7 +117,7 @@ class Answerer:
             self.model.params,
             self.model.encoder,
             self.mesh,
-            self._method(),
+            self._method(tokens),
             canvas,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -154,14 +154,25 @@ class Answerer:
             mesh=self.mesh,
         )
 
-    def _method(self) -> Method:
+    def _method(self, tokens: int = 1) -> Method:
+        """How an answer of so many tokens is written."""
         special = data.special_ids(self.model.tokenizer)
-        return Method(
-            strategy=decoding.strategy(self.strategy, SCHEDULES[self.model.objective.schedule]()),
+        schedule = SCHEDULES[self.model.objective.schedule]()
+        method = Method(
+            strategy=decoding.strategy(self.strategy, schedule),
             shaping=Shaping(),
             steps=self.steps,
             end_id=special.sep,
             pad_id=special.pad,
+        )
+        if not self.model.family.is_causal:
+            return method
+        return dataclasses.replace(
+            method,
+            strategy=strategies.left_to_right(schedule),
+            shaping=Shaping(temperature=0.0 if self.strategy == "greedy" else 1.0),
+            steps=tokens,
+            start_id=special.sep,
         )
 
 

@@ -284,6 +284,26 @@ def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     return canvas._replace(tokens=tokens.astype(np.int32), valid=valid, maskable=maskable)
 
 
+def require_open_ends(canvas: Canvas, prompts: Sequence[Prompt]) -> None:
+    """Says of a causal model's prompts what it cannot see: text behind a gap.
+
+    Args:
+      canvas: B rows.
+      prompts: B, for the message.
+
+    Raises:
+      ValueError: a row has such text; its prompt is named.
+    """
+    behind_a_gap = np.cumsum(canvas.fill, axis=1) > 0
+    unseen = np.any(behind_a_gap & canvas.shown & ~canvas.fill, axis=1)
+    if unseen.any():
+        text = prompts[int(np.argmax(unseen))].text
+        raise ValueError(
+            f"prompt {_short(text)} has text behind a gap, which a run that was trained "
+            "autoregressively does not see: let the gap end the prompt"
+        )
+
+
 def as_kept(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     """The canvas of a run whose training keeps parts of its rows, `objective.keep`.
 

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mdlm_jax import data
 from mdlm_jax.data import cache, claims, stores
+from mdlm_jax.data.tokens import encoding
 from mdlm_jax.host import paths
 
 NAME = "tiny-0123456789abcdef"
@@ -302,7 +303,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     def encode(folder, splits, tokenizer):
         with path.open("a") as file:
             file.write("\none more")
-        return data.encoding.encode_splits(folder, splits, tokenizer)
+        return encoding.encode_splits(folder, splits, tokenizer)
 
     with pytest.raises(ValueError, match=r"^source 'text_files' changed while it was read"):
         data.prepare(config, tmp_path / "cache", encode=encode)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,9 @@ from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import program as program_module
 from mdlm_jax.runs.experiment import SCHEDULES, Experiment, ObjectiveConfig, default_config
-from mdlm_jax.runs.program import highest_rate, make_corruption, make_loss, make_program, pairs_rows
+from mdlm_jax.runs.families.encoder import for_devices, make_loss
+from mdlm_jax.runs.families.masks import highest_rate
+from mdlm_jax.runs.program import make_prepare, make_program, pairs_rows
 from mdlm_jax.runs.sampler import Method, make_writer
 from mdlm_jax.runs.shaping import Shaping
 
@@ -39,7 +40,7 @@ def experiment(objective=(), optimizer=(), **start):
 
 def corrupted(objective, step, maskable=None):
     settings = experiment(objective)
-    prepare = jax.jit(make_corruption(settings, settings.planned_encoder(), paired=False))
+    prepare = jax.jit(make_prepare(settings, settings.planned_encoder(), paired=False))
     tokens = jnp.ones((ROWS, LENGTH), jnp.int32)
     maskable = jnp.ones((ROWS, LENGTH), bool) if maskable is None else maskable
     batch = {"tokens": tokens, "maskable": maskable, "label": jnp.full(ROWS, -1)}
@@ -95,10 +96,9 @@ MESH = parallel.make_mesh(devices=jax.devices()[:1])
 
 
 def test_auto_is_decided_by_the_mesh_where_its_tpus_are_not_here():
-    tpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
     encoder = dataclasses.replace(experiment().planned_encoder(), attention_backend="auto")
-    assert program_module._choose_attention(encoder, tpus).attention_backend == "splash"
-    assert program_module._choose_attention(encoder, MESH).attention_backend == "auto"
+    assert for_devices(encoder, "tpu", strict=True).attention_backend == "splash"
+    assert for_devices(encoder, "cpu", strict=True).attention_backend == "auto"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_bad_objectives_are_refused(changes, told):
 def test_a_step_is_made_of_what_the_config_says(monkeypatch):
     """Every value that is handed on, each another than its default."""
     seen = {}
-    for name in ("make_step", "make_corruption"):
+    for name in ("make_step", "make_prepare"):
         real = getattr(program_module, name)
         spy = lambda *args, real=real, **named: seen.update(named) or real(*args, **named)  # noqa: E731
         monkeypatch.setattr(program_module, name, spy)
@@ -202,7 +202,7 @@ def test_a_loss_is_told_padding_labels_and_its_key(kind):
         "valid": valid,
         "label": jnp.arange(8) % 3,
     }
-    prepare = jax.jit(make_corruption(settings, encoder, paired=False))
+    prepare = jax.jit(make_prepare(settings, encoder, paired=False))
     prepared = prepare(jax.random.key(1), 0, batch)
     params, loss_fn = params_of(encoder), jax.jit(make_loss(encoder))
 
@@ -239,7 +239,7 @@ def test_a_corruption_is_what_its_objective_names(name, paired):
     maskable = jnp.asarray(rng.random((8, LENGTH)) < 0.8)
     batch = {"tokens": tokens, "maskable": maskable, "label": jnp.zeros(8, jnp.int32)}
     key = jax.random.key(5)
-    prepare = jax.jit(make_corruption(settings, encoder, paired=paired, start_id=3))
+    prepare = jax.jit(make_prepare(settings, encoder, paired=paired, start_id=3))
     found = prepare(key, 0, batch)
     masked = {"mask_id": MASK, "maskable": maskable}
     if name == "autoregressive":
@@ -311,7 +311,7 @@ def test_padding_is_told_as_lengths(of, monkeypatch):
             jax.random.key(0), batch["tokens"], mask_id=MASK, maskable=batch["maskable"]
         )
         prepared = {"corrupted": corrupted, "valid": batch["valid"], "label": batch["label"]}
-        return program_module.make_loss(encoder)(params, jax.random.key(0), prepared)[0]
+        return make_loss(encoder)(params, jax.random.key(0), prepared)[0]
 
     def likelihood(params):
         denoiser = likelihoods.denoiser_of(encoder)(params, batch)

@@ -11,9 +11,9 @@ import pytest
 from mdlm_jax.diffusion import corrupt_causal, corrupted_loss
 from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
-from mdlm_jax.runs import program as program_module
 from mdlm_jax.runs.experiment import Experiment, default_config
-from mdlm_jax.runs.program import make_program, pad_vocabulary
+from mdlm_jax.runs.families.encoder import for_devices
+from mdlm_jax.runs.program import make_program, padded_for
 
 VOCABULARY, LENGTH, START = 20, 6, 3
 MESH = parallel.make_mesh(devices=jax.devices()[:1])
@@ -116,7 +116,7 @@ def test_given_parameters_are_padded_for_the_mesh_and_given_up():
 def test_a_vocabulary_is_padded_to_what_the_tensor_axis_divides(tensor, multiple, rows):
     encoder = dataclasses.replace(experiment().planned_encoder(), vocab_multiple=multiple)
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": tensor})
-    assert pad_vocabulary(encoder, mesh).padded_vocab == rows
+    assert padded_for(encoder, mesh).padded_vocab == rows
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,7 @@ def test_a_model_that_does_not_fit_is_refused(sections, told):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_blocks_that_lift_their_window_are_not_for_the_tpus_kernel(every):
-    tpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
     encoder = dataclasses.replace(
         experiment().planned_encoder(), attention="local", window=2, global_every=every
     )
-    assert program_module._choose_attention(encoder, tpus).attention_backend == "xla"
+    assert for_devices(encoder, "tpu", strict=True).attention_backend == "xla"

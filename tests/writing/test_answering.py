@@ -13,7 +13,7 @@ from command_runs import TEXT
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mdlm_jax import data
-from mdlm_jax.data import special_ids
+from mdlm_jax.data import decode, special_ids
 from mdlm_jax.diffusion import causal_likelihood
 from mdlm_jax.evaluation.bounds import continuations, likelihoods
 from mdlm_jax.host import parallel
@@ -176,7 +176,7 @@ def test_of_kept_contexts_the_time_is_that_of_what_is_written(answerer, keep, mo
     assert not masks.all()
 
 
-def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):
+def test_a_causal_model_is_exact_and_writes_from_left_to_right(tmp_path, answerer):
     folder = exported.write(tmp_path / "causal", attention="causal")
     model = loading.load(str(folder), answerer.mesh)
     causal = dataclasses.replace(
@@ -191,8 +191,13 @@ def test_a_causal_model_is_exact_and_writes_nothing(tmp_path, answerer):
     scored = causal.continuations([("", "wool salt and honey")], greedy=False)
     assert scored.nats[0] == pytest.approx(float(expected.nats[0]), rel=1e-5)
     assert scored.error[0] == 0
-    with pytest.raises(ValueError, match="autoregressively writes no text"):
-        causal.answers([""], tokens=4)
+    sep = special_ids(model.tokenizer).sep
+    row = [sep, *ids]
+    for _ in range(3):  # the most likely token, of a row that ends there
+        logits = bert.logits(model.params, model.encoder, jnp.array([row], jnp.int32), jnp.ones(1))
+        row.append(int(jnp.argmax(logits[0, -1].at[model.encoder.mask_id].set(-jnp.inf))))
+    written = list(itertools.takewhile(lambda token: token != sep, row[1 + len(ids) :]))
+    assert causal.answers(["wool salt and honey"], tokens=3) == [decode(model.tokenizer, written)]
 
 
 def test_an_unknown_strategy_is_refused_at_once(answerer):

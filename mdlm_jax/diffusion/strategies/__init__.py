@@ -5,12 +5,13 @@ is read out there, and which of the drawn tokens stay, after.
 
 | reads out | strategies |
 |---|---|
-| what it writes, chosen first | `exact_count`, `left_to_right`, `first_hitting`, `ancestral`, `remask` |
+| what it writes, in a random order | `exact_count`, `first_hitting`, `ancestral`, `remask` |
+| what it writes, in the order of reading | `left_to_right` |
 | every blank, and keeps some | `confidence`, `greedy`, `threshold`, `factor`, `entropy_bounded` |
 | all that it wrote, too | `path_planning` |
 
-At one token a step the first three, `confidence` by margin or entropy and `entropy_bounded(0)` follow
-the joint law of the denoiser's conditionals exactly.
+At one token a step `exact_count`, `first_hitting`, `left_to_right`, `confidence` by margin or
+entropy and `entropy_bounded(0)` follow the joint law of the denoiser's conditionals exactly.
 """
 
 from mdlm_jax.diffusion.strategies.base import Proposal, Strategy, View

@@ -17,7 +17,7 @@ from mdlm_jax import data, train
 from mdlm_jax.diffusion import noise, schedules
 from mdlm_jax.evaluation.bounds import likelihoods, ngrams, text_sizes
 from mdlm_jax.host import command_line, parallel
-from mdlm_jax.runs import workdir
+from mdlm_jax.runs import hooks, workdir
 from mdlm_jax.runs.experiment import Experiment, default_config
 from mdlm_jax.runs.program import make_program
 from mdlm_jax.runs.sampler import Method
@@ -85,7 +85,7 @@ def state_of(program):
 def test_a_sample_is_of_the_average_in_a_row_as_the_data_have_it(kind):
     program, prepared = run_of(kind)
     state, encoder = state_of(program), program.encoder
-    shown = train.make_hooks(program, prepared)["sample"](state, 7)["text"]
+    shown = hooks.make_hooks(program, prepared)["sample"](state, 7)["text"]
     row = prepared.splits["validation"].spread(6)[:1]
     place = np.arange(LENGTH)[None]
     wanted = (place >= (4 if kind == "pairs" else 0)) & (place < (SIZE if kind == "padded" else 99))
@@ -113,7 +113,7 @@ def test_validation_is_of_the_average_on_rows_of_all_labels(kind):
     """The figures of `evaluate`, of rows that are spread over a split sorted by label."""
     program, prepared = run_of(kind)
     state, encoder = state_of(program), program.encoder
-    told = train.make_hooks(program, prepared)["eval"](state, 7)
+    told = hooks.make_hooks(program, prepared)["eval"](state, 7)
     rows = prepared.splits["validation"].spread(6)
     assert sorted(rows.labels) == [0, 0, 1, 1, 2, 2]
     of_rows = likelihoods.make_nelbo(
@@ -191,7 +191,7 @@ def test_what_the_last_step_lacks_is_finished_by_the_next_start(
             watchdog_seconds=500, watchdog_startup_seconds=600,
         )  # fmt: skip
     else:
-        make_hooks = train.make_hooks
+        make_hooks = hooks.make_hooks
 
         def fail(state, step):
             if step == 4:
@@ -199,7 +199,7 @@ def test_what_the_last_step_lacks_is_finished_by_the_next_start(
             return {}
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
-            patch.setattr(train, "make_hooks", lambda *a: make_hooks(*a) | {"sample": fail})
+            patch.setattr(hooks, "make_hooks", lambda *a: make_hooks(*a) | {"sample": fail})
             train.train(job)
     before = [(each["step"], each["kind"]) for each in read_metrics(tmp_path)]
     third = [(3, "train"), (3, "eval"), (3, "sample"), (4, "train")]

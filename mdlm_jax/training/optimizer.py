@@ -12,7 +12,6 @@ import optax
 PyTree = Any
 
 DECAYS = ("cosine", "linear", "constant")
-DECAYED_LEAVES = ("kernel", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +23,7 @@ class OptimizerConfig:
       warmup_steps: steps of linear rise from 0.
       decay: the shape of the fall from the peak to the end of the run.
       final_fraction: the last learning rate as a fraction of the peak; unused if constant.
-      weight_decay: multiplied by the learning rate; on the leaves of `DECAYED_LEAVES` alone: of our
-        encoder its kernels, for none of its embedding tables has such a name.
+      weight_decay: multiplied by the learning rate; on the leaves named `kernel` alone.
       b1: decay of the mean of the gradients.
       b2: decay of the mean of their squares.
       eps: added to the root of the latter.
@@ -135,12 +133,12 @@ def without_gradient(
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: leaves named `kernel`, or `embedding` as in Flax's Embed.
+    """True where weight decay applies: leaves named `kernel`.
 
     The name decides, because layers are stacked: a bias has two axes there, as a kernel elsewhere.
     """
     return jax.tree.map_with_path(
-        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in DECAYED_LEAVES, params
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
     )
 
 

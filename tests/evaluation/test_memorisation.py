@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,19 +102,6 @@ def test_chunks_and_blocks_change_nothing(name, monkeypatch):
     np.testing.assert_array_equal(memorisation.longest_overlaps(rows, train), at_once)
 
 
-def test_summary_by_hand():
-    rows = rows_of(np.zeros((5, 10), int), [10, 10, 10, 4, 10])
-    told = memorisation.summary(np.array([1, 2, 3, 4, 10]), rows)
-    deviation = math.sqrt((9 + 4 + 1 + 0 + 36) / 4)
-    assert told == pytest.approx((4.0, deviation / math.sqrt(5), 3.0, 7.6, 10, 2 / 5))
-
-
-def test_a_single_row_has_no_error():
-    told = memorisation.summary(np.array([2]), rows_of([[1, 2, 3]]))
-    assert (told.mean, told.median, told.longest, told.whole) == (2, 2, 2, 0)
-    assert math.isnan(told.error)
-
-
 @pytest.mark.parametrize(
     ("rows", "train", "message"),
     [
@@ -129,8 +114,3 @@ def test_a_single_row_has_no_error():
 def test_wrong_rows_are_refused(rows, train, message):
     with pytest.raises(ValueError, match=message):
         memorisation.longest_overlaps(rows, train)
-
-
-def test_a_summary_is_of_all_rows():
-    with pytest.raises(ValueError, match="there are 1 overlaps of 2 rows"):
-        memorisation.summary(np.array([1]), rows_of([[1], [2]]))

@@ -16,7 +16,7 @@ from mdlm_jax.data import Rows
 
 
 class BertScore(NamedTuple):
-    """Scores of N pairs of rows, f64[N] each, in [-1, 1]; nan where all weights of a row are 0.
+    """Scores of N pairs of rows, f64[N] each, in [-1, 1].
 
     Attributes:
       precision: how well the reference matches the tokens of the candidate.
@@ -34,97 +34,54 @@ def score(
     candidate_states: np.ndarray,
     references: Rows,
     reference_states: np.ndarray,
-    *,
-    idf: np.ndarray | None = None,
 ) -> BertScore:
     """Scores each candidate by the reference of the same number.
 
-    With x the states of the reference's tokens and y those of the candidate's, of unit length, and
-    weights w, all 1 or the idf of the tokens:
-    `recall = sum_i w(x_i) max_j x_i . y_j / sum_i w(x_i)`,
-    `precision = sum_j w(y_j) max_i x_i . y_j / sum_j w(y_j)` and
-    `f1 = 2 precision recall / (precision + recall)` (Zhang et al. 2020, section 3). Separators
-    count as other tokens do, padding does not. Nothing is rescaled by a baseline.
+    With x the states of the reference's tokens and y those of the candidate's, of unit length:
+    `recall = mean_i max_j x_i . y_j`, `precision = mean_j max_i x_i . y_j` and
+    `f1 = 2 precision recall / (precision + recall)` (Zhang et al. 2020, section 3, without idf).
+    Separators count as other tokens do, padding does not. Nothing is rescaled by a baseline.
 
     Args:
       candidates: N rows.
       candidate_states: f[N, L, D], the states of their tokens.
       references: N rows.
       reference_states: f[N, M, D].
-      idf: f[V] from `inverse_document_frequency`; None weighs all tokens alike.
 
     Raises:
-      ValueError: the shapes do not fit together, or an id lies outside the weights.
+      ValueError: the shapes do not fit together.
     """
     if len(candidates) != len(references):
         raise ValueError(
             f"there are {len(candidates)} candidates and {len(references)} references: there must "
             "be one reference for each"
         )
-    ours = _texts("candidate", candidates, candidate_states, idf)
-    theirs = _texts("reference", references, reference_states, idf)
+    ours = _texts("candidate", candidates, candidate_states)
+    theirs = _texts("reference", references, reference_states)
     if candidate_states.shape[2] != reference_states.shape[2]:
         raise ValueError(
             f"candidate_states have width {candidate_states.shape[2]} and reference_states "
             f"{reference_states.shape[2]}: both must come from the same encoder"
         )
     precision, recall = np.empty(len(ours)), np.empty(len(ours))
-    for i, ((y, of_y), (x, of_x)) in enumerate(zip(ours, theirs, strict=True)):
+    for i, (y, x) in enumerate(zip(ours, theirs, strict=True)):
         similarity = y @ x.T  # [tokens of the candidate, of the reference]
-        precision[i] = _mean(similarity.max(axis=1), of_y)
-        recall[i] = _mean(similarity.max(axis=0), of_x)
+        precision[i] = similarity.max(axis=1).mean(dtype=np.float64)
+        recall[i] = similarity.max(axis=0).mean(dtype=np.float64)
     total = precision + recall
     return BertScore(precision, recall, 2 * precision * recall / np.where(total == 0, 1.0, total))
 
 
-def inverse_document_frequency(references: Rows, vocab_size: int) -> np.ndarray:
-    """`idf(w) = log((M + 1) / (c(w) + 1))`, c(w) the references out of M that hold w: f64[V], nats.
-
-    Zhang et al. 2020, section 3, with one added to both counts, as they do: a token that no
-    reference holds weighs most, one that all hold nothing.
-
-    Args:
-      references: M rows.
-      vocab_size: V; every id is below it.
-
-    Raises:
-      ValueError: an id lies outside [0, V).
-    """
-    tokens = np.asarray(references.tokens, np.int64)
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
-        raise ValueError(
-            f"references hold ids from {tokens.min()} to {tokens.max()}, outside [0, {vocab_size})"
-        )
-    row, place = np.nonzero(_valid(references))
-    holds = np.unique(row * vocab_size + tokens[row, place])
-    counts = np.bincount(holds % vocab_size, minlength=vocab_size)
-    return np.log((len(references) + 1) / (counts + 1))
-
-
-def _texts(
-    name: str, rows: Rows, states: np.ndarray, idf: np.ndarray | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each row the states of its tokens, of unit length, f32[tokens, D], and their weights."""
+def _texts(name: str, rows: Rows, states: np.ndarray) -> list[np.ndarray]:
+    """Of each row the states of its tokens, of unit length: f[tokens, D]."""
     if states.ndim != 3 or states.shape[:2] != rows.tokens.shape:
         raise ValueError(
             f"{name}_states have shape {states.shape}: the rows are {rows.tokens.shape}, and each "
             "of their tokens must have one state"
         )
-    highest = rows.tokens.max(initial=0)
-    if idf is not None and highest >= len(idf):
-        raise ValueError(f"{name}s hold the id {highest}: idf has weights for {len(idf)} only")
-    weights = np.ones(rows.tokens.shape) if idf is None else idf[rows.tokens]
     norms = np.linalg.norm(states, axis=-1, keepdims=True)
     units = states / np.where(norms > 0, norms, 1.0)
-    return [
-        (unit[there], weight[there])
-        for unit, weight, there in zip(units, weights, _valid(rows), strict=True)
-    ]
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> float:
-    total = weights.sum()
-    return float(weights @ values / total) if total > 0 else np.nan
+    return [unit[there] for unit, there in zip(units, _valid(rows), strict=True)]
 
 
 def _valid(rows: Rows) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Memorisation: the longest run of tokens of each row that stands in the training split.
 
-    overlaps = memorisation.longest_overlaps(samples, train)  # i64[N], tokens
-    memorisation.summary(overlaps, samples)
+    memorisation.longest_overlaps(samples, train)  # i64[N], tokens
 
 Real text overlaps with the training split too (phrases, quotations, tables), so tell the samples'
 overlaps beside those of rows of the test split that are as long: what stands above these is copied.
@@ -20,26 +19,6 @@ from mdlm_jax.data import Rows
 # for in one pass over it: their automaton takes about a kilobyte for each.
 _CHUNK = 2**22
 _BLOCK = 2**20
-
-
-class Summary(NamedTuple):
-    """The distribution of longest overlaps over rows, in tokens.
-
-    Attributes:
-      mean: over rows.
-      error: its standard error; nan of a single row.
-      median: half of the rows overlap by as much or less.
-      p90: the 90th percentile.
-      longest: the maximum.
-      whole: share of rows that stand in the training split as a whole.
-    """
-
-    mean: float
-    error: float
-    median: float
-    p90: float
-    longest: int
-    whole: float
 
 
 class _Automaton(NamedTuple):
@@ -86,32 +65,6 @@ def longest_overlaps(rows: Rows, train: Rows) -> np.ndarray:
         _overlaps(texts[first:last], train) for first, last in _blocks([len(t) for t in texts])
     ]
     return np.concatenate(found)
-
-
-def summary(overlaps: np.ndarray, rows: Rows) -> Summary:
-    """The distribution of overlaps over rows.
-
-    Args:
-      overlaps: i64[N], `longest_overlaps(rows, train)`.
-      rows: N rows.
-
-    Raises:
-      ValueError: there are not as many overlaps as rows, or none.
-    """
-    if not len(rows) or len(overlaps) != len(rows):
-        raise ValueError(
-            f"there are {len(overlaps)} overlaps of {len(rows)} rows: there must be one of each"
-        )
-    sizes = rows.tokens.shape[1] if rows.sizes is None else rows.sizes
-    several = len(overlaps) > 1
-    return Summary(
-        mean=float(overlaps.mean()),
-        error=float(overlaps.std(ddof=1) / np.sqrt(len(overlaps))) if several else np.nan,
-        median=float(np.median(overlaps)),
-        p90=float(np.quantile(overlaps, 0.9)),
-        longest=int(overlaps.max()),
-        whole=float((overlaps == sizes).mean()),
-    )
 
 
 def _overlaps(texts: Sequence[np.ndarray], train: Rows) -> np.ndarray:

@@ -11,6 +11,7 @@ being finite, and would again; else a crash.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import sys
@@ -83,7 +84,13 @@ def train(job: Job, weights: Any = None) -> int:
                 state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
         start, vote = int(state.step), distributed.make_vote(mesh)
         with command_line.bad_input():
-            metrics = MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard)
+            metrics = MetricsWriter(
+                job.workdir,
+                step=start,
+                tensorboard=training.tensorboard,
+                wandb=training.wandb,
+                config=dataclasses.asdict(experiment),
+            )
         with metrics:
             # After the last step a run may have ended before it was measured and shown.
             kinds = hooks.KINDS if start == training.steps else ()

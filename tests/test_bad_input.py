@@ -242,6 +242,9 @@ CASES = {
         "generate", ["--workdir={folder}/exported", "--weights=params"], "exported.*only 'ema'",
     ),
     "train on exported": ("train", [*TINY, "--workdir={folder}/exported"], "exported.*only 'ema'"),
+    "wandb": (
+        "train", [*NEW, "--config.training.wandb=a/b"], "training.wandb: Invalid project name",
+    ),
     "tensorboard": (
         "train", [*TINY, "--config.training.tensorboard", "--workdir=gs://bucket/run"],
         "training.tensorboard needs a local workdir, not gs://bucket/run",

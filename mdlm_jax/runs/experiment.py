@@ -104,6 +104,7 @@ class TrainingConfig:
       watchdog_seconds: a process in which no step finishes for so long ends; 0 to wait for ever.
       watchdog_startup_seconds: the same before the first step and in evaluations, which compile.
       tensorboard: also write TensorBoard files (extra `tensorboard`).
+      wandb: also write to this project at Weights & Biases (extra `wandb`); '' for none.
     """
 
     seed: int = 0
@@ -120,6 +121,7 @@ class TrainingConfig:
     watchdog_seconds: int = 900
     watchdog_startup_seconds: int = 3600
     tensorboard: bool = False
+    wandb: str = ""
 
     def __post_init__(self):
         for key in ("batch_size", "steps", "accumulation", "log_every", "save_every", "keep_last"):
@@ -202,6 +204,7 @@ OPERATIONAL = (
     "training.save_every",
     "training.steps",
     "training.tensorboard",
+    "training.wandb",
     "training.watchdog_seconds",
     "training.watchdog_startup_seconds",
 )

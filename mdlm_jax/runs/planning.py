@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from mdlm_jax import data
@@ -11,6 +12,7 @@ from mdlm_jax.host import parallel
 from mdlm_jax.runs import starting, workdir
 from mdlm_jax.runs.experiment import Experiment
 from mdlm_jax.runs.program import Program, make_program
+from mdlm_jax.training import weights_and_biases
 from mdlm_jax.training.metrics import require_tensorboard
 
 
@@ -42,6 +44,8 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, Any]:
     _check_workdir(experiment, folder)
     if experiment.training.tensorboard:
         require_tensorboard()
+    if experiment.training.wandb and jax.process_index() == 0:  # which writes
+        weights_and_biases.require(experiment.training.wandb)
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
     saved = workdir.saved_config(folder)
     if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):

@@ -1,4 +1,4 @@
-"""Metrics on disk: `metrics.jsonl` always, TensorBoard by option."""
+"""Metrics on disk: `metrics.jsonl` always, TensorBoard and Weights & Biases by option."""
 
 import html
 import json
@@ -14,6 +14,7 @@ from etils import epath
 
 from mdlm_jax.data import json_text
 from mdlm_jax.host import paths
+from mdlm_jax.training import weights_and_biases
 
 FILE = "metrics.jsonl"
 
@@ -25,7 +26,15 @@ class MetricsWriter:
     null, which JSON has.
     """
 
-    def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = False):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        step: int = 0,
+        tensorboard: bool = False,
+        wandb: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         """Opens the file for a run that goes on from `step`, 0 for a new one.
 
         Later records are dropped, a half-written last line too.
@@ -35,12 +44,16 @@ class MetricsWriter:
           step: the restored step.
           tensorboard: also writes event files beside the JSONL, with `tensorboardX`: numbers as
             scalars, strings as texts, under `kind/name`.
+          wandb: the project at Weights & Biases that shows the same; '' for none.
+          config: of the run, for Weights & Biases.
 
         Raises:
-          ImportError: if `tensorboard` is asked for and not installed.
-          ValueError: a line of the file is no record; the file and the line are named.
+          ImportError: if `tensorboard` or `wandb` is asked for and not installed.
+          ValueError: a line of the file is no record (the file and the line are named), or as
+            `weights_and_biases.Run`.
+          RuntimeError: as `weights_and_biases.Run`.
         """
-        self._file = self._events = None
+        self._file = self._events = self._wandb = None
         self._found: set[str] = set()  # kinds of the records at `step`
         if jax.process_index() != 0:
             return
@@ -50,6 +63,8 @@ class MetricsWriter:
             self._events = _summary_writer(directory, step)
         path = directory / FILE
         self._found = {record["kind"] for record in _truncate(path, step) if record["step"] == step}
+        if wandb:
+            self._wandb = weights_and_biases.Run(directory, wandb, config)
         self._file = path.open("a") if paths.is_local(path) else _Object(path)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
@@ -66,6 +81,8 @@ class MetricsWriter:
                 elif isinstance(value, str):
                     self._events.add_text(f"{kind}/{name}", _verbatim(value), step)
             self._events.flush()
+        if self._wandb is not None:
+            self._wandb.write(step, kind, values)
 
     def lacks(self, kind: str) -> bool:
         """Whether the file had no record of this kind at the restored step; False but in process 0.
@@ -83,17 +100,19 @@ class MetricsWriter:
         if isinstance(self._file, _Object):
             self._file.upload()
 
-    def close(self) -> None:
-        """Closes the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Closes the files, and tells Weights & Biases whether the run failed."""
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
+        if self._wandb is not None:
+            self._wandb.close(failed=failed)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 def require_tensorboard() -> None:

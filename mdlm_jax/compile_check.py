@@ -26,7 +26,7 @@ from mdlm_jax.runs.program import Program, make_program
 _CONFIG = command_line.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a slice: v5e:16x16.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of that shape; `data` is split over them.")
-_JSON = flags.DEFINE_string("json", None, "Also write all of it into this file.")
+_JSON = command_line.define_path("json", None, "Also write all of it into this file.")
 command_line.require("config", "topology")
 flags.declare_key_flag("config")
 

@@ -16,8 +16,8 @@ from mdlm_jax.host import command_line
 from mdlm_jax.interop import Pretrained, load_pretrained, save_pretrained
 from mdlm_jax.runs import workdir
 
-_SOURCE = flags.DEFINE_string("source", None, "Folder, name of the hub, or folder of a run.")
-_TARGET = flags.DEFINE_string("target", None, "Folder to write, empty or made if it is missing.")
+_SOURCE = command_line.define_path("source", None, "Folder, name of the hub, or folder of a run.")
+_TARGET = command_line.define_path("target", None, "Folder to write: empty, or made.")
 _MASK_ID = flags.DEFINE_integer(
     "mask_id", None, "The mask token, where the source has no tokenizer that tells it.", 0
 )

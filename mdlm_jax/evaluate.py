@@ -49,7 +49,7 @@ from mdlm_jax.writing import filling
 
 _SPLITS = ("train", "validation", "test")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", _SPLITS, "Which text.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
@@ -61,7 +61,7 @@ _MESH = flags.DEFINE_string(
     "Devices along data (rows), fsdp (rows and weights) and tensor (layers), such as "
     "fsdp=4,tensor=2; -1 is the rest. Changes no figure but by rounding.",
 )
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = command_line.define_path(
     "checkpoint",
     None,
     "Instead of --workdir, with --text and --output: a folder of Hugging Face, a name of its hub, "
@@ -79,7 +79,7 @@ _LENGTH = flags.DEFINE_integer(
     "length", None, "Of --text, tokens in a row; by default as in training, or the longest.", 2
 )
 _NAME = flags.DEFINE_string("name", "text", "Of --text, what follows evaluation_ in the file.")
-_OUTPUT = flags.DEFINE_string("output", None, "Of --text, the folder to write into.")
+_OUTPUT = command_line.define_path("output", None, "Of --text, the folder to write into.")
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Measure samples, not the likelihood.")
 _ANSWERS = flags.DEFINE_bool(
     "answers", False, "Of a run that was trained on pairs: measure what it answers."

@@ -13,8 +13,8 @@ from etils import epath
 from mdlm_jax.host import command_line
 from mdlm_jax.runs import workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write, empty or made if it is missing.")
+_WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
+_OUTPUT = command_line.define_path("output", None, "Folder to write: empty, or made.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; the newest by default.", 0)
 command_line.require("workdir", "output")

@@ -39,11 +39,11 @@ from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.writing import decoding, filling, prompts, sample_files
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _PROMPTS = flags.DEFINE_multi_string(
     "prompt", [], "Text with gaps, or to be answered; may be given several times."
 )
-_FILE = flags.DEFINE_string(
+_FILE = command_line.define_path(
     "prompts",
     None,
     'File of prompts: a line each, or .jsonl (.ndjson) with "prompt" or "messages", and perhaps a '
@@ -109,9 +109,9 @@ _MESH = flags.DEFINE_string(
     "fsdp=4,tensor=2; -1 is the rest. Changes no sample but by rounding.",
 )
 _WATCH = flags.DEFINE_bool("watch", False, "Replay on the terminal how the text came to be.")
-_HTML = flags.DEFINE_string("html", None, "Write that as a page into this file.")
+_HTML = command_line.define_path("html", None, "Write that as a page into this file.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a sample.")
-_OUTPUT = flags.DEFINE_string("output", None, "Write one JSON object a sample into this file.")
+_OUTPUT = command_line.define_path("output", None, "Write one JSON object a sample into this file.")
 _SAVE = flags.DEFINE_bool(
     "save", False, "Also write samples.txt, samples.json and report.html into the workdir."
 )

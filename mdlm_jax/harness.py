@@ -20,13 +20,13 @@ from etils import epath
 
 from mdlm_jax.host import command_line, compilation, distributed, paths
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_CHECKPOINT = flags.DEFINE_string(
+_WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
+_CHECKPOINT = command_line.define_path(
     "checkpoint", None, "Instead of a run: folder of a Hugging Face checkpoint, or name of the hub."
 )
 _WEIGHTS = flags.DEFINE_enum("weights", None, ["ema", "params"], "Of a run: ema by default.")
 _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, groups or tags, separated by commas.")
-_INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Folder of tasks of your own.")
+_INCLUDE_PATH = command_line.define_path("include_path", None, "Folder of tasks of your own.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of each task; all by default.", 1)
 _FEWSHOT = flags.DEFINE_integer("fewshot", None, "Solved examples in front of a question.", 0)
 _DRAWS = flags.DEFINE_integer("draws", 32, "Corruptions of each row; more shrink the error.", 2)
@@ -36,7 +36,7 @@ _STRATEGY = flags.DEFINE_string(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows at a time; changes no result.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", 0, 2**64 - 1)
-_OUTPUT = flags.DEFINE_string("output", None, "Write the results into this file, as JSON.")
+_OUTPUT = command_line.define_path("output", None, "Write the results into this file, as JSON.")
 command_line.require("tasks")
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")

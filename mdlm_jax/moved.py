@@ -1,12 +1,17 @@
-"""Former names of modules go on working: `mdlm_jax.experiment` is `mdlm_jax.runs.experiment`.
+"""Names of modules that lie elsewhere.
 
-Both names are one module: what is set in it under one is seen under the other.
+Former names go on working: `mdlm_jax.experiment` is `mdlm_jax.runs.experiment`. Both names are one
+module: what is set in it under one is seen under the other.
+
+`mdlm_jax.configs` are the shipped configs: a wheel holds them in the package, a clone beside it.
 """
 
 import importlib
 import importlib.util
 import sys
 from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 _ROOMS = {
     "host": (
@@ -28,12 +33,19 @@ HOMES = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in na
 }
 
 
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # of a clone
+
+
 class _Finder(MetaPathFinder, Loader):
     """Finds a module under its former name, and gives the one that there is."""
 
     def find_spec(self, fullname, path=None, target=None):
-        """Of `mdlm_jax.NAME` alone, where the name is a former one."""
+        """Of `mdlm_jax.NAME` alone, where the name is a former one, or `configs` of a clone."""
         package, _, name = fullname.partition(".")
+        if fullname == "mdlm_jax.configs" and (_CONFIGS / "quickstart.py").is_file():
+            spec = ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = [str(_CONFIGS)]
+            return spec
         if package != "mdlm_jax" or name not in HOMES:
             return None
         return importlib.util.spec_from_loader(fullname, self)
@@ -51,6 +63,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Lets former names be imported, once in a process."""
+    """Lets these names be imported, once in a process."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -10,7 +10,6 @@ draws the cross-entropy against the mask rate, a line a file.
 
 from pathlib import Path
 
-from absl import flags
 from etils import epath
 
 from mdlm_jax.host import command_line, paths
@@ -18,13 +17,14 @@ from mdlm_jax.pages.comparison import write_comparison
 from mdlm_jax.pages.curves_plot import curves_png, read_evaluations
 from mdlm_jax.pages.report import write_report
 
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = command_line.define_path(
     "output", None, "What compares several: comparison.html of runs, curves.png of files."
 )
 
 
 def main(words: list[str]) -> int:
     """Writes the page or the picture; returns the exit code."""
+    words = [paths.plain(word) for word in words]
     with command_line.bad_input():
         if not words:
             raise ValueError("give the folder of a run, or of several to compare")

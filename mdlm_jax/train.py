@@ -1,10 +1,12 @@
 """Trains a masked diffusion language model.
 
     python -m mdlm_jax.train --config=quickstart --workdir=runs/quickstart
+    python -m mdlm_jax.train --workdir=runs/quickstart    # goes on, with the run's own config
 
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
 workdir, a run goes on from its newest checkpoint, finishes what its last step lacks, or says that
-it is done.
+it is done. --config=runs/quickstart/config.json begins another run from what that one was trained
+with. --print_config prints all keys, as JSON that --config takes again, and ends.
 --config.profile_steps=10:13 leaves a trace of steps 10, 11 and 12. Exit codes: 0 training complete;
 75 stopped by a signal with everything saved; 2 bad input, nothing started; 76 the updates stopped
 being finite, and would again; else a crash.
@@ -23,8 +25,8 @@ from etils import epath
 
 from mdlm_jax import data
 from mdlm_jax.host import command_line, distributed, host_memory, parallel
-from mdlm_jax.runs import hooks, workdir
-from mdlm_jax.runs.experiment import Experiment, profile_range
+from mdlm_jax.runs import hooks, starting, workdir
+from mdlm_jax.runs.experiment import Experiment, as_json, profile_range
 from mdlm_jax.runs.families import network_of
 from mdlm_jax.runs.planning import Job, load_start, plan
 from mdlm_jax.runs.program import could_pair_rows, pairs_rows
@@ -34,16 +36,25 @@ from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.optimizer import make_optimizer
 
 _CONFIG = command_line.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if it does not exist.")
-command_line.require("config", "workdir")
-flags.declare_key_flag("config")
+_WORKDIR = command_line.define_path(
+    "workdir", None, "Folder of the run, made if it does not exist."
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print the whole config, as JSON that --config takes, and end."
+)
 
 
 def main() -> int:
     """Trains, or goes on with, the run of the flags; returns the exit code."""
     with contextlib.ExitStack() as claimed:
         with command_line.bad_input():
-            experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+            experiment = _experiment()
+            if _PRINT_CONFIG.value:
+                experiment.planned_encoder(starting.architecture(experiment.start))  # checks it
+                print(as_json(experiment))
+                return 0
+            if _WORKDIR.value is None:
+                raise ValueError("--workdir is required: the folder of the run")
             command_line.join_job(experiment.training.heartbeat_seconds)
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
@@ -60,6 +71,16 @@ def main() -> int:
                         _say(f"changed since the last start: {change}")
         host_memory.keep_freed()
         return train(job, weights)
+
+
+def _experiment() -> Experiment:
+    """What the flags ask for."""
+    if _CONFIG.value is None:
+        raise ValueError(
+            "--config is required: the name of a shipped config or a file; --workdir of a run goes "
+            "on without it" + ("" if _WORKDIR.value is None else f", and {_WORKDIR.value} is none")
+        )
+    return Experiment.of(command_line.chosen_config(_CONFIG))
 
 
 def train(job: Job, weights: Any = None) -> int:
@@ -199,4 +220,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, goes_on=True)

@@ -97,7 +97,7 @@ CASES = {
     ),
     "config empty": ("train", ["--config={folder}/nothing.py", "--workdir=x"], "no get_config"),
     "config type": ("train", ["--config={folder}/number.py", "--workdir=x"], "default_config"),
-    "key": ("train", [*NEW, "--config.model.widht=3"], '"width" instead of "widht"'),
+    "key": ("train", [*NEW, "--config.model.widht=3"], r"mean model.width\?\): model has"),
     "section": ("train", [*NEW, "--config.modell.width=3"], "unknown config key.*modell"),
     "not a number": ("train", [*NEW, "--config.training.steps=ten"], "training.steps=ten"),
     "extra word": ("evaluate", [WRITE, "extra"], "unexpected argument 'extra'"),

@@ -6,19 +6,22 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def starts_command() -> bool:
-    """Whether the package is imported to run `python -m mdlm_jax.something`.
+    """Whether the package is imported to run `python -m mdlm_jax.something`, or `mdlm something`.
 
     Then, and then alone, the process is ours to change.
     """
-    starting = getattr(sys, "argv", [])[:1] == ["-m"]  # until the module is found
+    first = (getattr(sys, "argv", []) or [""])[0]
+    if Path(first).stem == "mdlm":  # the console script
+        return True
     named = (
-        option == "-m" and name.startswith("mdlm_jax.")
+        option == "-m" and name.partition(".")[0] == "mdlm_jax"
         for option, name in itertools.pairwise(sys.orig_argv)
     )
-    return starting and any(named)
+    return first == "-m" and any(named)  # until the module is found
 
 
 @contextlib.contextmanager

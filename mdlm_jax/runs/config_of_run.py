@@ -1,9 +1,8 @@
 """The config file that `--config=RUN/config.json` stands for: what a run was trained with."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlm_jax.data import json_text
+from mdlm_jax.data import json_text, reading
 from mdlm_jax.runs.experiment import FORMAT, FROM_DATA, default_config
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ def get_config(path: str) -> "ml_collections.ConfigDict":
       ValueError: the file is no config of a run, one of a newer format, or has a value of another
         type than the config's.
     """
-    saved = json_text.load(Path(path))
+    saved = json_text.load(reading.path(path))
     number = saved.get("format")
     if not isinstance(number, int):
         raise ValueError(f"--config={path} is no config.json of a run: it has no format")

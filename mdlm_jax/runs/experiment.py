@@ -6,12 +6,14 @@ dataclasses and refuses what is unknown or impossible in one line.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import schedules
+from mdlm_jax.host import nearest
 from mdlm_jax.networks import bert
 from mdlm_jax.runs.families import NAMES, Family, family_of
 from mdlm_jax.runs.start_config import StartConfig, adopt
@@ -332,6 +334,14 @@ def default_config() -> "ml_collections.ConfigDict":
     return ml_collections.ConfigDict({"model": model, **plain, "profile_steps": ""})
 
 
+def as_json(experiment: Experiment) -> str:
+    """The config as JSON that `--config=FILE.json` reads; what the data decide is left to them."""
+    plain = {"format": FORMAT, **dataclasses.asdict(experiment)}
+    defaults = default_config().to_dict()
+    plain["model"] = defaults["model"] | dict(experiment.model)
+    return json.dumps(plain, indent=2)
+
+
 def profile_range(steps: str) -> range:
     """The steps of '10:13', which are 10, 11 and 12; of '' none.
 
@@ -368,7 +378,10 @@ def _named(section: str, cls: type, values: Mapping[str, Any]) -> Any:
 def _refuse_unknown(what: str, given: Any, accepted: Any) -> None:
     unknown = sorted(set(given) - set(accepted))
     if unknown:
-        raise ValueError(f"unknown {what}: {', '.join(unknown)} (there are {', '.join(accepted)})")
+        meant = nearest.meant(unknown[0], accepted)
+        raise ValueError(
+            f"unknown {what}: {', '.join(unknown)}{meant}: there are {', '.join(accepted)}"
+        )
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

@@ -7,7 +7,6 @@ model.denoiser  # for the functions of mdlm_jax.diffusion
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.tokens.tokenization import literal
 from mdlm_jax.diffusion import Denoiser, Likelihood
 from mdlm_jax.evaluation.bounds import likelihoods
-from mdlm_jax.host import parallel
+from mdlm_jax.host import nearest, parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import models, workdir
 from mdlm_jax.runs.experiment import SCHEDULES
@@ -320,8 +319,7 @@ def load(name: str | os.PathLike, *, weights: str | None = None, mesh: Mesh | No
 
 def _options(given: Mapping[str, Any]) -> requests.Options:
     if unknown := sorted(given.keys() - {*_OPTIONS}):
-        near = difflib.get_close_matches(unknown[0], _OPTIONS, n=1)
-        meant = f" (do you mean {near[0]}?)" if near else ""
+        meant = nearest.meant(unknown[0], _OPTIONS)
         raise ValueError(f"unknown option {unknown[0]}{meant}: there are {', '.join(_OPTIONS)}")
     return requests.Options(**given)
 

@@ -1,0 +1,10 @@
+"""What somebody meant who wrote another name: for messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """` (do you mean NAME?)` of the nearest of the names; '' where none is near."""
+    near = difflib.get_close_matches(name, [*names], n=1, cutoff=0.5)
+    return f" (do you mean {near[0]}?)" if near else ""

@@ -4,6 +4,7 @@ import json
 import struct
 from pathlib import Path
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 _BLOCK, _HEADER = 2**15, 7  # of LevelDB's log format, and of the file and each piece of a record
@@ -55,6 +56,7 @@ def read(folder: Path) -> dict:
 
 def starts(workdir: Path) -> list[dict]:
     """What each start of a run wrote, in order."""
+    wandb.teardown()  # its own process may be writing yet
     folders = sorted(
         (workdir / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime
     )

@@ -151,7 +151,9 @@ def _entries_used(prepared: data.Prepared) -> float:
 
 
 def _text(prepared: data.Prepared, rows: data.Rows, row: int) -> str:
-    (tokens,) = rows[row : row + 1].texts()
+    tokens = rows.tokens[row]
+    if rows.sizes is not None:
+        tokens = tokens[: rows.sizes[row]]
     return data.decode(prepared.tokenizer, tokens)
 
 

@@ -26,6 +26,7 @@ _NAMES = {
     ),
     "corpora.sources": ("SOURCES",),
     "packing": (
+        "Rows",
         "pack",
         "pad",
         "pair",
@@ -38,7 +39,6 @@ _NAMES = {
         "Prepared",
         "load_prepared",
     ),
-    "rows": ("Rows",),
     "text_rows": ("read_rows",),
     "tokens.tokenization": (
         "SpecialIds",

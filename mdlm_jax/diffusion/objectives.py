@@ -73,9 +73,16 @@ def diffusion_loss(
       key: of this step; None beside `keys`.
       tokens: i32[B, L], clean.
       mask_id: the mask token.
-      schedule, corruption, maskable, weighting, max_rate, rows, keys, paired: as in `corrupt`. A
-        part of a batch (in `shard_map`, in `vmap`) needs `rows` or `keys`, or it draws the same
-        noise as the other parts; the loss is then per maskable token of the part.
+      schedule: as in `corrupt`, as all that follow.
+      corruption: "exact" or "bernoulli".
+      weighting: "elbo" or "flat".
+      max_rate: the highest mask rate.
+      maskable: bool[B, L], which tokens may be masked and count.
+      rows: i32[B], the rows' numbers in the global batch. A part of a batch (in `shard_map`, in
+        `vmap`) needs `rows` or `keys`, or it draws the same noise as the other parts. The loss is
+        then per maskable token of the part.
+      keys: [B], one a row, instead of `key` and `rows`.
+      paired: whether neighbouring rows share slots.
 
     Returns:
       The loss in nats per maskable token (a float32 scalar), and a `LossAux`.

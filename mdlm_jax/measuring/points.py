@@ -135,7 +135,7 @@ def measure(
             )
             evaluations = evaluations * (1 if weight is None else 2)
             seconds = time.perf_counter() - start
-            written = dataclasses.replace(asked, tokens=tokens[: grid.samples])
+            written = data.Rows(tokens[: grid.samples], asked.labels, asked.sizes)
             yield {
                 "strategy": name,
                 "steps": steps,

@@ -171,7 +171,13 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 is the rest."""
+    """Devices along each mesh axis; one of them may be -1, which takes the rest.
+
+    Attributes:
+      data: parts of the batch; the parameters are copied.
+      fsdp: parts of the batch and of the parameters, which are gathered where they are needed.
+      tensor: parts of each layer (heads, the MLP's hidden units, the vocabulary).
+    """
 
     data: int = -1
     fsdp: int = 1

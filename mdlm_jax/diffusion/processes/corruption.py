@@ -168,9 +168,16 @@ def corrupt_mlm(
     the rest stays. The weights make the loss the mean nats per selected token.
 
     Args:
-      key, tokens, mask_id, maskable, rows, keys: as of `corrupt`.
-      vocab_size: random tokens are below it, as the mask is.
-      rate, mask_share, random_share: as above.
+      key: as in `corrupt`.
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      vocab_size: V; random tokens and the mask are below it.
+      rate: share of the maskable tokens that is selected.
+      mask_share: share of the selected tokens that becomes the mask.
+      random_share: share of the selected tokens that becomes a random token.
+      maskable: bool[B, L], as in `corrupt`.
+      rows: i32[B], as in `corrupt`.
+      keys: [B], as in `corrupt`.
 
     Raises:
       ValueError: on shapes or shares that do not fit, a mask that is not in the vocabulary, and as

@@ -52,7 +52,10 @@ def keep_around(
     be all.
 
     Args:
-      key, maskable, rows, keys: as of `keep_prefix`.
+      key: as in `keep_prefix`.
+      maskable: bool[B, L], the tokens that may be masked.
+      rows: i32[B], as in `keep_prefix`.
+      keys: [B], as in `keep_prefix`.
 
     Returns:
       bool[B, L], true at the tokens of the span.

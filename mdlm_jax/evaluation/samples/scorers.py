@@ -114,7 +114,8 @@ def hugging_face(name: str, tokenizer: Tokenizer) -> Scorer:
 def _texts(rows: data.Rows, tokenizer: Tokenizer) -> Iterator[list[str]]:
     """Of each row the texts between its separators; n separators make n + 1 texts."""
     separator = data.special_ids(tokenizer).sep
-    for ids in rows.texts():
+    for i, row in enumerate(np.asarray(rows.tokens)):
+        ids = row if rows.sizes is None else row[: rows.sizes[i]]
         documents = np.split(ids, np.flatnonzero(ids == separator))
         yield [data.decode(tokenizer, document) for document in documents]
 

@@ -16,9 +16,11 @@ all devices, and over several processes that are started as for training.
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +32,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mdlm_jax import data
 from mdlm_jax.data import progress
 from mdlm_jax.host import command_line, distributed, endings, host_memory, paths
-from mdlm_jax.runs import workdir
-from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.runs import models, workdir
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import decoding, filling, prompts, sample_files
+from mdlm_jax.writing import decoding, filling, prompts, requests, sample_files
 
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _PROMPTS = flags.DEFINE_multi_string(
@@ -116,6 +116,8 @@ _SAVE = flags.DEFINE_bool(
     "save", False, "Also write samples.txt, samples.json and report.html into the workdir."
 )
 command_line.require("workdir")
+
+_OPTIONS = [field.name for field in dataclasses.fields(requests.Options)]
 
 
 class Job(NamedTuple):
@@ -197,111 +199,34 @@ def _check_flags() -> None:
 
 def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
     """Checks all that is asked for; compiles nothing."""
-    if trained.family.is_causal:
-        _refuse_for_causal()
     card = workdir.data_card(folder)
     asking = prompts.asking(card, trained.tokenizer)
     fields = prompts.fields(card, labels=bool(trained.encoder.classes))
     asked = prompts.asked(_PROMPTS.value, _FILE.value, asking, fields)
     asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
-    labels = _labels(trained, folder, asked)
-    _check_guidance(trained, labels)
-    canvas = prompts.lay_out(asked, trained.tokenizer, _length(trained), asking)
-    if trained.family.is_causal:
-        prompts.require_open_ends(canvas, asked)
-    if workdir.has_padding(trained.config):
-        canvas = prompts.as_whole_rows(canvas, trained.tokenizer)
-    if trained.config["objective"]["keep"]:
-        canvas = prompts.as_kept(canvas, trained.tokenizer)
-    shaping = _shaping(trained)
-    schedule = SCHEDULES[trained.config["objective"]["schedule"]]()
-    special = data.special_ids(trained.tokenizer)
-    answers = asking is not None and any(map(asking.answers, asked))
-    ends = {}
-    if answers if _END_OF_TEXT.value is None else _END_OF_TEXT.value:
-        # Behind an answer its model knows separators.
-        ends = {"end_id": special.sep, "pad_id": special.sep if answers else special.pad}
-    if "end_id" in ends and special.sep in shaping.forbid:
-        raise ValueError("--forbid and --end_of_text exclude each other: no text would end")
-    steps, strategy = _STEPS.value, _STRATEGY.value.strip()
-    if trained.family.is_causal:  # a step for each blank, in the order of reading
-        ends["start_id"] = special.sep
-        steps, strategy = int(canvas.fill.sum(axis=1).max()), "left_to_right"
-    method = Method(
-        strategy=decoding.strategy(strategy, schedule),
-        shaping=shaping,
-        steps=steps,
-        blocks=_BLOCKS.value,
-        guidance=_GUIDANCE.value,
-        **ends,
-    )
-    settings = {"strategy": strategy, "steps": steps, **_settings(trained, shaping)}
-    settings |= {"end_of_text": True} if "end_id" in ends else {}
-    return Job(trained, mesh, asked, canvas, labels, method, settings)
-
-
-def _refuse_for_causal() -> None:
-    for name in ("strategy", "steps", "blocks"):
-        if flags.FLAGS[name].present:
-            raise ValueError(
-                f"--{name} is for models that fill masks: this run was trained autoregressively, "
-                "it writes from left to right, a token an evaluation"
-            )
-
-
-def _length(trained: workdir.Trained) -> int:
-    longest = trained.encoder.max_length
-    length = trained.config["data"]["length"] if _LENGTH.value is None else _LENGTH.value
-    if not 1 <= length <= longest:
-        raise ValueError(f"--length must be from 1 to {longest}, the model's rows, not {length}")
-    return length
-
-
-def _labels(
-    trained: workdir.Trained, folder: epath.Path, asked: Sequence[prompts.Prompt]
-) -> np.ndarray:
-    """i32[N], the index of each prompt's label, -1 for none."""
-    if not trained.encoder.classes:
-        if any(prompt.label is not None for prompt in asked):
-            raise ValueError("a label is for models with classes: this one was trained without")
-        return np.full(len(asked), -1, np.int32)
-    return prompts.label_indices(asked, workdir.label_names(folder))
-
-
-def _check_guidance(trained: workdir.Trained, labels: np.ndarray) -> None:
-    if _GUIDANCE.value is None:
-        return
-    if not trained.encoder.classes:
-        raise ValueError("--guidance is for models with classes: this one was trained without")
-    if np.any(labels < 0):
-        raise ValueError(
-            '--guidance needs a label of every prompt: give --label, or a "label" in each line of '
-            "--prompts"
-        )
-
-
-def _shaping(trained: workdir.Trained) -> Shaping:
+    model = models.of_run(trained, _WEIGHTS.value)
+    options = {name: _given(name) for name in _OPTIONS if flags.FLAGS[name].present}
     try:
-        return Shaping(
-            forbid=_forbidden(trained),
-            repetition_penalty=_REPETITION_PENALTY.value,
-            temperature=_TEMPERATURE.value,
-            min_p=_MIN_P.value,
-            top_k=_TOP_K.value,
-            top_p=_TOP_P.value,
+        request = requests.plan(
+            model,
+            asked,
+            requests.Options(**options),
+            asking=asking,
+            label_names=workdir.label_names(folder) if trained.encoder.classes else (),
         )
-    except ValueError as error:  # which begins with the name of the flag
-        raise ValueError(f"--{error}") from None
+    except ValueError as error:  # which perhaps begins with the name of a flag
+        flag = re.match(r"\w+", str(error))
+        raise ValueError(f"--{error}" if flag and flag[0] in _OPTIONS else str(error)) from None
+    method = request.method
+    settings = {"strategy": request.strategy, "steps": method.steps}
+    settings |= _settings(trained, method.shaping)
+    settings |= {"end_of_text": True} if method.end_id is not None else {}
+    return Job(trained, mesh, asked, request.canvas, request.labels, method, settings)
 
 
-def _forbidden(trained: workdir.Trained) -> tuple[int, ...]:
-    try:
-        ids = tuple(prompts.token_id(text, trained.tokenizer) for text in _FORBID.value)
-    except ValueError as error:
-        raise ValueError(f"forbid: {error}") from None
-    if len({*ids, trained.encoder.mask_id}) >= trained.encoder.vocab_size:
-        raise ValueError("forbid: no token is left to write")
-    return ids
+def _given(name: str) -> Any:
+    value = flags.FLAGS[name].value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _settings(trained: workdir.Trained, shaping: Shaping) -> dict[str, Any]:

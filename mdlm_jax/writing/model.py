@@ -134,7 +134,7 @@ class Model:
 
         Raises:
           ValueError: a text without a gap or longer than a row, an option that is unknown or
-            impossible, or a model that was trained autoregressively.
+            impossible; of a causal model, text behind a gap, or how masks are filled.
         """
         texts = [text] if isinstance(text, str) else list(text)
         asking = prompts.asking(self.card, self.tokenizer)

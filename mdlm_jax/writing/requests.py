@@ -1,7 +1,7 @@
 """From what is asked for to what the sampler takes: rows, labels and a method, all checked."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,30 +18,34 @@ from mdlm_jax.writing import decoding, prompts
 class Options:
     """How text is written; the defaults are those of `generate`.
 
+    A causal model writes from left to right, a token an evaluation: it takes neither steps nor
+    strategy nor blocks.
+
     Attributes:
-      steps: network evaluations at the most; one is BERT filling all masks at once.
-      strategy: what is written in each step: a name or a call, `threshold(0.9)`.
+      steps: network evaluations at the most, by default 64; one is BERT filling all masks at once.
+      strategy: what is written in each step: a name or a call, `threshold(0.9)`; by default
+        `exact_count`.
       temperature: below 1 takes likely tokens more often, 0 the most likely only.
       top_k: draws among so many tokens, the most likely ones; None for all.
       top_p: draws among the fewest tokens that hold so much of the probability.
       min_p: draws among the tokens at least so many times as likely as the likeliest.
       repetition_penalty: above 1 makes tokens that stand in the row less likely.
       forbid: tokens that are never written, as text.
-      blocks: parts of a row that are filled one after the other, left to right.
+      blocks: parts of a row that are filled one after the other, left to right; by default one.
       guidance: weight of classifier-free guidance by the label; None for none.
       end_of_text: whether the separator between texts ends a text; None where a prompt is answered.
       length: tokens of a row; None for as many as in training.
     """
 
-    steps: int = 64
-    strategy: str = "exact_count"
+    steps: int | None = None
+    strategy: str | None = None
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     forbid: Sequence[str] = ()
-    blocks: int = 1
+    blocks: int | None = None
     guidance: float | None = None
     end_of_text: bool | None = None
     length: int | None = None
@@ -54,13 +58,13 @@ class Request(NamedTuple):
       canvas: a row of each prompt.
       labels: i32[N], the index of each prompt's label, -1 for none.
       method: how the canvas is filled.
-      answers: whether a prompt is answered.
+      strategy: its name.
     """
 
     canvas: prompts.Canvas
     labels: np.ndarray
     method: Method
-    answers: bool
+    strategy: str
 
 
 def plan(
@@ -83,35 +87,47 @@ def plan(
     Raises:
       ValueError: an option or a prompt that the model cannot take; it is named.
     """
-    if model.exact:
-        raise ValueError(
-            "the model was trained autoregressively: it fills no masks; take a run of "
-            "objective.name 'diffusion' or 'mlm'"
-        )
+    causal = model.family.is_causal
+    if causal:
+        _check_causal(options)
     labels = _labels(model, asked, label_names)
     _check_guidance(model, labels, options.guidance)
     canvas = prompts.lay_out(asked, model.tokenizer, _length(model, options.length), asking)
+    if causal:
+        prompts.require_open_ends(canvas, asked)
     if model.padded:
         canvas = prompts.as_whole_rows(canvas, model.tokenizer)
     if model.objective.keep:
         canvas = prompts.as_kept(canvas, model.tokenizer)
     shaping = _shaping(model, options)
-    answers = asking is not None and any(map(asking.answers, asked))
+    ends = _ends(model, shaping, asking is not None and any(map(asking.answers, asked)), options)
+    steps = _whole("steps", 64 if options.steps is None else options.steps)
+    strategy = (options.strategy or "exact_count").strip()
+    if causal:  # a step for each blank, in the order of reading
+        ends["start_id"] = data.special_ids(model.tokenizer).sep
+        steps, strategy = int(canvas.fill.sum(axis=1).max()), "left_to_right"
     method = Method(
-        strategy=decoding.strategy(options.strategy, SCHEDULES[model.objective.schedule]()),
+        strategy=decoding.strategy(strategy, SCHEDULES[model.objective.schedule]()),
         shaping=shaping,
-        steps=_whole("steps", options.steps),
-        blocks=_whole("blocks", options.blocks),
+        steps=steps,
+        blocks=_whole("blocks", 1 if options.blocks is None else options.blocks),
         guidance=options.guidance,
-        **_ends(model, shaping, answers, options.end_of_text),
+        **ends,
     )
-    return Request(canvas, labels, method, answers)
+    return Request(canvas, labels, method, strategy)
 
 
-def _ends(
-    model: Model, shaping: Shaping, answers: bool, end_of_text: bool | None
-) -> Mapping[str, Any]:
-    if not (answers if end_of_text is None else end_of_text):
+def _check_causal(options: Options) -> None:
+    for name in ("strategy", "steps", "blocks"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{name} is for models that fill masks: this run was trained autoregressively, "
+                "it writes from left to right, a token an evaluation"
+            )
+
+
+def _ends(model: Model, shaping: Shaping, answers: bool, options: Options) -> dict[str, Any]:
+    if not (answers if options.end_of_text is None else options.end_of_text):
         return {}
     special = data.special_ids(model.tokenizer)
     if special.sep in shaping.forbid:
@@ -146,7 +162,7 @@ def _check_guidance(model: Model, labels: np.ndarray, guidance: float | None) ->
     if not model.encoder.classes:
         raise ValueError("guidance is for models with classes: this one was trained without")
     if np.any(labels < 0):
-        raise ValueError("guidance needs a label of every prompt")
+        raise ValueError("guidance needs a label of every prompt: give one")
 
 
 def _shaping(model: Model, options: Options) -> Shaping:

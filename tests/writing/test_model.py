@@ -115,7 +115,7 @@ def test_bert_of_hugging_face_is_loaded_and_fills():
         mdlm_jax.load(GOLDEN / "bert", weights="params")
 
 
-def test_a_causal_model_is_exact_and_fills_nothing(tmp_path):
+def test_a_causal_model_is_exact_and_writes_from_left_to_right(tmp_path):
     folder = exported.write(tmp_path / "causal", attention="causal")
     config = json.loads((folder / "config.json").read_text())
     config["objective"]["name"] = "autoregressive"
@@ -128,8 +128,14 @@ def test_a_causal_model_is_exact_and_fills_nothing(tmp_path):
     )
     np.testing.assert_allclose(told.nats, expected.nats, rtol=1e-5)
     assert told.mc_variance.tolist() == [0] and "(masks)" not in repr(told)
-    with pytest.raises(ValueError, match="was trained autoregressively: it fills no masks"):
-        model.fill("the [MASK]")
+    done = run("generate", f"--workdir={folder}", "--prompt=the {{mask:4}}", "--seed=2")
+    written = model.fill("the {mask:4}", seed=2)
+    assert written == done.stdout.removesuffix("\n") and written.startswith("the")
+    assert model.fill("the {mask:4}", seed=3) != written
+    with pytest.raises(ValueError, match="steps is for models that fill masks: this run was"):
+        model.fill("the [MASK]", steps=3)
+    with pytest.raises(ValueError, match="has text behind a gap"):
+        model.fill("the [MASK] mill")
 
 
 def test_the_denoiser_serves_inside_jit_closed_over_or_of_an_argument(model):

@@ -104,10 +104,20 @@ def test_the_documented_defaults_of_sampling():
         lambda d: transforms.top_p(d, 0.8),
         lambda d: transforms.min_p(d, 0.1),
         lambda d: transforms.forbid(d, [2]),
+        lambda d: transforms.within(d, jnp.zeros((4, 1), jnp.int32), jnp.int32(9)),
         lambda d: transforms.repetition_penalty(d, 1.2),
         lambda d: transforms.guide(d, d, jnp.full(4, 2.0), lambda t: t),
     ],
-    ids=["temperature", "top_k", "top_p", "min_p", "forbid", "repetition_penalty", "guide"],
+    ids=[
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "forbid",
+        "within",
+        "repetition_penalty",
+        "guide",
+    ],
 )
 def test_transforms(change):
     jax.eval_shape(lambda: write(change(lifted(TABLE)), strategies.confidence("margin")))

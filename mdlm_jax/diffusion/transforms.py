@@ -2,11 +2,11 @@
 
     denoiser = transforms.top_p(transforms.temperature(denoiser, 0.8), 0.95)
 
-`guide` changes the model, its own logits with it. All others shape the law that is drawn from and
-leave the model's own logits, by which strategies choose positions, as they are; so guidance comes
-before them. Each keeps the split in two halves, so that the positions that are read out are the
-only ones transformed. They are applied from the inside out, as functions are. The strengths may be
-traced: another temperature is not another program.
+`guide` and `within` change the model, its own logits with it. All others shape the law that is
+drawn from and leave the model's own logits, by which strategies choose positions, as they are; so
+these two come before them. Each keeps the split in two halves, so that the positions that are read
+out are the only ones transformed. They are applied from the inside out, as functions are. The
+strengths may be traced: another temperature is not another program.
 
 A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. What `top_k`,
 `top_p` and `min_p` cut off is not removed but set far below the rest: its probability is 0 in
@@ -29,6 +29,7 @@ from mdlm_jax.diffusion.denoisers import (
     PyTree,
     Readout,
     Shape,
+    along_last,
     check_mask,
     unshaped,
     vocabulary_size,
@@ -235,6 +236,44 @@ def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) 
     hopeless = _any((scale != 0) & _is_hopeless(x) for scale, x in weighed)
     mixed = sum(scale * jnp.where(_is_hopeless(x), 0.0, x) for scale, x in weighed)
     return jnp.where(removed, -jnp.inf, _cut(mixed, ~hopeless))
+
+
+def within(denoiser: Denoiser, first: Array, behind: Array) -> Denoiser:
+    """At each position only the tokens of a range: ids from `first` to `behind - 1`.
+
+    Where a row is made of parts with vocabularies of their own (text, then an image), or a position
+    may hold a digit alone. The others are ruled out as the mask is, of the law of losses too.
+
+    Args:
+      denoiser: not shaped yet.
+      first: i32[B, L], or what broadcasts to it.
+      behind: likewise, above `first`.
+
+    Raises:
+      ValueError: if the denoiser is shaped already.
+    """
+    if denoiser.shape is not unshaped:
+        raise ValueError("within: the denoiser is shaped already: shape after it")
+    return denoiser._replace(
+        encode=Bound(_encode_with_ranges, (denoiser, first, behind)),
+        readout=Bound(_read_within, (denoiser.readout,)),
+    )
+
+
+def _encode_with_ranges(
+    denoiser: Denoiser, first: Array, behind: Array, tokens: Array, t: Array
+) -> Hidden:
+    hidden = denoiser.encode(tokens, t)
+    with jax.numpy_rank_promotion("allow"):
+        ranges = tuple(jnp.broadcast_to(x, tokens.shape) for x in (first, behind))
+    return Hidden((hidden.at, *ranges), hidden.row)
+
+
+def _read_within(inner: Readout, at: PyTree, row: PyTree) -> Array:
+    own, first, behind = at
+    logits = inner(own, row).astype(jnp.float32)
+    ids = along_last(logits)
+    return jnp.where((ids >= first[:, None]) & (ids < behind[:, None]), logits, -jnp.inf)
 
 
 def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:

@@ -122,6 +122,7 @@ def logits(
     segment_ids: Array | None = None,
     token_types: Array | None = None,
     label: Array | None = None,
+    positions: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Array:
     """The masked language model's forward pass: logits of every token at every position.
@@ -137,6 +138,9 @@ def logits(
       segment_ids: i32 `[B, L]`; positions attend within their own segment. Positions are counted
         from the start of the row.
       token_types: i32 `[B, L]`, 0 or 1; all 0 if not given.
+      positions: i32 `[B, L]`, from 0 up: where the tokens stand in their text; by default in the
+        order of the row. Learned ones are below `max_length`. Causal and local attention go by the
+        order of the row all the same.
       label: i32 `[B]` in `[-1, classes)`; -1 is "no label", which all rows have if not given.
         It joins the time's condition, or else the embedding of every position. The logits of a row
         whose label is none of these are NaN, where it is traced.
@@ -149,7 +153,13 @@ def logits(
       ValueError: an argument of the wrong shape or type, or one the config has no use for; where
         they can be seen, tokens or labels that do not exist.
     """
-    rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
+    rows = {
+        "valid": valid,
+        "segment_ids": segment_ids,
+        "token_types": token_types,
+        "label": label,
+        "positions": positions,
+    }
     _check_rows(config, tokens, t, **rows)
     encode, project = _halves(params, config, dropout_key, whole=True)
     return project(encode(tokens, t, **rows))[..., : config.vocab_size]
@@ -191,6 +201,7 @@ def denoiser(
     segment_ids: Array | None = None,
     token_types: Array | None = None,
     label: Array | None = None,
+    positions: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Denoiser:
     """The network as a denoiser of rows `[B, L]`; arguments and errors as for `logits`.
@@ -199,7 +210,13 @@ def denoiser(
     The last block's MLP is a part of the readout, where no time and no dropout keeps it from that:
     each position needs its own state only.
     """
-    rows = {"valid": valid, "segment_ids": segment_ids, "token_types": token_types, "label": label}
+    rows = {
+        "valid": valid,
+        "segment_ids": segment_ids,
+        "token_types": token_types,
+        "label": label,
+        "positions": positions,
+    }
     drops = dropout_key is not None and config.dropout > 0
     whole = drops or config.time_conditioning
     encode_tokens, project = _halves(params, config, dropout_key, whole=whole)
@@ -309,7 +326,14 @@ def _boxed_params(key: Array, config: Config) -> PyTree:
 
 
 def _check_rows(
-    config, tokens, t, valid=None, segment_ids=None, token_types=None, label=None
+    config,
+    tokens,
+    t,
+    valid=None,
+    segment_ids=None,
+    token_types=None,
+    label=None,
+    positions=None,
 ) -> None:
     if tokens.ndim != 2 or tokens.dtype != jnp.int32:
         raise ValueError(f"tokens are {_describe(tokens)}: must be int32 [B, L]")
@@ -329,9 +353,12 @@ def _check_rows(
         _check("valid", valid, (rows, length), jnp.bool_, "bool", f", or int32 [{rows}]")
     _check("segment_ids", segment_ids, (rows, length), jnp.int32, "int32")
     _check("token_types", token_types, (rows, length), jnp.int32, "int32")
+    _check("positions", positions, (rows, length), jnp.int32, "int32")
     _check("label", label, (rows,), jnp.int32, "int32")
     _check_range("tokens", tokens, 0, config.vocab_size)
     _check_range("label", label, -1, config.classes)
+    last = config.max_length if config.positions == "learned" else jnp.iinfo(jnp.int32).max
+    _check_range("positions", positions, 0, last)
 
 
 def _check(

@@ -136,6 +136,7 @@ class Encoder(nn.Module):
         segment_ids: Array | None = None,
         token_types: Array | None = None,
         label: Array | None = None,
+        positions: Array | None = None,
     ) -> Array:
         """Tokens `i32[B, L]` to `[B, L, D]`, all that needs the row or `t` behind it."""
         config = self.config
@@ -151,11 +152,11 @@ class Encoder(nn.Module):
                 extra = None
             condition = jax.nn.silu(condition)
 
-        x = Embeddings(config, name="embeddings")(tokens, token_types, extra)
+        x = Embeddings(config, name="embeddings")(tokens, token_types, extra, positions)
         turns: tuple[Array, ...] = ()
         if config.positions == "rope":
             thetas = (config.rope_theta, *[config.global_rope_theta] * bool(config.global_every))
-            turns = tuple(rope_turns(length, config.head_dim, theta) for theta in thetas)
+            turns = tuple(rope_turns(length, config.head_dim, theta, positions) for theta in thetas)
         shared = (condition, (valid, segment_ids), turns)
         number = jnp.arange(config.layers)
         stacked = config.layers if self.whole else config.layers - 1

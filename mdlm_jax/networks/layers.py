@@ -184,8 +184,14 @@ class Embeddings(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, tokens: Array, token_types: Array | None, extra: Array | None) -> Array:
-        """Tokens `i32[B, L]`, token types alike, extra `f32[B, D]` to `[B, L, D]`."""
+    def __call__(
+        self,
+        tokens: Array,
+        token_types: Array | None,
+        extra: Array | None,
+        positions: Array | None = None,
+    ) -> Array:
+        """Tokens `i32[B, L]`, types and positions alike, extra `f32[B, D]` to `[B, L, D]`."""
         config = self.config
 
         def table(name: str, axis: str, rows: int) -> Array:
@@ -196,7 +202,11 @@ class Embeddings(nn.Module):
         embedding = table("tokens", "vocab", config.padded_vocab)
         x = jnp.take(parallel.gather_parameter(embedding, ("vocab", "embed")), tokens, axis=0)
         if config.positions == "learned":
-            x += table("positions", "positions", config.max_length)[None, : tokens.shape[1]]
+            learned = table("positions", "positions", config.max_length)
+            if positions is None:
+                x += learned[None, : tokens.shape[1]]
+            else:
+                x += jnp.take(learned, positions, axis=0)
         if config.token_types:
             types = table("token_types", "token_types", config.token_types)
             x += types[None, :1] if token_types is None else jnp.take(types, token_types, axis=0)

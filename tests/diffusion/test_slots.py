@@ -120,3 +120,69 @@ def test_forward_is_refused_and_open_to_the_slots_alone(params, batch):
         jax.jvp(lambda p: fused(p, batch)[0], *along)
     got = jax.jvp(lambda p: of_slots(p, batch)[0], *along)
     np.testing.assert_allclose(got, jax.jvp(lambda p: plain(p, batch)[0], *along), rtol=1e-4)
+
+
+def soft_cross_entropy(logits, slot):
+    """Of a teacher's probabilities, tempered a row; and how often both have the same best token."""
+    log_p = jax.nn.log_softmax(jnp.where(jnp.isfinite(logits), logits, -30.0))
+    same = jnp.argmax(logits, axis=-1) == jnp.argmax(slot["p"], axis=-1)
+    return -slot["scale"] * jnp.sum(slot["p"] * log_p, axis=-1), same
+
+
+SOFT = slots.by_gradient(soft_cross_entropy)
+
+
+@pytest.mark.parametrize("logits_at_a_time", [2**28, 4 * V])
+@pytest.mark.parametrize("summed", [True, False])
+def test_any_loss_of_logits_and_slot_has_its_value_and_gradient(
+    summed, logits_at_a_time, params, batch, monkeypatch
+):
+    monkeypatch.setattr(slots, "_LOGITS", logits_at_a_time)
+    draw = np.random.default_rng(2)
+    slot = {
+        "p": jnp.asarray(draw.dirichlet(np.ones(V), (GROUPS, C)), jnp.float32),
+        "scale": jnp.asarray(draw.random((GROUPS, C)), jnp.float32),
+    }
+    at = {name: batch[name] for name in ("positions", "weights")}
+
+    def found(params, slot):
+        def readout(at, row):
+            return jnp.tanh(at + row) @ params["table"]
+
+        hidden = Hidden(params["at"], params["row"])
+        if summed:
+            return slots.weighted_loss(SOFT, readout, hidden, slot=slot, **at, mask_id=None)[0]
+        value, _ = slots.slot_values(SOFT, readout, hidden, slot=slot, **at, mask_id=None)
+        return jnp.sum(batch["weights"] * value)
+
+    def formula(params, slot):
+        logits = jnp.tanh(params["at"] + params["row"][:, None]) @ params["table"]
+        logits = logits.reshape(GROUPS, -1, V)
+        at_slots = jnp.take_along_axis(logits, batch["positions"][..., None], axis=1)
+        return jnp.sum(batch["weights"] * soft_cross_entropy(at_slots, slot)[0])
+
+    for argument in (0, 1) if summed else (0,):
+        value, gradient = jax.jit(jax.value_and_grad(found, argument))(params, slot)
+        expected, of_formula = jax.jit(jax.value_and_grad(formula, argument))(params, slot)
+        if argument == 1:  # what a slot holds has no gradient
+            of_formula = jax.tree.map(jnp.zeros_like, of_formula)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+            gradient, of_formula,
+        )  # fmt: skip
+
+
+def test_what_a_loss_tells_besides_comes_back_slot_by_slot(params, batch):
+    slot = {"p": jax.nn.one_hot(batch["targets"], V), "scale": jnp.ones((GROUPS, C))}
+
+    def readout(at, row):
+        return jnp.tanh(at + row) @ params["table"]
+
+    hidden = Hidden(params["at"], params["row"])
+    at = {name: batch[name] for name in ("positions", "weights")}
+    _, nats, correct = slots.weighted_loss(SOFT, readout, hidden, slot=slot, **at, mask_id=None)
+    _, read = slots.cross_entropy(readout, hidden, **batch, mask_id=None)
+    np.testing.assert_allclose(nats, read.nats, rtol=1e-5)
+    filled = batch["weights"] > 0
+    np.testing.assert_array_equal(correct & filled, read.correct)

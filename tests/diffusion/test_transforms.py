@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mdlm_jax import Denoiser, Hidden, as_denoiser, corrupted_loss, sample, strategies, transforms
 from mdlm_jax.diffusion import nelbo
 from mdlm_jax.diffusion.denoisers import law_of, remove_mask
+from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.processes.corruption import corrupt
 
 V, MASK = 6, 5
@@ -304,3 +305,37 @@ def test_the_first_token_may_be_the_mask_and_nothing_need_be_forbidden():
             remove_mask(logits, outside)
     plain = random_denoiser()
     np.testing.assert_array_equal(logits_at(transforms.forbid(plain, [])), logits_at(plain))
+
+
+FIRST, BEHIND = jnp.array([0, 2, 1]), jnp.array([[2, 4, 2], [1, 5, 4]])  # by position, and row
+
+
+def test_a_range_rules_out_all_other_tokens_of_the_models_own_law():
+    plain = random_denoiser()
+    narrow = transforms.within(plain, FIRST, BEHIND)
+    ids = np.arange(V)
+    inside = (ids >= np.asarray(FIRST)[:, None]) & (ids < np.asarray(BEHIND)[..., None])
+    expected = probabilities(plain) * inside
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(probabilities(narrow), expected, atol=1e-6)
+    # What shapes comes behind, and has no say in what is ruled out.
+    cold = probabilities(transforms.temperature(narrow, 0.5))
+    np.testing.assert_allclose(cold, expected**2 / (expected**2).sum(-1, keepdims=True), atol=1e-6)
+    with pytest.raises(ValueError, match="within: the denoiser is shaped already"):
+        transforms.within(transforms.top_k(plain, 2), FIRST, BEHIND)
+
+
+def test_a_range_holds_in_losses_and_samples():
+    narrow = transforms.within(random_denoiser(), FIRST, BEHIND)
+    tokens = jnp.array([[1, 3, 1], [0, 2, 3]])
+    p = probabilities(narrow)[np.arange(2)[:, None], np.arange(3), tokens]
+
+    @jax.jit
+    def told():
+        bound = enumerated_nelbo(narrow, tokens, mask_id=MASK, longest=3)
+        drawn = sample(narrow, KEY, jnp.full((2, 3), MASK), mask_id=MASK, steps=2)
+        return bound, drawn
+
+    bound, drawn = told()
+    np.testing.assert_allclose(bound, -np.log(p).sum(axis=1), rtol=1e-5)  # of no context
+    assert (drawn >= FIRST).all() and (drawn < BEHIND).all()

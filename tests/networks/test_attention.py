@@ -163,3 +163,20 @@ def test_cudnn_is_for_newer_nvidia_gpus(capability, has, monkeypatch):
     device = SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert cudnn.available() == has
+
+
+@pytest.mark.parametrize("valid", [None, "bool", "lengths"])
+def test_fewer_queries_than_keys_are_some_of_all(valid):
+    q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 6, 2, 4)), jnp.float32)
+    lengths = jnp.array([6, 3], jnp.int32)
+    told = {None: None, "lengths": lengths, "bool": jnp.arange(6) < lengths[:, None]}[valid]
+    whole = attention(q, k, v, Mask(valid=told), backend="xla")
+    few = attention(q[:, 4:], k, v, Mask(valid=told), backend="xla")
+    np.testing.assert_allclose(few, whole[:, 4:], atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [Mask("causal"), Mask("local", 2), Mask(segment_ids=SEGMENTS)])
+def test_fewer_queries_are_refused_where_their_order_matters(mask):
+    x = jnp.zeros((3, 48, 1, 2))
+    with pytest.raises(ValueError, match="4 queries and 48 keys: attention must be 'full'"):
+        attention(x[:, :4], x, x, mask, backend="xla")

@@ -69,6 +69,26 @@ def test_post_norm_is_bert(tokens):
     np.testing.assert_allclose(forward(params, TINY, tokens), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [TINY, MODERN], ids=["learned", "rope"])
+def test_positions_say_where_a_token_stands(config, tokens):
+    """Rows in another order, their positions with them, are the same rows."""
+    params = params_of(config, noise=0.2)
+    plain = forward(params, config, tokens)
+    order = np.stack([np.random.default_rng(seed).permutation(LENGTH) for seed in range(ROWS)])
+    mixed = jnp.take_along_axis(tokens, order, axis=1)
+    out = forward(params, config, mixed, positions=jnp.asarray(order, jnp.int32))
+    expected = np.take_along_axis(np.asarray(plain), order[..., None], axis=1)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    assert np.abs(forward(params, config, mixed) - expected).max() > 0.01
+    if config.positions == "rope":  # distances alone
+        later = jnp.broadcast_to(100 + jnp.arange(LENGTH, dtype=jnp.int32), tokens.shape)
+        out = forward(params, config, tokens, positions=later)
+        np.testing.assert_allclose(out, plain, atol=1e-3)
+    else:
+        with pytest.raises(ValueError, match="positions holds 8: must be from 0 to 7"):
+            bert.logits(params, config, tokens, TIME, positions=jnp.full_like(tokens, LENGTH))
+
+
 @pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
 def test_denoiser_is_the_forward_pass_with_impossible_tokens_removed(config, tokens):
     params = params_of(config, noise=0.1)

@@ -1,4 +1,8 @@
-"""From hidden states to the cross-entropies of some positions: never `[B, L, V]`."""
+"""From hidden states to what is lost at some positions: never `[B, L, V]`.
+
+What is lost is any function of the logits of a position and of what the slot holds for it: the
+cross-entropy of a target, a divergence from a teacher's probabilities.
+"""
 
 import functools
 import math
@@ -36,16 +40,41 @@ class SlotNats(NamedTuple):
     confidence: Array
 
 
+# `(logits f32[G, C, V], slot leaves [G, C, ...], filled bool[G, C]) -> (value f32[G, C], aux leaves
+# [G, C, ...], slope f32[G, C, V])`: what a slot loses, what else is to be known of it, and the
+# gradient of its value by its logits. Where nothing is filled, value and slope may be anything
+# finite.
+SlotLoss = Callable[[Array, PyTree, Array], tuple[Array, PyTree, Array]]
+
+
 class Slots(NamedTuple):
     """What the slots of each group hold, gathered: leaves `[G, C, ...]`."""
 
     at: PyTree
     row: PyTree
-    targets: Array
+    slot: PyTree
     weights: Array
 
 
-def gather_slots(hidden: Hidden, positions: Array, targets: Array, weights: Array) -> Slots:
+def by_gradient(of_logits: Callable[[Array, PyTree], tuple[Array, PyTree]]) -> SlotLoss:
+    """A `SlotLoss` of a function that JAX differentiates: `(logits, slot) -> (value, aux)`.
+
+    Args:
+      of_logits: of each slot alone, from logits f32[G, C, V] and leaves [G, C, ...] to f32[G, C]
+        and leaves [G, C, ...]; finite in empty slots too, whose leaves are 0. What it compares the
+        logits with comes by the slot: it closes over nothing that is traced.
+    """
+
+    def loss(logits: Array, slot: PyTree, filled: Array) -> tuple[Array, PyTree, Array]:
+        del filled
+        value, pull, aux = jax.vjp(lambda logits: of_logits(logits, slot), logits, has_aux=True)
+        (slope,) = pull(jnp.ones_like(value))
+        return value, aux, slope
+
+    return loss
+
+
+def gather_slots(hidden: Hidden, positions: Array, slot: PyTree, weights: Array) -> Slots:
     """Gathers what is read out, so that a batch that is sharded over its rows stays where it is.
 
     C is rounded up by empty slots, of weight 0.
@@ -53,22 +82,91 @@ def gather_slots(hidden: Hidden, positions: Array, targets: Array, weights: Arra
     Args:
       hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
       positions: i32[G, C] into the group's B / G rows laid end to end.
-      targets: i32[G, C].
+      slot: leaves [G, C, ...].
       weights: f32[G, C].
     """
-    groups, asked = positions.shape
+    asked = positions.shape[1]
     # The TPU's gather of an odd number is ten times as much code.
     empty = ((0, 0), (0, -asked % _SUBLANES))
-    positions, targets, weights = (jnp.pad(x, empty) for x in (positions, targets, weights))
+    positions, slot, weights = jax.tree.map(
+        lambda x: jnp.pad(x, (*empty, *((0, 0),) * (x.ndim - 2))), (positions, slot, weights)
+    )
+    groups = positions.shape[0]
     width = jax.tree.leaves(hidden.at)[0].shape[1]
     at = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), hidden.at)
     row = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), hidden.row)
     return Slots(
         jax.tree.map(lambda x: _take(x, positions), at),
         jax.tree.map(lambda x: _take(x, positions // width), row),
-        targets,
+        slot,
         weights,
     )
+
+
+def weighted_loss(
+    loss: SlotLoss,
+    readout: Readout,
+    hidden: Hidden,
+    positions: Array,
+    slot: PyTree,
+    weights: Array,
+    *,
+    mask_id: int | None,
+) -> tuple[Array, Array, PyTree]:
+    """`sum(weights * value)` over the slots of all groups; and each slot's value and aux.
+
+    The logits of a chunk live once: where the loss is differentiated, the gradient is taken chunk
+    by chunk in the forward pass, while they are there,
+
+        d loss / d logits = weight * slope,
+
+    and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
+    and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
+    a backward rule of its own in no other way. `slot_values` has none. Values, aux and what the
+    slots hold have no gradient. Within a `shard_map` that checks, the backward pass computes the
+    logits once more instead.
+
+    Args:
+      loss: of a slot.
+      readout: of the denoiser.
+      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      positions: i32[G, C] into the group's B / G rows laid end to end.
+      slot: leaves [G, C, ...]: what the loss compares the logits with.
+      weights: f32[G, C], 0 in empty slots.
+      mask_id: removed from the logits where given.
+    """
+    if shards.varying((hidden, positions, slot, weights)):
+        # JAX's own rule knows over which devices the gradient is summed.
+        slot = jax.lax.stop_gradient(slot)
+        value, aux = slot_values(loss, readout, hidden, positions, slot, weights, mask_id=mask_id)
+        return jnp.sum(weights * value), *jax.lax.stop_gradient((value, aux))
+    slots = _chunks(readout, hidden, positions, slot, weights)
+    read, constants = _closed(readout, slots, mask_id)
+    total, out = _weighted(loss, read, constants, slots)
+    return total, *jax.lax.stop_gradient(_joined(out, positions))
+
+
+def slot_values(
+    loss: SlotLoss,
+    readout: Readout,
+    hidden: Hidden,
+    positions: Array,
+    slot: PyTree,
+    weights: Array,
+    *,
+    mask_id: int | None,
+) -> tuple[Array, PyTree]:
+    """Each slot's value and aux, without a sum; arguments as of `weighted_loss`.
+
+    Its gradient computes the logits of each chunk once more.
+    """
+    slots = _chunks(readout, hidden, positions, slot, weights)
+
+    def of_chunk(slots: Slots) -> tuple[Array, PyTree]:
+        logits = _read(readout, slots.at, slots.row, mask_id)
+        return _of_logits(loss, logits, slots)[:2]
+
+    return _joined(jax.lax.map(jax.checkpoint(of_chunk), slots), positions)
 
 
 def cross_entropy(
@@ -82,32 +180,16 @@ def cross_entropy(
 ) -> tuple[Array, SlotNats]:
     """`sum(weights * -log p(target))` over the slots of all groups, and each slot.
 
-    The logits of a chunk live once: where the loss is differentiated, the gradient is taken chunk
-    by chunk in the forward pass, while they are there,
-
-        d loss / d logits = weight (softmax(logits) - onehot(target)),
-
-    and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
-    and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
-    a backward rule of its own in no other way. `slot_nats` has none. The slots have no gradient.
-    Within a `shard_map` that checks, the backward pass computes the logits once more instead.
+    Its slope is `softmax(logits) - onehot(target)`; all else as of `weighted_loss`.
 
     Args:
-      readout: of the denoiser.
-      hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
-      positions: i32[G, C] into the group's B / G rows laid end to end.
+      readout, hidden, positions, weights, mask_id: as of `weighted_loss`.
       targets: i32[G, C].
-      weights: f32[G, C], 0 in empty slots.
-      mask_id: removed from the logits where given.
     """
-    if shards.varying((hidden, positions, targets, weights)):
-        # JAX's own rule knows over which devices the gradient is summed.
-        out = slot_nats(readout, hidden, positions, targets, weights, mask_id=mask_id)
-        return jnp.sum(weights * out.nats), jax.lax.stop_gradient(out)
-    slots = _chunks(readout, hidden, positions, targets, weights)
-    read, constants = _closed(readout, slots, mask_id)
-    loss, out = _weighted(read, constants, slots)
-    return loss, jax.lax.stop_gradient(_joined(out, positions))
+    total, nats, (correct, confidence) = weighted_loss(
+        _nats, readout, hidden, positions, targets, weights, mask_id=mask_id
+    )
+    return total, SlotNats(nats, correct, confidence)
 
 
 def slot_nats(
@@ -123,29 +205,29 @@ def slot_nats(
 
     Its gradient computes the logits of each chunk once more.
     """
-    slots = _chunks(readout, hidden, positions, targets, weights)
-
-    def of_chunk(slots: Slots) -> SlotNats:
-        return _of_logits(_read(readout, slots.at, slots.row, mask_id), slots)[0]
-
-    return _joined(jax.lax.map(jax.checkpoint(of_chunk), slots), positions)
+    nats, (correct, confidence) = slot_values(
+        _nats, readout, hidden, positions, targets, weights, mask_id=mask_id
+    )
+    return SlotNats(nats, correct, confidence)
 
 
 def _chunks(
-    readout: Readout, hidden: Hidden, positions: Array, targets: Array, weights: Array
+    readout: Readout, hidden: Hidden, positions: Array, slot: PyTree, weights: Array
 ) -> Slots:
     """The slots in chunks along C, so many that their logits fit: leaves [chunks, G, c, ...]."""
-    slots = gather_slots(hidden, positions, targets, weights)
+    slots = gather_slots(hidden, positions, slot, weights)
     logits = slots.weights.size * vocabulary_size(readout, hidden)
     chunks = math.ceil(logits / (_LOGITS * shards.devices()))
     size = math.ceil(slots.weights.shape[1] / chunks)
     return jax.tree.map(lambda x: _split_slots(x, chunks, size), slots)
 
 
-def _joined(out: SlotNats, positions: Array) -> SlotNats:
-    """`[chunks, G, c]` -> `[G, C]`."""
+def _joined(out: PyTree, positions: Array) -> PyTree:
+    """Leaves `[chunks, G, c, ...]` -> `[G, C, ...]`."""
     groups, asked = positions.shape
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1)[:, :asked], out)
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(groups, -1, *x.shape[3:])[:, :asked], out
+    )
 
 
 def _read(readout: Readout, at: PyTree, row: PyTree, mask_id: int | None) -> Array:
@@ -166,39 +248,46 @@ def _closed(readout: Readout, slots: Slots, mask_id: int | None) -> tuple[Callab
     return lambda constants, at, row: converted(at, row, *constants), constants
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted(read: Callable, constants: list[Array], slots: Slots) -> tuple[Array, SlotNats]:
-    """The weighted sum, and the slots `[chunks, G, c]`."""
-    out = jax.lax.map(lambda s: _of_logits(read(constants, s.at, s.row), s)[0], slots)
-    return jnp.sum(slots.weights * out.nats), out
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted(
+    loss: SlotLoss, read: Callable, constants: list[Array], slots: Slots
+) -> tuple[Array, tuple[Array, PyTree]]:
+    """The weighted sum, and the slots: leaves `[chunks, G, c, ...]`."""
+    out = jax.lax.map(lambda s: _of_logits(loss, read(constants, s.at, s.row), s)[:2], slots)
+    return jnp.sum(slots.weights * out[0]), out
 
 
-def _weighted_forward(read: Callable, constants: list[Array], slots: Slots):
+def _weighted_forward(loss: SlotLoss, read: Callable, constants: list[Array], slots: Slots):
     def of_chunk(total, slots):
         floats, joined = _floats((slots.at, slots.row))
         logits, pull = jax.vjp(lambda c, floats: read(c, *joined(floats)), constants, floats)
-        out, slope = _of_logits(logits, slots)
-        of_constants, of_floats = pull(slope)
-        return jax.tree.map(lambda t, x: t + _wide(x), total, of_constants), (out, of_floats)
+        value, aux, slope = _of_logits(loss, logits, slots)
+        of_constants, of_floats = pull(slots.weights[..., None] * slope)
+        return jax.tree.map(lambda t, x: t + _wide(x), total, of_constants), (
+            (value, aux),
+            of_floats,
+        )
 
     # In float32: each chunk's sum is rounded once, that of the chunks never.
     nothing = [jnp.zeros_like(_wide(x)) for x in constants]
     total, (out, of_floats) = jax.lax.scan(of_chunk, nothing, slots)
     of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
     _, joined = _floats((slots.at, slots.row))
-    left = (of_constants, joined(of_floats), out.nats)
-    return (jnp.sum(slots.weights * out.nats), out), left
+    left = (of_constants, joined(of_floats), slots.slot, out[0])
+    return (jnp.sum(slots.weights * out[0]), out), left
 
 
-def _weighted_backward(read: Callable, left, cotangents):
-    del read
+def _weighted_backward(loss: SlotLoss, read: Callable, left, cotangents):
+    del loss, read
     slope, _ = cotangents  # the slots are told, not differentiated
 
     def scaled(x: Array) -> Array | None:
         return (slope * _wide(x)).astype(x.dtype) if _has_gradient(x) else None
 
-    of_constants, (at, row), nats = jax.tree.map(scaled, left)
-    return of_constants, Slots(at, row, None, nats)  # type: ignore[arg-type]  # no gradient
+    of_constants, (at, row), slot, value = left
+    of_constants, (at, row), value = jax.tree.map(scaled, (of_constants, (at, row), value))
+    nothing = jax.tree.map(lambda x: jnp.zeros_like(x) if _has_gradient(x) else None, slot)
+    return of_constants, Slots(at, row, nothing, value)
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
@@ -226,20 +315,22 @@ def _floats(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]
     return [x for x in leaves if _has_gradient(x)], joined
 
 
-def _of_logits(logits: Array, slots: Slots) -> tuple[SlotNats, Array]:
-    """The slots of `logits [G, c, V]`, and the gradient of their weighted sum by the logits."""
+def _of_logits(loss: SlotLoss, logits: Array, slots: Slots) -> tuple[Array, PyTree, Array]:
+    """Value, aux and slope of slots with `logits [G, c, V]`; an empty one has the value 0."""
     filled = slots.weights > 0
+    value, aux, slope = loss(logits, slots.slot, filled)
+    return jnp.where(filled, value, 0.0), aux, slope
+
+
+def _nats(logits: Array, targets: Array, filled: Array) -> tuple[Array, tuple, Array]:
+    """The cross-entropy of the targets; whether they are the likeliest, and how likely that is."""
     top, log_total = top_and_log_total(logits)
-    target = jnp.take_along_axis(logits, slots.targets[..., None], axis=-1)[..., 0]
-    out = SlotNats(
-        nats=jnp.where(filled, log_total - target, 0.0),
-        correct=filled & (target >= top),
-        confidence=jnp.where(filled, jax.lax.stop_gradient(jnp.exp(top - log_total)), 0.0),
-    )
-    is_target = jnp.arange(logits.shape[-1])[None, None] == slots.targets[..., None]
-    return out, slots.weights[..., None] * (
-        jnp.exp(logits - log_total[..., None]) - is_target.astype(jnp.float32)
-    )
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    correct = filled & (target >= top)
+    confidence = jnp.where(filled, jax.lax.stop_gradient(jnp.exp(top - log_total)), 0.0)
+    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    slope = jnp.exp(logits - log_total[..., None]) - is_target.astype(jnp.float32)
+    return log_total - target, (correct, confidence), slope
 
 
 def _take(x: Array, index: Array) -> Array:

@@ -42,7 +42,8 @@ def attention(
     """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
 
     Args:
-      q: queries `[B, L, H, d]`; `k` and `v` alike.
+      q: queries `[B, Q, H, d]`, as many as keys or, where the mask is 'full', any number of them.
+      k: keys `[B, L, H, d]`; `v` alike.
       mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
         finite and means nothing; backends differ there.
       backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
@@ -52,15 +53,18 @@ def attention(
       everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
 
     Returns:
-      `[B, L, H, d]` in the type of `q`.
+      `[B, Q, H, d]` in the type of `q`.
 
     Raises:
-      ValueError: an unknown backend, or one that does not lift windows.
+      ValueError: an unknown backend, or one that does not lift windows; another number of queries
+        than keys where it matters which of them sees which.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
     if backend == "auto":
         backend = fastest(jax.default_backend(), q, lifted=everywhere is not None)
+    if q.shape[1] != k.shape[1]:
+        return _of_few(q, k, v, mask, backend)
     if backend == "splash":
         if everywhere is not None:
             raise ValueError("attention backend 'splash': must be 'xla' where a window is lifted")
@@ -83,6 +87,22 @@ def attention(
         return _whole(q, k, v, mask._replace(kind="full"), backend)
 
     return near(q, k, v) if everywhere is None else jax.lax.cond(everywhere, lifted, near, q, k, v)
+
+
+def _of_few(q: Array, k: Array, v: Array, mask: Mask, backend: str) -> Array:
+    """`attention` of another number of queries than keys: all see the keys that are valid."""
+    if mask.kind != "full" or mask.segment_ids is not None:
+        raise ValueError(
+            f"{q.shape[1]} queries and {k.shape[1]} keys: attention must be 'full', without "
+            f"segment_ids, not {mask.kind!r}: there is no order between them"
+        )
+    valid = by_position(mask, k.shape[1]).valid
+    seen = None if valid is None else valid[:, None, None, :]
+    fits = backend == "cudnn" and not (cudnn.refused(q) or cudnn.refused(k))
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=seen, implementation="cudnn" if fits else "xla"
+        )
 
 
 def _whole(

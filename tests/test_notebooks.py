@@ -17,8 +17,8 @@ def test_it_runs_and_shows_what_is_stored(path, tmp_path):
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
     run = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    assert [len(outputs) for outputs in run] == [len(outputs) for outputs in stored]
-    assert sum(map(len, run)) > 5
+    assert list(map(bool, run)) == list(map(bool, stored))  # what is printed may come in pieces
+    assert sum(map(bool, run)) > 5
     assert not any("error" in output.output_type for outputs in run for output in outputs)
 
 

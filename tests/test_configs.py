@@ -211,8 +211,9 @@ def test_the_config_of_a_run_is_a_config(tmp_path, parsed):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{}", "is no config.json of a run: it has no format"),
+        ("{}", "is no config of a run: its format must be a number, not null"),
         ('{"format": 9}', "format 9, this version of mdlm_jax reads up to 1"),
+        ('{"format": 1, "objective": {"weighting": "flat"}}', "objective.weighting is 'flat', and"),
         ('{"format": 1, "data": {"lenght": 3}}', "data has a key lenght that is not known"),
         ('{"format": 1, "data": [1]}', "config.json: data must be a section with keys, not [1]"),
         ('{"format": 1, "training": {"steps": "x"}}', 'steps must be like 100000, not "x"'),

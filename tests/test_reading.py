@@ -45,7 +45,12 @@ def tokenizer_json():
     return Tokenizer(models.WordLevel(words, unk_token="[UNK]")).to_str(pretty=True)
 
 
-RUN = {"format": 1, "note": "é", "model": {"vocab_size": 7, "mask_id": 4, "layers": 1}}
+RUN = {
+    "format": 1,
+    "objective": {},
+    "note": "é",
+    "model": {"vocab_size": 7, "mask_id": 4, "layers": 1},
+}
 
 # Of each reader: what its file is called, what stands in it, and how it is read.
 READERS = {

@@ -51,7 +51,6 @@ def diffusion_loss(
     schedule: Schedule = linear(),
     corruption: Literal["exact", "bernoulli"] = "exact",
     maskable: Array | None = None,
-    weighting: Literal["elbo", "flat"] = "elbo",
     max_rate: Array | float = 1.0,
     rows: Array | None = None,
     keys: Array | None = None,
@@ -75,7 +74,6 @@ def diffusion_loss(
       mask_id: the mask token.
       schedule: as in `corrupt`, as all that follow.
       corruption: "exact" or "bernoulli".
-      weighting: "elbo" or "flat".
       max_rate: the highest mask rate.
       maskable: bool[B, L], which tokens may be masked and count.
       rows: i32[B], the rows' numbers in the global batch. A part of a batch (in `shard_map`, in
@@ -98,7 +96,6 @@ def diffusion_loss(
         mask_id=mask_id,
         schedule=schedule,
         corruption=corruption,
-        weighting=weighting,
         max_rate=max_rate,
         maskable=maskable,
         rows=rows,

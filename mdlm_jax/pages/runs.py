@@ -7,6 +7,7 @@ from etils import epath
 
 from mdlm_jax.data import json_text
 from mdlm_jax.host import paths
+from mdlm_jax.runs import config_json
 from mdlm_jax.training import metrics
 
 Record = Mapping[str, Any]
@@ -88,7 +89,7 @@ def read_run(workdir: str | epath.Path) -> Run:
         `data.json`.
 
     Raises:
-      ValueError: `workdir` is not the folder of a run.
+      ValueError: `workdir` is not the folder of a run, or as `config_json.without_gone`.
     """
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").is_file():
@@ -99,7 +100,9 @@ def read_run(workdir: str | epath.Path) -> Run:
     ]
     return Run(
         name=workdir.resolve().name,
-        config=_json(workdir / "config.json", {}),
+        config=config_json.without_gone(
+            _json(workdir / "config.json", {}), str(workdir / "config.json")
+        ),
         train=[each for each in records if each["kind"] == "train"],
         evaluated=[each for each in records if each["kind"] == "eval"],
         sampled=[each for each in records if each["kind"] == "sample"],

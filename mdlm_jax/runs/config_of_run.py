@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from mdlm_jax.data import json_text, reading
-from mdlm_jax.runs.experiment import FORMAT, FROM_DATA, default_config
+from mdlm_jax.runs import config_json
+from mdlm_jax.runs.experiment import FROM_DATA, default_config
 
 if TYPE_CHECKING:
     import ml_collections
@@ -13,17 +14,10 @@ def get_config(path: str) -> "ml_collections.ConfigDict":
     """The config of a run; what the data decide of its encoder is left to the data.
 
     Raises:
-      ValueError: the file is no config of a run, one of a newer format, or has a value of another
-        type than the config's.
+      ValueError: as `config_json.check`, or a key is not known, or a value is of another type than
+        the config's.
     """
-    saved = json_text.load(reading.path(path))
-    number = saved.get("format")
-    if not isinstance(number, int):
-        raise ValueError(f"--config={path} is no config.json of a run: it has no format")
-    if number > FORMAT:
-        raise ValueError(
-            f"--config={path} has format {number}, this version of mdlm_jax reads up to {FORMAT}"
-        )
+    saved = config_json.check(json_text.load(reading.path(path)), f"--config={path}")
     config = default_config()
     for name in sorted(config.keys() & saved.keys()):
         section = saved[name]

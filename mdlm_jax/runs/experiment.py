@@ -34,7 +34,6 @@ class ObjectiveConfig:
         token from those before it; needs model.attention 'causal').
       schedule: of diffusion, 'linear' or 'cosine'.
       corruption: of diffusion, 'exact' or 'bernoulli'.
-      weighting: of diffusion, 'elbo' or 'flat'.
       rate: of mlm, the share of tokens that is selected.
       curriculum_steps: of diffusion with exact counts, the highest mask rate rises in a line from
         curriculum_rate to 1 over so many steps, from what BERT has learnt to the NELBO; 0 for none.
@@ -46,7 +45,6 @@ class ObjectiveConfig:
     name: str = "diffusion"
     schedule: str = "linear"
     corruption: str = "exact"
-    weighting: str = "elbo"
     rate: float = 0.15
     curriculum_steps: int = 0
     curriculum_rate: float = 0.15
@@ -57,7 +55,6 @@ class ObjectiveConfig:
             "name": tuple(NAMES),
             "schedule": tuple(SCHEDULES),
             "corruption": ("exact", "bernoulli"),
-            "weighting": ("elbo", "flat"),
         }
         for key, accepted in choices.items():
             _choose(f"objective.{key}", getattr(self, key), accepted)
@@ -65,11 +62,6 @@ class ObjectiveConfig:
             if not 0 < getattr(self, key) <= 1:
                 raise ValueError(f"objective.{key} must be in (0, 1], not {getattr(self, key)!r}")
         self._check_masking()
-        if (self.weighting, self.corruption) == ("flat", "exact") and self.schedule != "linear":
-            raise ValueError(
-                "objective.weighting 'flat' with corruption 'exact' needs schedule 'linear', "
-                f"not {self.schedule!r}"
-            )
 
     def _check_masking(self) -> None:
         _at_least("objective.curriculum_steps", self.curriculum_steps, 0)

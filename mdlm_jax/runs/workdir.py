@@ -27,6 +27,7 @@ from mdlm_jax import data
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.host import distributed, parallel, paths
+from mdlm_jax.runs import config_json
 from mdlm_jax.runs.experiment import FORMAT, Experiment, ObjectiveConfig, default_config, identity
 from mdlm_jax.runs.families import Family, family_of, network_of
 from mdlm_jax.runs.program import padded_for, place_parameters
@@ -224,8 +225,18 @@ def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def label_names(workdir: epath.Path) -> list[str]:
-    """Names of the labels of the data, in the order of the model's classes."""
-    return data_card(workdir)["label_names"]
+    """Names of the labels of the data, in the order of the model's classes.
+
+    Raises:
+      ValueError: as `data_card`, or the card does not tell them.
+    """
+    names = data_card(workdir).get("label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{workdir / 'data.json'} is damaged: its label_names must be a list of names, not "
+            f"{json_text.shown(names)}"
+        )
+    return names
 
 
 def has_padding(config: Mapping[str, Any]) -> bool:
@@ -239,7 +250,12 @@ def has_padding(config: Mapping[str, Any]) -> bool:
 
 
 def data_card(workdir: epath.Path) -> dict[str, Any]:
-    """What `data.Prepared.card` was of the data that the run was trained on."""
+    """What `data.Prepared.card` was of the data that the run was trained on.
+
+    Raises:
+      ValueError: the file does not hold an object.
+      OSError: it cannot be read.
+    """
     return json_text.load(workdir / "data.json")
 
 
@@ -337,14 +353,7 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
             "evaluate and harness take it as their --checkpoint, and a run starts from it with "
             "--config.start.checkpoint"
         )
-    number = config.get("format")
-    if not isinstance(number, int):
-        raise ValueError(f"{path} is damaged: its format must be a number, got {number!r}")
-    if number > FORMAT:
-        raise ValueError(
-            f"{path} has format {number}, this version of mdlm_jax reads up to {FORMAT}: update it"
-        )
-    return config
+    return config_json.check(config, str(path))
 
 
 def _section_of(workdir: epath.Path, config: dict[str, Any], name: str) -> dict[str, Any]:

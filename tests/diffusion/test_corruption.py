@@ -268,8 +268,6 @@ def test_mlm_selects_at_least_one_and_none_from_an_empty_row():
     ("change", "message"),
     [
         ({"corruption": "exakt"}, "'exakt'.*'exact' or 'bernoulli'"),
-        ({"weighting": "none"}, "'none'.*'elbo' or 'flat'"),
-        ({"weighting": "flat", "schedule": schedules.cosine()}, "flat weighting with exact counts"),
         ({"max_rate": 0.0}, r"max_rate is 0.0, it must be in \(0, 1\]"),
         ({"max_rate": 1.5}, "max_rate is 1.5"),
         ({"max_rate": 0.5, "corruption": "bernoulli"}, "max_rate bounds exact counts"),

@@ -206,15 +206,6 @@ def test_mlm_is_the_integrand_at_its_rate(oracle):
         assert abs(losses.mean() - np.mean(sets)) < 4 * error
 
 
-def test_flat_weighting_is_the_summed_cross_entropy_per_maskable_token():
-    parameters, build = table_denoiser()
-    corrupted = corrupt(KEY, TOKENS, mask_id=10, weighting="flat")
-    loss, aux = corrupted_loss(build(parameters), corrupted)
-    flat, _ = diffusion_loss(build(parameters), KEY, TOKENS, mask_id=10, weighting="flat")
-    assert flat == loss
-    np.testing.assert_allclose(loss, aux.nats.sum() / TOKENS.size, rtol=1e-5)
-
-
 def test_aux_counts_by_rate():
     parameters, build = table_denoiser()
     corrupted = corrupt(KEY, TOKENS, mask_id=10)

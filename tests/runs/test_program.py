@@ -220,7 +220,6 @@ def test_a_loss_is_told_padding_labels_and_its_key(kind):
 OBJECTIVES = {
     "diffusion": {"schedule": "cosine"},
     "bernoulli": {"schedule": "cosine", "corruption": "bernoulli"},
-    "flat": {"weighting": "flat"},
     "mlm": {"name": "mlm", "rate": 0.4},
     "autoregressive": {"name": "autoregressive"},
 }
@@ -252,7 +251,6 @@ def test_a_corruption_is_what_its_objective_names(name, paired):
             corrupt, noise.derive(key, "masks"), paired=paired, **masked,
             schedule=SCHEDULES[objective.get("schedule", "linear")](),
             corruption=objective.get("corruption", "exact"),
-            weighting=objective.get("weighting", "elbo"),
         )  # fmt: skip
     expected = jax.jit(by_hand)(tokens)
     assert set(found) == {"corrupted", "label"}

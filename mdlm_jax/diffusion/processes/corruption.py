@@ -54,7 +54,6 @@ def corrupt(
     mask_id: int,
     schedule: Schedule = linear(),
     corruption: Literal["exact", "bernoulli"] = "exact",
-    weighting: Literal["elbo", "flat"] = "elbo",
     max_rate: Array | float = 1.0,
     maskable: Array | None = None,
     rows: Array | None = None,
@@ -75,8 +74,6 @@ def corrupt(
         rate.
       corruption: "exact" draws how many tokens are masked, uniformly; "bernoulli" draws t
         uniformly and masks each token alone.
-      weighting: "elbo" makes the loss the NELBO in nats per maskable token; "flat" the summed
-        cross-entropy of the masked tokens per maskable token.
       max_rate: r in (0, 1], of exact counts: a row of L maskable tokens has k of them masked, k
         uniform on {1..K} with `K = max(1, ceil(r L))` (15 for 0.15 and 100), and the loss is
         `L E[S_k / k]` over these k, the NELBO's integrand averaged over the rates up to r. Only
@@ -94,11 +91,10 @@ def corrupt(
         from the first one's draw.
 
     Raises:
-      ValueError: on shapes or names that do not fit; on "flat" with exact counts and a schedule
-        that is not linear (a flat loss depends on the law of the rate, and exact counts have one);
-        on a number `max_rate` that is out of its range, or that Bernoulli masking has no use for;
-        where it can be seen, on a mask among the maskable tokens, on `paired` rows that are no
-        neighbours, and on one key for a part of a batch (see `keys_of_rows`).
+      ValueError: on shapes or names that do not fit; on a number `max_rate` that is out of its
+        range, or that Bernoulli masking has no use for; where it can be seen, on a mask among the
+        maskable tokens, on `paired` rows that are no neighbours, and on one key for a part of a
+        batch (see `keys_of_rows`).
       TypeError: on a list for an array, a seed for a key, a schedule that was not called.
     """
     check_schedule(schedule)
@@ -106,14 +102,7 @@ def corrupt(
     of_rows = noise.keys_of_rows(key, keys, rows, tokens)
     if corruption not in ("exact", "bernoulli"):
         raise ValueError(f"corruption is {corruption!r}, it must be 'exact' or 'bernoulli'")
-    if weighting not in ("elbo", "flat"):
-        raise ValueError(f"weighting is {weighting!r}, it must be 'elbo' or 'flat'")
     exact = corruption == "exact"
-    if weighting == "flat" and exact and schedule != linear():
-        raise ValueError(
-            "flat weighting with exact counts trains the linear schedule: "
-            "take schedule=linear(), or corruption='bernoulli'"
-        )
     _check_max_rate(max_rate, exact)
     batch = tokens.shape[0]
     if paired and not (exact and batch % 2 == 0):
@@ -138,11 +127,12 @@ def corrupt(
     else:
         t = 1.0 - _uniform(key, keys, numbers)  # (0, 1], where the weight is finite
         masks = bernoulli_masks(placing, t, maskable=maskable, schedule=schedule)
-    weight = masks.weight if weighting == "elbo" else jnp.ones_like(masks.weight)
     return lay_out(
         tokens,
         jnp.where(masks.selected, mask_id, tokens),
-        masks._replace(weight=weight / jnp.maximum(masks.length.sum(), 1).astype(jnp.float32)),
+        masks._replace(
+            weight=masks.weight / jnp.maximum(masks.length.sum(), 1).astype(jnp.float32)
+        ),
         slots=tokens.shape[1] + int(paired),
         paired=paired,
     )

@@ -34,7 +34,7 @@ def make_prepare(
     """Draws all masks of the global batch at once, from the key of the step.
 
     Args:
-      objective: what is masked, and how it is weighted.
+      objective: what is masked.
       config: the encoder.
       paired: whether neighbouring rows share slots, as `corrupt` has it.
       start_id: unused: no row has a token before it.
@@ -49,7 +49,6 @@ def make_prepare(
             maskable=kept(objective, key, batch),
             schedule=SCHEDULES[objective.schedule](),
             corruption=objective.corruption,
-            weighting=objective.weighting,
             max_rate=highest_rate(objective, step),
             paired=paired,
         )

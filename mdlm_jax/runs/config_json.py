@@ -1,0 +1,53 @@
+"""The config.json of a run: its format is checked here, and keys that are gone are dropped."""
+
+from typing import Any
+
+from mdlm_jax.data import json_text
+from mdlm_jax.runs.experiment import FORMAT
+
+# Keys that a later version has no more, with the value that all runs have now.
+GONE = {"objective": {"weighting": "elbo"}}
+
+
+def check(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config as this version has it.
+
+    Args:
+      config: what the file holds.
+      name: what messages call it.
+
+    Raises:
+      ValueError: it is no config of a run, is one of a newer format, or `without_gone` raises.
+    """
+    number = config.get("format")
+    if not isinstance(number, int):
+        raise ValueError(
+            f"{name} is no config of a run: its format must be a number, not "
+            f"{json_text.shown(number)}"
+        )
+    if number > FORMAT:
+        raise ValueError(
+            f"{name} has format {number}, this version of mdlm_jax reads up to {FORMAT}: update it"
+        )
+    return without_gone(config, name)
+
+
+def without_gone(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config without the keys in `GONE`.
+
+    Raises:
+      ValueError: such a key has another value than all runs have now.
+    """
+    config = dict(config)
+    for section, gone in GONE.items():
+        if not isinstance(config.get(section), dict):
+            continue
+        for key, value in gone.items():
+            found = config[section].get(key, value)
+            if found != value:
+                raise ValueError(
+                    f"{name} was made by an earlier version of mdlm_jax, which this one cannot "
+                    f"follow: {section}.{key} is {found!r}, and only {value!r} is left"
+                )
+        config[section] = {k: v for k, v in config[section].items() if k not in gone}
+    return config

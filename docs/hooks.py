@@ -1,10 +1,13 @@
-"""Hooks of the site: pages from files that lie beside `docs/`, and the configuration reference.
+"""Hooks of the site: what is made from the code, and pages of files that lie beside `docs/`.
 
-`mkdocs.yml` names this file. `python docs/hooks.py` prints the configuration reference.
+`mkdocs.yml` names this file. `python docs/hooks.py` prints the configuration reference, `python
+docs/hooks.py claims` what the tests claim.
 """
 
+import ast
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import griffe
@@ -23,6 +26,7 @@ ELSEWHERE = {
 }
 
 MARK = "<!-- the keys of a config -->"
+MARK_OF_CLAIMS = "<!-- the claims of the tests -->"
 
 # What each section of a config is, in the order of the page. The model's is not in `Experiment`'s
 # annotations, for the data decide some of its fields.
@@ -50,7 +54,11 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     """Points links out of `docs/` at pages of the site, and writes the configuration reference."""
     if page.file.generated_by is None:
         markdown = _relinked(markdown, Path("docs"))
-    return markdown.replace(MARK, configuration())
+    if MARK in markdown:
+        markdown = markdown.replace(MARK, configuration())
+    if MARK_OF_CLAIMS in markdown:
+        markdown = markdown.replace(MARK_OF_CLAIMS, claims())
+    return markdown
 
 
 def _relinked(text: str, folder: Path) -> str:
@@ -149,5 +157,23 @@ def _cell(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def claims() -> str:
+    """What the tests claim: for each file of tests their names, as sentences."""
+    lines = ["## Every claim", ""]
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: (path.parent, path.name))
+    for path in files:
+        tree = ast.parse(path.read_text())
+        names = [
+            node.name.removeprefix("test_").replace("_", " ")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        ]
+        about = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+        if names:
+            place = path.relative_to(ROOT / "tests")
+            lines += [f"### `{place}`", "", about, "", *(f"- {name}" for name in names), ""]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(configuration())
+    print(claims() if sys.argv[1:] == ["claims"] else configuration())

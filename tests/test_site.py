@@ -40,3 +40,9 @@ def test_links_out_of_the_folder_become_links_between_pages(hooks):
     assert hooks._relinked("[b](../launch/README.md) [e](#here)", Path("docs")) == (
         "[b](launching.md) [e](#here)"
     )
+
+
+def test_the_page_of_claims_lists_this_test(hooks):
+    page = hooks.claims()
+    assert "### `test_site.py`" in page and "- the page of claims lists this test\n" in page
+    assert "### `diffusion/test_objectives.py`" in page

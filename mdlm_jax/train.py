@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import shlex
 import sys
 from typing import Any
 
@@ -24,7 +25,7 @@ from absl import flags
 from etils import epath
 
 from mdlm_jax import data
-from mdlm_jax.host import command_line, distributed, host_memory, parallel
+from mdlm_jax.host import command_line, distributed, endings, host_memory, parallel
 from mdlm_jax.runs import hooks, starting, workdir
 from mdlm_jax.runs.experiment import Experiment, as_json, profile_range
 from mdlm_jax.runs.families import network_of
@@ -62,15 +63,16 @@ def main() -> int:
             if told := data.unknown_warning(job.prepared.card, job.prepared.tokenizer):
                 _say(f"warning: {told}")
             weights = load_start(job, _say)
+            claim = None
             with distributed.failing_together():
                 if jax.process_index() == 0:  # for all processes
-                    changes = claimed.enter_context(
+                    claim = claimed.enter_context(
                         workdir.claim(job.workdir, experiment, encoder, job.prepared)
                     )
-                    for change in changes:
+                    for change in claim.changes:
                         _say(f"changed since the last start: {change}")
         host_memory.keep_freed()
-        return train(job, weights)
+        return train(job, weights, claim)
 
 
 def _experiment() -> Experiment:
@@ -83,12 +85,13 @@ def _experiment() -> Experiment:
     return Experiment.of(command_line.chosen_config(_CONFIG))
 
 
-def train(job: Job, weights: Any = None) -> int:
+def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> int:
     """Trains from the newest checkpoint, or from the start; returns the exit code.
 
     Args:
       job: from `plan`.
       weights: from `load_start`, which are given up; None for fresh ones.
+      claim: of the folder, in the process that has it.
     """
     program, experiment = job.program, job.program.experiment
     training, mesh = experiment.training, program.mesh
@@ -118,7 +121,7 @@ def train(job: Job, weights: Any = None) -> int:
             if start >= training.steps and not lacking(kinds, metrics, vote):
                 _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
                 return 0
-            for line in _begin(job, start):
+            for line in _begin(job, start, claim):
                 _say(line)
             try:
                 outcome = fit(
@@ -153,11 +156,37 @@ def train(job: Job, weights: Any = None) -> int:
         return command_line.STOPPED
     if jax.process_index() == 0:  # which wrote the metrics
         _say(_last_words(job.workdir))
+        _report(job.workdir)
+        _say(f"next: {_next_command(job)}")
     return 0
 
 
-def _begin(job: Job, start: int) -> list[str]:
-    """Notes how many steps the run will have; what is to be said of it."""
+def _report(folder: epath.Path) -> None:
+    """Writes the page of the run; the run is complete without it."""
+    from mdlm_jax.pages.report import write_report  # matplotlib: seconds
+
+    try:
+        _say(f"report: {write_report(folder)}")
+    except (OSError, ValueError) as error:
+        print(f"warning: no report was written: {endings.one_line(error)}", file=sys.stderr)
+
+
+def _next_command(job: Job) -> str:
+    """Has the run write: of pairs it answers the first prompt of the validation split."""
+    words = ["python", "-m", "mdlm_jax.generate", f"--workdir={job.workdir}"]
+    first = job.prepared.splits["validation"][:1]
+    if first.prompts is not None:
+        ids = first.tokens[0, : first.prompts[0] - 1]  # without the separator
+        # What a chat template made of messages is not what one asks.
+        is_text = bool(job.program.experiment.data.prompt_field)
+        words.append(f"--prompt={data.decode(job.prepared.tokenizer, ids) if is_text else '...'}")
+    return shlex.join(words)
+
+
+def _begin(job: Job, start: int, claim: workdir.Claim | None = None) -> list[str]:
+    """Notes what the run will be; what is to be said of it."""
+    if claim is not None and job.goes_on:
+        claim.record()
     steps, before = job.program.experiment.training.steps, job.steps_before
     words = [_first_words(job, start)]
     if before is None or before == steps or start == steps:

@@ -122,7 +122,12 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own_config")
     text = write_text(folder / "text.txt")
     env = {"MDLM_JAX_CACHE": str(folder / "cache"), "HOME": str(folder)}
-    run("train", *TINY, "--workdir=~/run", text=text, env=env)
+    done = run("train", *TINY, "--workdir=~/run", text=text, env=env)
+    assert done.stdout.splitlines()[-2:] == [
+        f"report: {folder}/run/report.html",
+        f"next: python -m mdlm_jax.generate --workdir={folder}/run",
+    ]
+    assert "nats" in (folder / "run" / "report.html").read_text()
     assert (folder / "run" / "config.json").is_file()  # and no folder of the name ~
     return folder, env
 
@@ -131,6 +136,10 @@ def test_a_run_goes_on_without_its_config(trained):
     folder, env = trained
     done = run("train", f"--workdir={folder}/run", env=env)
     assert "is done: it has 4 of 4 steps" in done.stdout
+    config = (folder / "run" / "config.json").read_bytes()
+    done = run("train", f"--workdir={folder}/run", "--config.training.log_every=1", env=env)
+    assert "is done" in done.stdout and "training.log_every: 2 -> 1" in done.stdout
+    assert (folder / "run" / "config.json").read_bytes() == config
     before = json.loads((folder / "run" / "config.json").read_text())
     done = run("train", "--config.training.steps=6", "--workdir", "~/run", env=env)
     assert "resuming at step 4" in done.stdout and "training.steps: 4 -> 6" in done.stdout

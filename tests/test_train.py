@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 
 import jax
@@ -207,7 +208,9 @@ def test_what_the_last_step_lacks_is_finished_by_the_next_start(
     assert checkpoints.list_steps(tmp_path / "checkpoints") == [4]
     assert train.train(job_of(short, tmp_path, before=4)) == 0
     said = capsys.readouterr().out
-    assert "is done" not in said and said.splitlines()[-1].startswith("validation NELBO")
+    last = said.splitlines()[-2:]
+    assert "is done" not in said and last[0].startswith("validation NELBO")
+    assert last[1] == f"next: python -m mdlm_jax.generate --workdir={tmp_path}"
     kinds = [each["kind"] for each in read_metrics(tmp_path) if each["step"] == 4]
     assert kinds == ["train", "eval", "sample"]
     records = read_metrics(tmp_path)
@@ -227,8 +230,8 @@ def changed(program, **training):
 
 def claimed(short, folder):
     program, prepared = short
-    with workdir.claim(folder, program.experiment, program.encoder, prepared) as changes:
-        return changes
+    with workdir.claim(folder, program.experiment, program.encoder, prepared) as claim:
+        return claim
 
 
 def test_only_a_run_that_goes_on_has_other_steps(short, tmp_path):
@@ -242,18 +245,25 @@ def test_only_a_run_that_goes_on_has_other_steps(short, tmp_path):
     def steps():
         return json.loads((folder / "config.json").read_text())["training"]["steps"]
 
-    assert claimed((program, prepared), folder) == [] and steps() == 4
-    assert claimed((changed(program, steps=3), prepared), folder) == [] and steps() == 3
-    assert claimed((program, prepared), folder) == [] and steps() == 4  # nothing was saved yet
+    def log_every():
+        return json.loads((folder / "config.json").read_text())["training"]["log_every"]
+
+    assert claimed((program, prepared), folder).changes == [] and steps() == 4
+    assert claimed((changed(program, steps=3), prepared), folder).changes == [] and steps() == 3
+    assert claimed((program, prepared), folder).changes == [] and steps() == 4  # nothing was saved
     one = jnp.ones(1)
     state = TrainState(jnp.int32(4), {"a": one}, {"a": one}, {"a": one}, jnp.int32(0))
     with checkpoints.open_checkpoints(folder / "checkpoints") as checkpointer:
         checkpoints.save(checkpointer, state)
     less = changed(program, steps=2, log_every=3)
-    assert claimed((less, prepared), folder) == ["training.log_every: 1 -> 3"] and steps() == 4
-    more = changed(program, steps=6)
-    assert claimed((more, prepared), folder) == ["training.log_every: 3 -> 1"] and steps() == 4
-    words = train._begin(job_of((more, prepared), folder, before=4), 4)
+    before = (folder / "config.json").read_bytes()
+    claim = claimed((less, prepared), folder)
+    assert claim.changes == ["training.log_every: 1 -> 3"]
+    assert (folder / "config.json").read_bytes() == before
+    more = changed(program, steps=6, log_every=3)
+    claim = claimed((more, prepared), folder)
+    words = train._begin(job_of((more, prepared), folder, before=4), 4, claim)
+    assert log_every() == 3 and claimed((more, prepared), folder).changes == []
     assert steps() == 6 and "training.steps: 4 -> 6" in words[1]
 
 
@@ -284,6 +294,16 @@ def test_a_learning_rate_that_jumps_is_told(short, tmp_path, decay, before, step
         (line,) = said
         assert told in line
         assert f"--config.start.checkpoint={tmp_path}" in line
+
+
+def test_the_next_command_asks_a_run_of_pairs_its_first_prompt(tmp_path):
+    program, prepared = run_of("pairs")
+    command = train._next_command(job_of((program, prepared), tmp_path / "my run"))
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "mdlm_jax.generate"]
+    assert words[3] == f"--workdir={tmp_path}/my run"
+    prompt = data.decode(TOKENIZER, prepared.splits["validation"].tokens[0, :3])
+    assert words[4:] == [f"--prompt={prompt}"] and len(prompt) == 3
 
 
 def test_a_likelihood_that_is_not_finite_is_told(tmp_path):

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,18 +54,30 @@ class Trained(NamedTuple):
         return family_of(self.objective.name)
 
 
+class Claim(NamedTuple):
+    """A folder that this process may train in.
+
+    Attributes:
+      changes: a line for each operational key that changed since the run was last started, but for
+        training.steps, which `record_steps` changes.
+      record: writes the changed config; for when the run goes on. A run that is done keeps its own.
+    """
+
+    changes: list[str]
+    record: Callable[[], None]
+
+
 @contextlib.contextmanager
 def claim(
     workdir: epath.Path, experiment: Experiment, encoder: Any, prepared: data.Prepared
-) -> Iterator[list[str]]:
+) -> Iterator[Claim]:
     """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
 
     A folder in which nothing was saved yet takes any config. Of several processes one claims it
     for all.
 
     Yields:
-      One line for each operational key that changed since the run was last started, but for
-      training.steps, which `record_steps` changes.
+      The claim.
 
     Raises:
       ValueError: the folder holds another run (the difference is shown), exported weights, or
@@ -110,19 +122,25 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
 
 def _begin(
     workdir: epath.Path, experiment: Experiment, encoder: Any, prepared: data.Prepared
-) -> list[str]:
+) -> Claim:
     config = _plain(experiment, encoder, prepared)
     path = workdir / "config.json"
+    goes_on = path.exists() and bool(checkpoints.list_steps(workdir / "checkpoints"))
     changes = []
-    if path.exists() and checkpoints.list_steps(workdir / "checkpoints"):
+    if goes_on:
         before = _read_config(workdir)
         # How long the run is changes when it goes on: a start that does nothing must not tell so.
         config["training"]["steps"] = before["training"]["steps"]
         changes = _changes(workdir, before, config)
-    for name in ("tokenizer.json", "data.json"):
-        paths.write(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
-    paths.write(path, json.dumps(config, indent=2) + "\n")
-    return changes
+
+    def record() -> None:
+        for name in ("tokenizer.json", "data.json"):
+            paths.write(workdir / name, (prepared.path / name).read_text(encoding="utf-8"))
+        paths.write(path, json.dumps(config, indent=2) + "\n")
+
+    if not goes_on:
+        record()
+    return Claim(changes, record)
 
 
 def record_steps(workdir: epath.Path, steps: int) -> None:

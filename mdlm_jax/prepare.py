@@ -151,9 +151,7 @@ def _entries_used(prepared: data.Prepared) -> float:
 
 
 def _text(prepared: data.Prepared, rows: data.Rows, row: int) -> str:
-    tokens = rows.tokens[row]
-    if rows.sizes is not None:
-        tokens = tokens[: rows.sizes[row]]
+    (tokens,) = rows[row : row + 1].texts()
     return data.decode(prepared.tokenizer, tokens)
 
 

@@ -26,7 +26,6 @@ _NAMES = {
     ),
     "corpora.sources": ("SOURCES",),
     "packing": (
-        "Rows",
         "pack",
         "pad",
         "pair",
@@ -39,6 +38,7 @@ _NAMES = {
         "Prepared",
         "load_prepared",
     ),
+    "rows": ("Rows",),
     "text_rows": ("read_rows",),
     "tokens.tokenization": (
         "SpecialIds",

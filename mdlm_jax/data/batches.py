@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.rows import Rows
 
 Batch = dict[str, np.ndarray]
 
@@ -32,10 +32,9 @@ class TrainBatches:
         """The batch of a step (0, 1, ...), whichever were read before.
 
         Returns:
-          tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L]:
-          rows `step * B + local` of the endless shuffled sequence. Separators are maskable, padding
-          is neither maskable nor valid. Of pairs the prompt and its separator are not maskable, all
-          behind them is, and nothing is padding.
+          tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L]
+          (`rows` says which tokens these are), of the rows `step * B + local` of the endless
+          shuffled sequence.
         """
         ids = np.array([self.order[int(step * self.batch_size + i)] for i in self.local])
         return _read(self.rows, ids)
@@ -108,19 +107,14 @@ def _eval_batch(rows: Rows, first: int, batch_size: int) -> Batch:
 
 
 def _read(rows: Rows, ids: np.ndarray) -> Batch:
-    tokens = np.asarray(rows.tokens[ids], np.int32)
+    read = rows[ids]
     batch = {
-        "tokens": tokens,
-        "maskable": np.ones(tokens.shape, bool),
-        "label": np.asarray(rows.labels[ids], np.int32),
+        "tokens": np.asarray(read.tokens, np.int32),
+        "maskable": read.maskable,
+        "label": np.asarray(read.labels, np.int32),
     }
-    places = np.arange(tokens.shape[1])
-    if rows.prompts is not None:
-        return {**batch, "maskable": places >= rows.prompts[ids, None]}
-    if rows.sizes is None:
-        return batch
-    valid = places < rows.sizes[ids, None]
-    return {**batch, "maskable": valid, "valid": valid}
+    valid = read.valid
+    return batch if valid is None else {**batch, "valid": valid}
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -10,62 +10,6 @@ _CHUNK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """Rows of tokens; `len` is their number, and a slice is rows too.
-
-    Attributes:
-      tokens: integers [N, L].
-      labels: i32[N]: of a packed row, the label of most of its tokens.
-      sizes: i32[N], tokens of each padded row, its separators included: the rest is padding, or of
-        pairs separators again. None of packed rows: every position is a token of the text or a
-        separator.
-      prompts: i32[N], of pairs the tokens of the prompt at the row's start, its separator included;
-        else None.
-    """
-
-    tokens: np.ndarray  # [N, L]
-    labels: np.ndarray  # [N]
-    sizes: np.ndarray | None = None  # [N]
-    prompts: np.ndarray | None = None  # [N]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, which: slice | np.ndarray) -> "Rows":
-        sizes = None if self.sizes is None else self.sizes[which]
-        prompts = None if self.prompts is None else self.prompts[which]
-        return Rows(self.tokens[which], self.labels[which], sizes, prompts)
-
-    def spread(self, count: int) -> "Rows":
-        """So many of the rows, evenly spaced; all of them where there are no more.
-
-        Rows are sorted by label: the first ones are of the first labels alone.
-        """
-        if count >= len(self):
-            return self
-        return self[(2 * np.arange(count) + 1) * len(self) // (2 * count)]
-
-    @property
-    def counted(self) -> np.ndarray:
-        """bool[N, L], the tokens that a likelihood is told by.
-
-        All of a packed row, the text and its separator of a padded one, the response and its first
-        separator of a pair: those behind it are certain given that one.
-        """
-        shape = self.tokens.shape
-        first = 0 if self.prompts is None else self.prompts[:, None]
-        last = shape[1] if self.sizes is None else self.sizes[:, None]
-        places = np.arange(shape[1])
-        return np.broadcast_to((first <= places) & (places < last), shape)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """i32[N], how many tokens of each row are `counted`."""
-        last = np.full(len(self), self.tokens.shape[1]) if self.sizes is None else self.sizes
-        return (last - (0 if self.prompts is None else self.prompts)).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
 class RowStream:
     """Rows that are too many to be held.
 

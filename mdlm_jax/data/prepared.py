@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.rows import Rows
 from mdlm_jax.data.tokens import tokenization
 from mdlm_jax.data.tokens.loading import load_tokenizer
 

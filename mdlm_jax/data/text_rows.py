@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mdlm_jax.data.corpora import text_files
-from mdlm_jax.data.packing import Rows
+from mdlm_jax.data.rows import Rows
 from mdlm_jax.data.tokens import tokenization
 
 

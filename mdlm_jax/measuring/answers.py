@@ -115,8 +115,8 @@ def _make_answer(
     batch_size: int,
 ) -> Callable[[Method], tuple[np.ndarray, float]]:
     """Writes the responses of rows anew: i32[N, L], and the mean of their evaluations."""
-    behind = np.arange(rows.tokens.shape[1]) >= rows.prompts[:, None]
-    tokens = np.where(behind, trained.encoder.mask_id, rows.tokens).astype(np.int32)
+    wanted = rows.maskable
+    tokens = np.where(wanted, trained.encoder.mask_id, rows.tokens).astype(np.int32)
 
     def answer(method: Method) -> tuple[np.ndarray, float]:
         batches = filling.fill(
@@ -124,7 +124,7 @@ def _make_answer(
             trained.encoder,
             mesh,
             method,
-            prompts.Canvas(tokens=tokens, fill=behind, shown=behind, maskable=behind),
+            prompts.Canvas(tokens=tokens, fill=wanted, shown=wanted, maskable=wanted),
             labels=rows.labels if trained.encoder.classes else None,
             batch_size=batch_size,
             seed=seed,

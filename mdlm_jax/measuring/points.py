@@ -135,7 +135,7 @@ def measure(
             )
             evaluations = evaluations * (1 if weight is None else 2)
             seconds = time.perf_counter() - start
-            written = data.Rows(tokens[: grid.samples], asked.labels, asked.sizes)
+            written = dataclasses.replace(asked, tokens=tokens[: grid.samples])
             yield {
                 "strategy": name,
                 "steps": steps,

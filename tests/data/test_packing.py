@@ -1,7 +1,6 @@
 from unittest import mock
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,24 +97,6 @@ def test_cut_tokens_are_those_of_rows_that_are_there():
     stream = data.pair(tokens, sizes, prompts, np.zeros(3, np.int32), 8, SEP)
     assert (stream.count, stream.cut_tokens) == (2, 4)
     assert data.pad(tokens, sizes, np.zeros(3, np.int32), 8, 0).cut_tokens == 8
-
-
-def test_what_counts_of_rows_without_pairs():
-    tokens, labels = np.zeros((2, 4), int), np.zeros(2, int)
-    assert data.Rows(tokens, labels).counted.all()
-    assert data.Rows(tokens, labels).counts.tolist() == [4, 4]
-    padded = data.Rows(tokens, labels, np.array([1, 3]))
-    assert padded.counted.tolist() == [[True, False, False, False], [True, True, True, False]]
-    assert padded.counts.tolist() == [1, 3]
-
-
-@pytest.mark.parametrize("sizes", [None, np.arange(5)])
-def test_a_slice_of_rows_is_rows(sizes):
-    rows = data.Rows(np.arange(10).reshape(5, 2), np.arange(5), sizes)[1:3]
-    assert len(rows) == 2
-    np.testing.assert_array_equal(rows.tokens, [[2, 3], [4, 5]])
-    np.testing.assert_array_equal(rows.labels, [1, 2])
-    assert (rows.sizes is None) if sizes is None else list(rows.sizes) == [1, 2]
 
 
 def test_nearly_every_row_of_the_default_corpus_has_one_label(wikipedia):

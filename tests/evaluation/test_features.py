@@ -66,8 +66,8 @@ def test_time_and_classes_are_seen_to():
     [
         (np.zeros(3), r"rows must be a matrix .* got \(3,\)"),
         (np.zeros((2, 9)), "rows have length 9: max_length is 8"),
-        ([[0, 13]], "ids from 0 to 13: the encoder's vocabulary ends before 13"),
-        ([[-1, 2]], "ids from -1 to 2"),
+        ([[0, 13]], "rows must hold ids below 13, the size of the vocabulary, got 13"),
+        ([[-1, 2]], "rows must hold ids of 0 or more, got -1"),
     ],
 )
 def test_rows_that_cannot_be_read_are_refused(tokens, message):

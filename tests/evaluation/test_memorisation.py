@@ -107,7 +107,7 @@ def test_chunks_and_blocks_change_nothing(name, monkeypatch):
     [
         (rows_of([1, 2]), rows_of([[1]]), r"rows must be a matrix .* got \(2,\)"),
         (rows_of([[1]]), rows_of(np.zeros((0, 3))), r"train must be a matrix .* got \(0, 3\)"),
-        (rows_of([[1]]), rows_of([[-1]]), "train holds the id -1: ids are 0 or more"),
+        (rows_of([[1]]), rows_of([[-1]]), "train must hold ids of 0 or more, got -1"),
         (rows_of([[1, 2]], [0]), rows_of([[1]]), "rows must have from 1 to 2 tokens, got 0 to 0"),
     ],
 )

@@ -5,7 +5,6 @@ prompt being its context), and treat rows as independent, as it does: the first 
 no context, the second that of one token.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -70,11 +69,12 @@ def fit(train: Rows, vocab_size: int, order: int) -> NGram:
         )
     unigrams = np.ones(vocab_size, np.int64)
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in range(2, order + 1)]
-    for rows, valid in _chunks("train", evenly(train), vocab_size):
-        unigrams += np.bincount(rows[valid], minlength=vocab_size)
+    for part in evenly(train).chunks("train", _CHUNK, vocab_size):
+        tokens, counted = np.asarray(part.tokens, np.int64), part.counted
+        unigrams += np.bincount(tokens[counted], minlength=vocab_size)
         for i, n in enumerate(range(2, order + 1)):
             # What stands before a token that counts is text too.
-            found[i] = _merge(*found[i], _ngrams(rows, n, vocab_size)[valid[:, n - 1 :]])
+            found[i] = _merge(*found[i], _ngrams(tokens, n, vocab_size)[counted[:, n - 1 :]])
     return NGram(unigrams / unigrams.sum(), tuple(_counts(*each, vocab_size) for each in found))
 
 
@@ -87,8 +87,8 @@ def token_nats(model: NGram, rows: Rows) -> np.ndarray:
     Raises:
       ValueError: rows are not a matrix, are empty, or hold an id outside the vocabulary.
     """
-    parts = _chunks("test", rows, len(model.unigram))
-    return np.concatenate([_nats(model, tokens, valid) for tokens, valid in parts])
+    parts = rows.chunks("test", _CHUNK, len(model.unigram))
+    return np.concatenate([_nats(model, part) for part in parts])
 
 
 def evenly(rows: Rows) -> Rows:
@@ -133,16 +133,13 @@ def trigram_cross_entropy(train: Rows, test: Rows, vocab_size: int) -> float:
 
 
 def _cross_entropy(model: NGram, test: Rows) -> float:
-    nats, count = 0.0, 0
-    for tokens, valid in _chunks("test", test, len(model.unigram)):
-        nats += _nats(model, tokens, valid).sum()
-        count += int(valid.sum())
-    return float(nats / count)
+    parts = test.chunks("test", _CHUNK, len(model.unigram))
+    return float(sum(_nats(model, part).sum() for part in parts) / test.counts.sum(dtype=np.int64))
 
 
-def _nats(model: NGram, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """`token_nats` of tokens i64[n, L], of which the valid ones, bool[n, L], count."""
-    vocab_size = len(model.unigram)
+def _nats(model: NGram, rows: Rows) -> np.ndarray:
+    """`token_nats` of rows that are held in memory."""
+    tokens, vocab_size = np.asarray(rows.tokens, np.int64), len(model.unigram)
     probabilities = model.unigram[tokens]
     for n, order in enumerate(model.orders, 2):
         ngrams = _ngrams(tokens, n, vocab_size)  # [n, L - n + 1]
@@ -152,7 +149,7 @@ def _nats(model: NGram, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
         seen = _looked_up(ngrams, order.ngrams, order.counts)
         lower = probabilities[:, n - 1 :]
         np.divide(seen + successors * lower, total, out=lower, where=total > 0)
-    return np.where(valid, -np.log(probabilities), 0.0)
+    return np.where(rows.counted, -np.log(probabilities), 0.0)
 
 
 def _ngrams(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
@@ -185,23 +182,3 @@ def _looked_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.n
         return np.zeros(wanted.shape, np.int64)
     at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
     return np.where(keys[at] == wanted, values[at], 0)
-
-
-def _chunks(name: str, rows: Rows, vocab_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some rows at a time: their tokens i64[n, L], and which of these count, bool[n, L].
-
-    Raises:
-      ValueError: they are no matrix, are empty, or hold an id outside [0, V).
-    """
-    shape = rows.tokens.shape
-    if len(shape) != 2 or not rows.tokens.size:
-        raise ValueError(f"{name} must be a matrix of token ids that is not empty, got {shape}")
-    step = max(_CHUNK // shape[1], 1)
-    for first in range(0, len(rows), step):
-        part = rows[first : first + step]
-        tokens = np.asarray(part.tokens, np.int64)
-        if tokens.min() < 0 or tokens.max() >= vocab_size:
-            raise ValueError(
-                f"{name} holds ids from {tokens.min()} to {tokens.max()}, outside [0, {vocab_size})"
-            )
-        yield tokens, part.counted

@@ -81,11 +81,4 @@ def _texts(name: str, rows: Rows, states: np.ndarray) -> list[np.ndarray]:
         )
     norms = np.linalg.norm(states, axis=-1, keepdims=True)
     units = states / np.where(norms > 0, norms, 1.0)
-    return [unit[there] for unit, there in zip(units, _valid(rows), strict=True)]
-
-
-def _valid(rows: Rows) -> np.ndarray:
-    """Which tokens are text, bool[N, L]."""
-    length = rows.tokens.shape[1]
-    sizes = length if rows.sizes is None else rows.sizes[:, None]
-    return np.broadcast_to(np.arange(length) < sizes, rows.tokens.shape)
+    return [unit[there] for unit, there in zip(units, rows.text, strict=True)]

@@ -86,9 +86,7 @@ def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: in
     if tokenizer.to_str() == other.to_str() and rows.tokens.shape[1] <= length:
         return rows
     separator, pad = data.special_ids(tokenizer).sep, data.special_ids(other).pad
-    sizes = np.full(len(rows), rows.tokens.shape[1]) if rows.sizes is None else rows.sizes
-    ids = (row[:size] for row, size in zip(np.asarray(rows.tokens), sizes, strict=True))
-    parts = [np.split(row, np.flatnonzero(row == separator)) for row in ids]
+    parts = [np.split(row, np.flatnonzero(row == separator)) for row in rows.texts()]
     documents = (data.decode(tokenizer, part) for row in parts for part in row)
     encoded = data.encode_documents(other, documents)  # each ended by a separator
     found = [np.concatenate([next(encoded) for _ in row]) for row in parts]
@@ -138,14 +136,7 @@ def _states(
 
 
 def _check(encoder: bert.Config, rows: data.Rows) -> None:
-    shape = rows.tokens.shape
-    if len(shape) != 2 or not rows.tokens.size:
-        raise ValueError(f"rows must be a matrix of token ids that is not empty, got {shape}")
-    if shape[1] > encoder.max_length:
-        raise ValueError(f"rows have length {shape[1]}: max_length is {encoder.max_length}")
-    low, high = rows.tokens.min(), rows.tokens.max()
-    if low < 0 or high >= encoder.vocab_size:
-        raise ValueError(
-            f"rows hold ids from {low} to {high}: the encoder's vocabulary ends before "
-            f"{encoder.vocab_size}"
-        )
+    rows.check("rows", encoder.vocab_size)
+    length = rows.tokens.shape[1]
+    if length > encoder.max_length:
+        raise ValueError(f"rows have length {length}: max_length is {encoder.max_length}")

@@ -51,11 +51,7 @@ def reference_rows(rows: data.Rows, count: int) -> data.Rows:
         # Any first so many of these are spread over the label's rows.
         turn[of_label] = np.argsort(np.argsort(_spread(len(of_label)), kind="stable"))
     chosen = np.sort(np.argsort(turn, kind="stable")[:count])
-    return data.Rows(
-        np.asarray(rows.tokens[chosen]),
-        np.asarray(rows.labels[chosen]),
-        None if rows.sizes is None else np.asarray(rows.sizes[chosen]),
-    )
+    return rows[chosen]
 
 
 def describe(rows: data.Rows, judges: Judges) -> Point:
@@ -68,12 +64,11 @@ def describe(rows: data.Rows, judges: Judges) -> Point:
       with an encoder mauve; and with a classifier class_accuracy (the share of rows that it gives
       their label), class_accuracy_error. None where it is undefined.
     """
-    sizes = np.full(len(rows), rows.tokens.shape[1]) if rows.sizes is None else rows.sizes
-    nats = text_metrics.mean(judges.scorer(rows), sizes)
+    nats = text_metrics.mean(judges.scorer(rows), rows.lengths)
     entropy = text_metrics.mean(text_metrics.unigram_entropy(rows))
     told = {
         "rows": len(rows),
-        "tokens": int(sizes.sum()),
+        "tokens": int(rows.lengths.sum()),
         "nats": nats.value,
         "nats_error": nats.error,
         "entropy": entropy.value,

@@ -60,7 +60,9 @@ def longest_overlaps(rows: Rows, train: Rows) -> np.ndarray:
     Raises:
       ValueError: rows are no matrix, are empty, or hold a negative id.
     """
-    texts = [text for part in _chunks("rows", rows, _CHUNK) for text in _texts(*part)]
+    texts = [
+        np.asarray(text, np.int64) for part in rows.chunks("rows", _CHUNK) for text in part.texts()
+    ]
     found = [
         _overlaps(texts[first:last], train) for first, last in _blocks([len(t) for t in texts])
     ]
@@ -76,9 +78,10 @@ def _overlaps(texts: Sequence[np.ndarray], train: Rows) -> np.ndarray:
     symbol_of = np.zeros(alphabet[-1] + 2, np.int64)  # the last is for all ids above
     symbol_of[alphabet] = np.arange(1, len(alphabet) + 1)
     best = np.zeros(len(automaton.links), np.int32)
-    for tokens, valid in _chunks("train", train, _CHUNK):
+    for part in train.chunks("train", _CHUNK):
+        tokens = np.asarray(part.tokens, np.int64)
         symbols = symbol_of[np.minimum(tokens, len(symbol_of) - 1)]
-        _walk(automaton, np.where(valid, symbols, 0), best)
+        _walk(automaton, np.where(part.text, symbols, 0), best)
     found = _reach(automaton, best)
     return np.array([found[ends].max() for ends in automaton.ends], np.int64)
 
@@ -197,30 +200,3 @@ def _blocks(sizes: list[int]) -> Iterator[tuple[int, int]]:
             first, tokens = i, 0
         tokens += size
     yield first, len(sizes)
-
-
-def _texts(tokens: np.ndarray, valid: np.ndarray) -> Iterator[np.ndarray]:
-    return (row[there] for row, there in zip(tokens, valid, strict=True))
-
-
-def _chunks(name: str, rows: Rows, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some `size` tokens at a time: i64[n, L], and which of these are text, bool[n, L].
-
-    Raises:
-      ValueError: the rows are no matrix, there is an empty one, or they hold a negative id.
-    """
-    shape = rows.tokens.shape
-    if len(shape) != 2 or not rows.tokens.size:
-        raise ValueError(f"{name} must be a matrix of token ids that is not empty, got {shape}")
-    step = max(size // shape[1], 1)
-    for first in range(0, len(rows), step):
-        part = rows[first : first + step]
-        tokens = np.asarray(part.tokens, np.int64)
-        if tokens.min() < 0:
-            raise ValueError(f"{name} holds the id {tokens.min()}: ids are 0 or more")
-        sizes = np.full(len(part), shape[1]) if part.sizes is None else np.asarray(part.sizes)
-        if sizes.min() < 1 or sizes.max() > shape[1]:
-            raise ValueError(
-                f"{name} must have from 1 to {shape[1]} tokens, got {sizes.min()} to {sizes.max()}"
-            )
-        yield tokens, np.arange(shape[1]) < sizes[:, None]

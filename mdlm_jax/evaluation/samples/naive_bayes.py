@@ -40,7 +40,7 @@ def fit(train: Rows, vocab_size: int, classes: int) -> NaiveBayes:
     for first in range(0, len(train), _CHUNK):
         part = train[first : first + _CHUNK]
         numbers = np.asarray(part.labels, np.int64)[:, None] * vocab_size + part.tokens
-        counts += np.bincount(numbers[_valid(part)], minlength=classes * vocab_size)
+        counts += np.bincount(numbers[part.text], minlength=classes * vocab_size)
     counts = counts.reshape(classes, vocab_size)
     number = np.bincount(train.labels, minlength=classes) + 1.0
     return NaiveBayes(
@@ -53,13 +53,6 @@ def classify(model: NaiveBayes, rows: Rows) -> np.ndarray:
 
     Of equals the first. Padding says nothing.
     """
-    valid = _valid(rows)
-    scores = [np.where(valid, of_class[rows.tokens], 0.0).sum(axis=1) for of_class in model.tokens]
+    text = rows.text
+    scores = [np.where(text, of_class[rows.tokens], 0.0).sum(axis=1) for of_class in model.tokens]
     return np.argmax(model.prior[:, None] + np.stack(scores), axis=0)
-
-
-def _valid(rows: Rows) -> np.ndarray:
-    """Which tokens are text, bool[N, L]."""
-    length = rows.tokens.shape[1]
-    sizes = length if rows.sizes is None else rows.sizes[:, None]
-    return np.broadcast_to(np.arange(length) < sizes, rows.tokens.shape)

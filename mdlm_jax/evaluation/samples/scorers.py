@@ -114,8 +114,7 @@ def hugging_face(name: str, tokenizer: Tokenizer) -> Scorer:
 def _texts(rows: data.Rows, tokenizer: Tokenizer) -> Iterator[list[str]]:
     """Of each row the texts between its separators; n separators make n + 1 texts."""
     separator = data.special_ids(tokenizer).sep
-    for i, row in enumerate(np.asarray(rows.tokens)):
-        ids = row if rows.sizes is None else row[: rows.sizes[i]]
+    for ids in rows.texts():
         documents = np.split(ids, np.flatnonzero(ids == separator))
         yield [data.decode(tokenizer, document) for document in documents]
 

@@ -31,10 +31,9 @@ def unigram_entropy(rows: Rows) -> np.ndarray:
     Raises:
       ValueError: rows are no matrix, or there is an empty one.
     """
-    sizes = _sizes(rows)
     index, ngrams = _ngrams(rows, 1)
     pairs, counts = np.unique(np.column_stack([index, ngrams]), axis=0, return_counts=True)
-    share = counts / sizes[pairs[:, 0]]
+    share = counts / rows.lengths[pairs[:, 0]]
     return np.bincount(pairs[:, 0], -share * np.log(share), len(rows)) + 0.0  # no -0.0
 
 
@@ -104,23 +103,10 @@ def _ngrams(rows: Rows, n: int) -> tuple[np.ndarray, np.ndarray]:
     """All n-grams within rows: the row of each, i64[M], and its tokens, [M, n]."""
     if n < 1:
         raise ValueError(f"n is {n}: an n-gram has at least 1 token")
-    sizes = _sizes(rows)
+    rows.check("rows")
     tokens = np.asarray(rows.tokens)
     if tokens.shape[1] < n:
         return np.zeros(0, np.int64), np.zeros((0, n), tokens.dtype)
     windows = np.lib.stride_tricks.sliding_window_view(tokens, n, axis=1)  # [N, L - n + 1, n]
-    index, first = np.nonzero(np.arange(windows.shape[1]) <= sizes[:, None] - n)
+    index, first = np.nonzero(np.arange(windows.shape[1]) <= rows.lengths[:, None] - n)
     return index, windows[index, first]
-
-
-def _sizes(rows: Rows) -> np.ndarray:
-    """Tokens of each row, i64[N]."""
-    shape = rows.tokens.shape
-    if len(shape) != 2 or not rows.tokens.size:
-        raise ValueError(f"rows must be a matrix of token ids that is not empty, got {shape}")
-    sizes = np.full(len(rows), shape[1]) if rows.sizes is None else np.asarray(rows.sizes, np.int64)
-    if sizes.min() < 1 or sizes.max() > shape[1]:
-        raise ValueError(
-            f"rows must have from 1 to {shape[1]} tokens, got {sizes.min()} to {sizes.max()}"
-        )
-    return sizes

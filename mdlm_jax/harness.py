@@ -19,6 +19,7 @@ from absl import flags
 from etils import epath
 
 from mdlm_jax.host import command_line, compilation, distributed, paths
+from mdlm_jax.runs import config_json
 
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _CHECKPOINT = command_line.define_path(
@@ -82,8 +83,8 @@ def main() -> int:
 def _check_flags() -> None:
     if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
         raise ValueError("give --workdir of a run, or --checkpoint, and not both")
-    if _WORKDIR.value and not (epath.Path(_WORKDIR.value) / "config.json").is_file():
-        raise ValueError(f"{_WORKDIR.value} is not the folder of a run: it has no config.json")
+    if _WORKDIR.value:
+        config_json.find(epath.Path(_WORKDIR.value))
     if _INCLUDE_PATH.value and not Path(_INCLUDE_PATH.value).is_dir():
         raise ValueError(f"--include_path={_INCLUDE_PATH.value}: there is no such folder")
     if _OUTPUT.value:

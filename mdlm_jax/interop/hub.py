@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mdlm_jax.data import hub
 from mdlm_jax.host import paths
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -38,11 +39,8 @@ def folder(path_or_name: str | Path, *, weights: bool = True) -> Path:
 
 def _fetched(name: str, weights: bool) -> Path:
     import huggingface_hub  # a dependency of `tokenizers`; it takes a moment
-    from huggingface_hub.utils import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would tell every retry
-    try:
+    with hub.asked(f"{name!r} is no folder here", _ACCEPTED):
         if not weights:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=_TEXTS))
         for files in _WEIGHTS:
@@ -50,11 +48,3 @@ def _fetched(name: str, weights: bool) -> Path:
             if any(path.glob(files[0])) or any(path.glob(files[2])):
                 break
         return path
-    except Exception as error:  # of the network or of the hub: all are its answer
-        told = " ".join(str(error).split()).partition(". ")[0]
-        raise ValueError(
-            f"{name!r} is no folder here, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {told}): {_ACCEPTED}"
-        ) from None
-    finally:
-        logging.set_verbosity(before)

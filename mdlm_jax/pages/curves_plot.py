@@ -1,6 +1,5 @@
 """Several models on one picture: the cross-entropy of a masked token against the mask rate."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,9 @@ from matplotlib.ticker import PercentFormatter
 
 from mdlm_jax.data import json_text
 from mdlm_jax.evaluation.bounds.rate_curves import BERT_RATE
-from mdlm_jax.pages.plots import INK, RUN_COLORS, STYLE
+from mdlm_jax.pages.plots import INK, MARKERS, RUN_COLORS, STYLE, png
 
 Evaluation = Mapping[str, Any]
-
-_MARKERS = "osD^vP*X"
 
 
 def read_evaluations(paths: Sequence[str | epath.Path]) -> dict[str, Evaluation]:
@@ -88,9 +85,7 @@ def curves_png(evaluations: Mapping[str, Evaluation]) -> bytes:
                 "texts or tokenizers differ: compare shapes, not heights", fontsize=9, loc="right"
             )
         figure.legend(handles=handles, loc="outside upper left", ncols=2)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", facecolor="white")
-    return file.getvalue()
+        return png(figure)
 
 
 def _draw(axes: Axes, index: int, name: str, evaluation: Evaluation) -> Artist:
@@ -106,7 +101,7 @@ def _draw(axes: Axes, index: int, name: str, evaluation: Evaluation) -> Artist:
         [point["error"] or 0.0 for point in curve],
         label=f"{name}: NELBO {nats:.2f}",
         color=color,
-        marker=_MARKERS[index % len(_MARKERS)],
+        marker=MARKERS[index % len(MARKERS)],
         markersize=5,
         linewidth=1.4,
         elinewidth=1,

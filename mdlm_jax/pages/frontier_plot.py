@@ -1,6 +1,5 @@
 """The frontier as a picture: what samples cost, and what their plainness costs in diversity."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
-from mdlm_jax.pages.plots import INK, RUN_COLORS, STYLE
+from mdlm_jax.pages.plots import INK, MARKERS, RUN_COLORS, STYLE, png
 
 Point = Mapping[str, Any]
 
-_MARKERS = "osD^vP*X"
 _VARIED = ("steps", "guidance", "temperature")
 _COST = {  # the left axes, by what varies along the lines
     "steps": ("evaluations", "nats"),
@@ -69,9 +67,7 @@ def frontier_png(points: Sequence[Point], reference: Point, scorer: str) -> byte
             every[0].xaxis.set_minor_formatter(NullFormatter())
         handles, labels = every[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", facecolor="white")
-    return file.getvalue()
+        return png(figure)
 
 
 def _lines(points: Sequence[Point], along: str):
@@ -90,7 +86,7 @@ def _lines(points: Sequence[Point], along: str):
         told = [f"{name} {value:g}" for name, value in zip(fixed, each[1:], strict=True)]
         style = {
             "color": RUN_COLORS[color],
-            "marker": _MARKERS[variant % len(_MARKERS)],
+            "marker": MARKERS[variant % len(MARKERS)],
             "linestyle": ("-", "--", ":", "-.")[variant % 4],
         }
         yield [p for p in points if key(p) == each], ", ".join([each[0], *told]), style

@@ -28,6 +28,7 @@ RUN_COLORS = (
     "#6a51a4",
     "#7f7f80",
 )
+MARKERS = "osD^vP*X"
 _DASHES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # in SVG, in CSS
 _VARIABLES = {
     INK: "--ink",
@@ -223,6 +224,13 @@ def swatch(index: int) -> tuple[str, str]:
     """Of a run's line the style of a CSS border, and the CSS variable of its colour."""
     dash = _DASHES[index // len(RUN_COLORS) % len(_DASHES)][1]
     return dash, _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file, white behind it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", facecolor="white")
+    return file.getvalue()
 
 
 def _mark_bert(axes: Axes) -> None:

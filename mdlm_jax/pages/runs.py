@@ -92,17 +92,14 @@ def read_run(workdir: str | epath.Path) -> Run:
       ValueError: `workdir` is not the folder of a run, or as `config_json.without_gone`.
     """
     workdir = epath.Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
+    config = config_json.find(workdir)
     records = metrics.read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
     evaluations = [
         _json(path, {}) for path in sorted(paths.literal(workdir).glob("evaluation_*.json"))
     ]
     return Run(
         name=workdir.resolve().name,
-        config=config_json.without_gone(
-            _json(workdir / "config.json", {}), str(workdir / "config.json")
-        ),
+        config=config_json.without_gone(_json(config, {}), str(config)),
         train=[each for each in records if each["kind"] == "train"],
         evaluated=[each for each in records if each["kind"] == "eval"],
         sampled=[each for each in records if each["kind"] == "sample"],

@@ -2,11 +2,25 @@
 
 from typing import Any
 
+from etils import epath
+
 from mdlm_jax.data import json_text
 from mdlm_jax.runs.experiment import FORMAT
 
 # Keys that a later version has no more, with the value that all runs have now.
 GONE = {"objective": {"weighting": "elbo"}}
+
+
+def find(workdir: epath.Path) -> epath.Path:
+    """The path of the config in the folder of a run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
+    return path
 
 
 def check(config: dict[str, Any], name: str) -> dict[str, Any]:

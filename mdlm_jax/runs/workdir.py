@@ -361,9 +361,7 @@ def _plain(experiment: Experiment, encoder: Any, prepared: data.Prepared) -> dic
 
 
 def _read_config(workdir: epath.Path) -> dict[str, Any]:
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{workdir} is not the folder of a run: it has no config.json")
+    path = config_json.find(workdir)
     config = json_text.load(path)
     if "format" not in config and {"architectures", "model_type"} & config.keys():
         raise ValueError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers
 
-from mdlm_jax.data import json_text, reading
+from mdlm_jax.data import hub, json_text, reading
 from mdlm_jax.data.config import TOKENIZERS
 from mdlm_jax.data.tokens.tokenization import special_ids
 from mdlm_jax.data.tokens.training import wordpiece
@@ -108,19 +108,5 @@ def _may_be_of_hub(name: str) -> bool:
 
 
 def _from_hub(name: str) -> Tokenizer:
-    from huggingface_hub.utils import logging  # Part of `tokenizers`; it takes a moment.
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # It would tell every retry.
-    try:
+    with hub.asked(f"tokenizer {name!r} is no path here", _ACCEPTED):
         return Tokenizer.from_pretrained(name)
-    except (
-        Exception
-    ) as error:  # Of the network, of the hub, or of `tokenizers`: all are its answer.
-        told = " ".join(str(error).split()).partition(". ")[0]
-        raise ValueError(
-            f"tokenizer {name!r} is no path here, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {told}): {_ACCEPTED}"
-        ) from None
-    finally:
-        logging.set_verbosity(before)

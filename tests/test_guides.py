@@ -99,16 +99,16 @@ def extensions():
     return program("extending.md")
 
 
-def test_the_strategy_writes_from_left_to_right(extensions):
+def test_the_strategy_writes_from_right_to_left(extensions):
     denoiser = as_denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 5)), 4)
     canvas = jnp.full((2, 9), 4).at[1, 3].set(0)
-    strategy = extensions["left_to_right"]()
+    strategy = extensions["right_to_left"]()
     tokens, trace = jax.jit(
         lambda key: sample(denoiser, key, canvas, mask_id=4, steps=3, strategy=strategy, trace=True)
     )(jax.random.key(0))
-    assert trace.step[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert trace.step[0].tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
     written = [step for step in trace.step[1].tolist() if step >= 0]
-    assert written == sorted(written) and set(written) == {0, 1, 2}
+    assert written == sorted(written, reverse=True) and set(written) == {0, 1, 2}
     assert tokens[1, 3] == 0 and not jnp.any(tokens == 4)
 
 

@@ -1,7 +1,12 @@
 """The package in a foreign program: an import changes nothing of the process."""
 
+import importlib
+import pkgutil
+import re
 import subprocess
 import sys
+
+import mdlm_jax
 
 IMPORTS = """
 import importlib, logging, pkgutil, signal, sys, threading
@@ -92,3 +97,34 @@ def test_rooms_are_imported_when_they_are_first_asked_for():
         "mdlm_jax.writing.model Model",
         "module 'mdlm_jax.networks' has no attribute 'nothing'",
     ], done.stderr
+
+
+# Their modules are named elsewhere: families in the registry, the others' public names in a table.
+LISTED_ELSEWHERE = ("configs", "runs.families", "diffusion.strategies")
+
+
+def rooms():
+    for room in pkgutil.walk_packages(mdlm_jax.__path__, "mdlm_jax."):
+        if room.ispkg and room.name.removeprefix("mdlm_jax.") not in LISTED_ELSEWHERE:
+            yield importlib.import_module(room.name)
+
+
+def test_each_room_says_what_lies_in_it():
+    missing = {
+        room.__name__: sorted(absent)
+        for room in rooms()
+        if (
+            absent := {
+                module.name
+                for module in pkgutil.iter_modules(room.__path__)
+                if f"| `{module.name}` |" not in room.__doc__
+            }
+        )
+    }
+    assert missing == {}, "give each module a line in the table of its room's docstring"
+
+
+def test_no_room_names_a_module_that_is_gone():
+    for room in rooms():
+        named = set(re.findall(r"^\| `(\w+)` \|", room.__doc__, flags=re.MULTILINE))
+        assert named == {module.name for module in pkgutil.iter_modules(room.__path__)}

@@ -3,6 +3,26 @@
 `prepare(Config(...))` gives rows of tokens, made once and cached; `train_batches` and
 `eval_batches` read them. What a name needs is loaded when it is first asked for: a config needs
 neither tokenizers nor grain.
+
+| module | what it holds |
+|---|---|
+| `config` | what is asked of the data |
+| `corpora` | where documents come from |
+| `tokens` | from documents to tokens, and back |
+| `packing` | rows of one length: documents back to back, or one a row |
+| `rows` | which tokens of rows count for what |
+| `preparation` | from a corpus to rows on disk, made once |
+| `beam_preparation` | the same tokens, made on many machines by Apache Beam |
+| `prepared` | what lies on disk, read |
+| `batches` | batches as functions of (seed, step) or of rows |
+| `text_rows` | files of text as rows to be measured |
+| `reading` | text that people wrote, from a file to strings |
+| `json_text` | JSON that people wrote |
+| `cache` | where prepared data is kept |
+| `stores` | folders and buckets that several machines see |
+| `claims` | work that one machine does for all |
+| `hub` | the Hugging Face hub, asked |
+| `progress` | progress of long passes over text |
 """
 
 import importlib

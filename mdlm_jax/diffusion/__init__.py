@@ -1,4 +1,23 @@
-"""The mathematics of masked diffusion: imports jax and nothing else of ours."""
+"""The mathematics of masked diffusion: imports jax and nothing else of ours.
+
+| module | what it holds |
+|---|---|
+| `denoisers` | a denoiser: `(tokens, t) -> logits` |
+| `schedules` | how likely a token is still there at time `t` |
+| `processes` | what is masked |
+| `objectives` | denoiser x corrupted batch -> loss |
+| `integrand` | the NELBO's integrand at one mask rate |
+| `likelihood` | denoiser x data -> NELBO with its error |
+| `enumeration` | the NELBO of few tokens, exactly |
+| `sampling` | denoiser x canvas -> tokens |
+| `strategies` | which positions a sampler writes, and when |
+| `transforms` | denoiser -> denoiser |
+| `reading` | logits of the positions that are needed, and what is drawn there |
+| `noise` | one seed, named purposes, one key a row |
+| `checks` | checks of arguments |
+| `shards` | what arrays tell of their mesh |
+| `values` | functions compared by what they do |
+"""
 
 from mdlm_jax.diffusion import schedules, strategies, transforms
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, as_denoiser

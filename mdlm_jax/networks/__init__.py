@@ -1,4 +1,13 @@
-"""Flax networks, each offered as `params -> Denoiser`."""
+"""Flax networks, each offered as `params -> Denoiser`.
+
+| module | what it holds |
+|---|---|
+| `config` | what an encoder is: sizes, and the choices that tell one transformer from another |
+| `bert` | BERT and its modern variants as functions of parameters |
+| `encoder` | a block, and the stack of blocks |
+| `layers` | dense layers, norms, embeddings, attention, MLP, head |
+| `attention` | who attends to whom, rotary positions, and the kernels |
+"""
 
 from mdlm_jax import lazy
 

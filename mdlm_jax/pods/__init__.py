@@ -1,4 +1,12 @@
-"""What a program costs, without the chips: ahead-of-time compiling, topologies, HLO, FLOPs."""
+"""What a program costs, without the chips.
+
+| module | what it holds |
+|---|---|
+| `aot` | the programs of an experiment, compiled ahead of time for TPUs |
+| `topologies` | TPU slices, and their devices with none at hand |
+| `hlo_report` | what a compiled program sends over the network |
+| `flops` | floating-point operations, counted from the shapes |
+"""
 
 from mdlm_jax import lazy
 

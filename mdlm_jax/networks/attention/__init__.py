@@ -1,4 +1,14 @@
-"""Attention: who sees whom, rotary positions, and the kernels."""
+"""Attention: who sees whom, rotary positions, and the kernels.
+
+| module | what it holds |
+|---|---|
+| `dispatch` | attention by the backend of a platform |
+| `masks` | who sees whom |
+| `rope` | rotary positions |
+| `local` | local attention, block by block |
+| `cudnn` | the kernel for NVIDIA GPUs |
+| `splash` | the kernel for TPUs |
+"""
 
 from mdlm_jax import lazy
 from mdlm_jax.networks.attention.dispatch import BACKENDS, attention, fastest, runs_on

@@ -1,4 +1,4 @@
-"""The mathematics of masked diffusion: imports jax and nothing else of ours.
+"""The mathematics of masked diffusion: it imports jax and nothing else.
 
 | module | what it holds |
 |---|---|

@@ -1,9 +1,9 @@
 """Checks of the pure functions' arguments, before anything is computed or compiled.
 
-They look at types, shapes and dtypes alone, so they hold for traced arrays too; who looks at values
-asks whether they are `known`. Each error is one line: which argument, what it is, and what to pass
-instead. What is of the wrong type is a `TypeError`; an array of the wrong dtype or shape, or a
-value out of its range, is a `ValueError`.
+They look at types, shapes and dtypes only, so they work for traced arrays too. Code that looks at
+values first asks whether they are `known`. Each error is one line: which argument, what it is, and
+what to pass instead. A wrong type is a `TypeError`. A wrong dtype or shape, or a value out of its
+range, is a `ValueError`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def check_denoiser(value: Any, name: str = "denoiser") -> None:
-    """Raises: TypeError: the value has not the two halves of a `Denoiser`."""
+    """Raises: TypeError: the value lacks the two halves of a `Denoiser`."""
     if callable(getattr(value, "encode", None)) and callable(getattr(value, "readout", None)):
         return
     what = _called(value) if callable(value) else _described(value)
@@ -55,8 +55,8 @@ def check_text(name: str, value: Any) -> None:
 def check_not_explicit(name: str, value: Array) -> None:
     """Raises: ValueError: the value is split over a mesh of explicit axes.
 
-    What is gathered of such arrays would have to say where it lies, in a denoiser of the user's
-    too.
+    Every gather from such arrays would have to state where its result lies, also in a denoiser of
+    the user's.
     """
     axes = shards.explicit_axes(value)
     if axes:
@@ -100,14 +100,14 @@ def check_whole(name: str, value: Any) -> None:
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The values, where they are there to be looked at: not traced, nor on another process."""
+    """The values, or None where they cannot be read: traced, or on another process."""
     if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
         return None
     return np.asarray(value)
 
 
 def check_function(value: Any) -> None:
-    """Raises: TypeError: what `as_denoiser` is to lift is no function, or a denoiser already."""
+    """Raises: TypeError: the argument of `as_denoiser` is no function, or already a denoiser."""
     if isinstance(value, tuple) and hasattr(value, "readout"):
         raise TypeError("fn is a denoiser already: pass it on as it is")
     if not callable(value):
@@ -147,7 +147,7 @@ def _called(value: Any) -> str:
 
 
 def _described(value: Any) -> str:
-    """What a number or a name is; of anything else the type."""
+    """The value of a number or a name; the type of anything else."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     return f"a {type(value).__name__}"

@@ -1,8 +1,8 @@
 """A denoiser is a function `(tokens with [MASK]s, t) -> logits of the clean tokens`.
 
-It is kept in two halves, because the vocabulary projection is a quarter to a third of a small
-model's work and nearly all of its memory traffic: whoever consumes a denoiser gathers the
-positions it needs between the halves and reads out only those.
+It has two halves, because the vocabulary projection is a quarter to a third of a small model's work
+and nearly all of its memory traffic. Losses and samplers gather the positions they need between the
+halves and read out only those.
 """
 
 from collections.abc import Callable
@@ -32,26 +32,26 @@ class Hidden(NamedTuple):
 
 
 def unshaped(logits: Array, row: PyTree) -> Array:
-    """The `shape` of a denoiser from whose own law is drawn: nothing is changed."""
+    """The `shape` of a denoiser that draws from its own law: it changes nothing."""
     del row
     return logits
 
 
 class Denoiser(NamedTuple):
-    """`logits = readout(*encode(tokens, t))`, taken at any positions, and what is drawn of them.
+    """`logits = readout(*encode(tokens, t))` at any positions, and the law that tokens follow.
 
-    How sure the model is and what may be drawn are two things: a temperature must not decide where
-    to write. So a denoiser carries both: confidence and the log-probabilities that are told come
-    from its own logits, tokens are drawn from the shaped ones.
+    Confidence and sampling are kept apart, because a temperature must not decide where to write.
+    Confidence and reported log-probabilities come from the model's own logits; tokens are drawn
+    from the shaped ones.
 
     Attributes:
       encode: `(tokens i32[B, L], t f32[B]) -> Hidden`. It ends after the last operation that
         depends on `t` or on the row.
       readout: `(at [N, ...], row [N, ...]) -> logits f32[N, V]`, position by position, the model's
         own. The logit of the mask token is `-inf`: a clean token is never the mask.
-      shape: `(logits f32[N, V], row [N, ...]) -> logits f32[N, V]`, those that tokens are drawn
-        from: what temperature, nuclei and penalties compose onto. `-inf` stays `-inf`.
-      mask_id: the token whose logit `readout` has removed, where it is known: whoever is told
+      shape: `(logits f32[N, V], row [N, ...]) -> logits f32[N, V]`, the logits that tokens are
+        drawn from. Temperature, nuclei and penalties compose onto it. `-inf` stays `-inf`.
+      mask_id: the token whose logit `readout` has removed, if known. A function that is given
         another mask refuses the denoiser.
     """
 
@@ -64,11 +64,11 @@ class Denoiser(NamedTuple):
 def law_of(denoiser: Denoiser, mask_id: int | None = None) -> Readout:
     """The readout of the law that tokens are drawn from: `shape` after `readout`.
 
-    Losses and likelihoods are of it. Of a denoiser that is not shaped it is its own `readout`.
+    Losses and likelihoods use it. For a denoiser without a shape it is the denoiser's `readout`.
 
     Args:
       denoiser: any.
-      mask_id: the mask's logit is removed before the others are shaped, where it is given.
+      mask_id: if given, the mask's logit is removed before the others are shaped.
     """
     if denoiser.shape is unshaped:
         return denoiser.readout
@@ -88,13 +88,13 @@ def as_denoiser(fn: Callable[[Array, Array], Array], mask_id: int | None = None)
 
     Args:
       fn: returns logits over the vocabulary at every position.
-      mask_id: where given, the mask's logit is removed here, once for all consumers.
+      mask_id: if given, the mask's logit is removed here, once for all consumers.
 
     Raises:
-      TypeError: if `fn` is no function, or is a denoiser already, or `mask_id` no number; when it
+      TypeError: if `fn` is no function or already a denoiser, or `mask_id` is no number; when `fn`
         is called, if it returns no array.
-      ValueError: when it is called, if it returns something else than float `[B, L, V]`; when it is
-        read out, if `mask_id` is none of the V tokens.
+      ValueError: when `fn` is called, if it returns anything but float `[B, L, V]`; at the readout,
+        if `mask_id` is not one of the V tokens.
     """
     checks.check_function(fn)
     if mask_id is not None:
@@ -116,7 +116,7 @@ def remove_mask(logits: Array, mask_id: int | None) -> Array:
     """Sets the mask's logit to `-inf`; a second removal changes nothing. Shape `[..., V]`.
 
     Raises:
-      ValueError: if `mask_id` can be seen and is none of the V tokens.
+      ValueError: if `mask_id` is known and is not one of the V tokens.
     """
     if mask_id is None:
         return logits
@@ -127,7 +127,7 @@ def remove_mask(logits: Array, mask_id: int | None) -> Array:
 
 
 def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
-    """Raises: ValueError: the denoiser is known to fill another mask than this."""
+    """Raises: ValueError: the denoiser is known to fill another mask."""
     if denoiser.mask_id is None or mask_id is None:
         return
     own, told = checks.known(denoiser.mask_id), checks.known(mask_id)
@@ -141,7 +141,7 @@ def along_last(x: Array) -> Array:
 
 
 def vocabulary_size(readout: Readout, hidden: Hidden) -> int:
-    """V, from the shapes of what `encode` returns: nothing is computed."""
+    """V, from the shapes of what `encode` returns, without computing."""
 
     def one_position(x, axes):
         return jax.ShapeDtypeStruct((1, *x.shape[axes:]), x.dtype)

@@ -1,4 +1,4 @@
-"""The NELBO of few tokens, exactly: every set of masks instead of some that are drawn."""
+"""The exact NELBO of few tokens: it sums over every set of masks instead of drawing some."""
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,31 @@ def enumerated_nelbo(
     longest: int,
     maskable: Array | None = None,
 ) -> Array:
-    """Each row's NELBO, of a denoiser that does not look at the time: nothing is drawn.
+    """Each row's exact NELBO, for a denoiser that ignores the time.
 
-    Exact-count masking, with both means written out: for n maskable tokens,
+    It is exact-count masking with both means written out. For n maskable tokens,
 
         n E_{k ~ U{1..n}} [ S_k / k ] = sum over the sets s that are not empty of
                                         nats(s) / (|s| C(n, |s|)),
 
-    `nats(s)` the summed cross-entropy of the tokens in s when these are masked. It takes `2^n - 1`
-    network evaluations, n of the row that has most, so it is for answers of a few words. Meant to
-    be called under `jax.jit`.
+    where `nats(s)` is the summed cross-entropy of the tokens in s when these are masked. It takes
+    `2^n - 1` network evaluations, with n of the row that has most, so it suits answers of a few
+    words. Call it under `jax.jit`.
 
     Args:
-      denoiser: `(canvas, t) -> logits` in its two halves; told the time 1 throughout.
+      denoiser: `(canvas, t) -> logits` in its two halves; its time is 1 throughout.
       tokens: i32[B, L], clean.
       mask_id: the mask token.
       longest: the most maskable tokens that a row may have, from 1 to 30.
       maskable: bool[B, L], the tokens that count; default all but `mask_id`.
 
     Returns:
-      f32[B], nats; 0 where nothing is maskable; NaN of a row that has more than `longest`, where
-      `maskable` is traced.
+      f32[B], nats; 0 where nothing is maskable. If `maskable` is traced, a row with more than
+      `longest` has NaN.
 
     Raises:
-      ValueError: on a `longest` out of its range; where it can be seen, on a row that has more; and
-        as `corrupt`.
+      ValueError: on a `longest` out of its range; on a row that is known to have more; and as
+        `corrupt`.
       TypeError: as `diffusion_loss`.
     """
     checks.check_denoiser(denoiser)
@@ -64,7 +64,7 @@ def enumerated_nelbo(
     def add_set(bits: Array, total: Array) -> Array:
         selected = maskable & (bits >> jnp.maximum(place, 0) & 1 > 0)
         size = selected.sum(axis=1, dtype=jnp.int32)
-        # Of a row with fewer tokens there are fewer sets.
+        # A row with fewer tokens has fewer sets.
         weight = jnp.where(bits < 1 << length, _weight(length, size), 0.0)
         masks = Masks(jnp.argsort(~selected, axis=1, stable=True), size, length, ones, weight)
         canvas = jnp.where(selected, mask_id, tokens)

@@ -1,7 +1,7 @@
-"""The NELBO's integrand: what a denoiser knows of masked tokens, and how sure it is of them.
+"""The NELBO's integrand: a denoiser's cross-entropy and confidence at one mask rate of every row.
 
-At one mask rate of every row. The average over all rates is the NELBO; at BERT's 15 % it is what
-BERT's loss is, every selected token masked.
+The average over all rates is the NELBO. At 15 % the integrand is BERT's loss with every selected
+token masked.
 """
 
 from typing import NamedTuple
@@ -22,16 +22,16 @@ CONFIDENCE_BINS = 10
 
 
 class AtRate(NamedTuple):
-    """Sums over the masked tokens of one corruption: of each row, and by confidence.
+    """Sums over the masked tokens of one corruption, by row and by confidence.
 
-    The confidence of a token is the probability of the most likely one in its place.
+    The confidence at a position is the probability of its most likely token.
 
     Attributes:
       nats: f32[B], summed cross-entropy.
       masked: i32[B], how many tokens these are.
       binned: i32[10], tokens whose confidence lies in (0, 0.1], (0.1, 0.2], ..., (0.9, 1].
       confidence: f32[10], the sum of their confidences.
-      correct: i32[10], how many of them the most likely token gets right.
+      correct: i32[10], for how many of them the most likely token is right.
     """
 
     nats: Array
@@ -63,8 +63,8 @@ def at_rate(
       rate: in (0, 1].
       maskable: bool[B, L], the tokens that may be masked; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the whole text; default 0..B-1.
-      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
-      schedule: turns the mask rate into the time that the denoiser is told.
+      keys: [B], one a row, instead of `key` and `rows`, as in `corrupt`.
+      schedule: turns the mask rate into the denoiser's time.
 
     Raises:
       ValueError: the rate is out of its range, and as `corrupt`.

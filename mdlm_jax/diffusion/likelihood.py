@@ -17,10 +17,10 @@ Array = jax.Array
 
 
 class Likelihood(NamedTuple):
-    """Each row's `-log p`, or an upper bound of it, estimated, with the variance of the estimate.
+    """Each row's `-log p`, or an estimated upper bound of it, with the estimate's variance.
 
     Attributes:
-      nats: f32[B], the estimated NELBO of each row; of `causal_likelihood` its `-log p`.
+      nats: f32[B], each row's estimated NELBO; with `causal_likelihood` its exact `-log p`.
       mc_variance: f32[B], the estimate's own variance, from independent replicates within the row;
         0 where nothing was drawn.
       tokens: i32[B], the tokens that count.
@@ -44,12 +44,12 @@ class Likelihood(NamedTuple):
 
     @property
     def nats_per_token(self) -> Array:
-        """That of the whole text per token; 0 of no tokens."""
+        """Of the whole text, per token; 0 if there are no tokens."""
         return self.nats.sum() / self._counted
 
     @property
     def mc_error(self) -> Array:
-        """Standard error of `nats_per_token` as an estimate for this text: more draws shrink it."""
+        """Standard error of `nats_per_token` for this very text: more draws shrink it."""
         return jnp.sqrt(self.mc_variance.sum()) / self._counted
 
     @property
@@ -83,15 +83,13 @@ def nelbo(
 ) -> Likelihood:
     """Estimates each row's NELBO from `draws` corruptions with exact counts.
 
-    The draws of a row form independent replicates; within a replicate the mask counts are spread
-    over {1..L} by rotated strata, which is what makes few draws do. The error therefore comes from
-    the replicates: the naive error of the draws ignores the spreading, and is several times too
-    large. The number of replicates is the divisor of `draws` nearest below its square root (all
-    draws, where they are prime).
+    The draws of a row form independent replicates. Within a replicate the mask counts are spread
+    over {1..L} by rotated strata, so that few draws suffice. The error comes from the replicates;
+    the naive error of the draws ignores the spreading and is several times too large. The number of
+    replicates is the divisor of `draws` nearest below its square root (all draws, if prime).
 
-    An even number of strata comes in pairs, of k and L + 1 - k masks, which share L + 1 slots: the
-    vocabulary projection does half the work of two draws. An odd one (of 2 draws, of 6, of 9) does
-    without.
+    An even number of strata comes in pairs of k and L + 1 - k masks, which share L + 1 slots and
+    halve the vocabulary projection. An odd number (with 2, 6 or 9 draws) has no pairs.
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves; it always sees all B rows, in order.
@@ -101,8 +99,8 @@ def nelbo(
       draws: network evaluations a row, at least 2.
       maskable: bool[B, L], the tokens that count; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the whole text; default 0..B-1.
-      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
-      schedule: turns the mask rate into the time that the denoiser is told.
+      keys: [B], one a row, instead of `key` and `rows`, as in `corrupt`.
+      schedule: turns the mask rate into the denoiser's time.
 
     Raises:
       ValueError: with fewer than 2 draws, and as `corrupt`.

@@ -1,7 +1,7 @@
 """Noise: one seed, named purposes, one key a row.
 
-Every random number of a run is a function of (seed, purpose, step, row). No mesh, process count or
-batch split can change it, and no two purposes share any of it:
+Every random number of a run is a function of (seed, purpose, step, row). The mesh, the number of
+processes and the split of the batch cannot change it, and no two purposes share any of it:
 
     key = noise.seed_key(seed)                        # instead of `jax.random.key(seed)`
     noise.derive(key, "init")                         # fresh weights
@@ -14,12 +14,12 @@ batch split can change it, and no two purposes share any of it:
     noise.derive(key, "samples")                      # what a command writes
     noise.derive(key, "shown", step)                  # the sample shown while training
 
-The purpose comes first. `jax.random.split(key)[i]` and `jax.random.fold_in(key, i)` are one key, so
-a step, a row or a half of a key would share its noise with whatever has the same number. A purpose
+The purpose comes first. `jax.random.split(key)[i]` and `jax.random.fold_in(key, i)` are the same
+key, so a step, a row and a half of a key would share noise if they had the same number. A purpose
 is folded in as a number that no step, row or index reaches.
 
-Functions that draw for a batch take `key=`, of the whole batch, with `rows=`, or `keys=`, one a
-row; `keys_of_rows` checks them.
+Functions that draw for a batch take `key=`, of the whole batch, with `rows=`; or they take `keys=`,
+one a row. `keys_of_rows` checks them.
 """
 
 import operator
@@ -65,7 +65,7 @@ _GOLDEN = 0x9E3779B9
 
 
 def _number(purpose: str) -> np.uint32:
-    """Of 2^31 and more, where no step, row or index is; stable whatever else is named."""
+    """At least 2^31, which no step, row or index reaches; independent of the other names."""
     return np.uint32(zlib.crc32(purpose.encode()) | 1 << 31)
 
 
@@ -74,10 +74,10 @@ assert len(set(_NUMBERS.values())) == len(PURPOSES)
 
 
 def seed_key(seed: int) -> Array:
-    """The key of a seed, all 64 bits of it: other seeds have other keys.
+    """The key of a seed. All 64 bits count, so different seeds have different keys.
 
-    It is `jax.random.key(seed)` below 2^32. That reads the low 32 bits only (unless JAX has 64-bit
-    numbers switched on), so seeds 1 and 2^32 + 1, or -1 and 2^32 - 1, are one to it.
+    Below 2^32 it is `jax.random.key(seed)`. JAX's own function reads only the low 32 bits (unless
+    64-bit numbers are switched on), so it cannot tell seeds 1 and 2^32 + 1, or -1 and 2^32 - 1.
 
     Args:
       seed: from 0 to 2^64 - 1.
@@ -99,10 +99,10 @@ def seed_key(seed: int) -> Array:
 
 
 def derive(key: Array, purpose: str, *numbers: Array | int) -> Array:
-    """The key of a purpose, and of a step, an index, ... of it.
+    """The key of a purpose, and of a step or an index within it.
 
     Args:
-      key: one key, or keys `[B]`, of which each is derived from.
+      key: one key, or keys `[B]`, which are derived from one by one.
       purpose: one of `PURPOSES`.
       numbers: whole numbers from 0 to 2^31 - 1, folded in one after the other; may be traced.
 
@@ -110,7 +110,7 @@ def derive(key: Array, purpose: str, *numbers: Array | int) -> Array:
       One key, or keys `[B]`.
 
     Raises:
-      ValueError: a purpose that has no name here.
+      ValueError: the purpose is none of `PURPOSES`.
     """
     if purpose not in _NUMBERS:
         raise ValueError(f"purpose is {purpose!r}, it must be one of {', '.join(PURPOSES)}")
@@ -129,7 +129,7 @@ def row_keys(key: Array, rows: Array) -> Array:
 
 
 def keys_of_rows(key: Array | None, keys: Array | None, rows: Array | None, tokens: Array) -> Array:
-    """The rows' keys `[B]`, of a function that takes `key` and `rows`, or `keys`.
+    """The rows' keys `[B]`, for a function that takes `key` and `rows`, or `keys`.
 
     Args:
       key: one key for the batch; None beside `keys`.
@@ -138,11 +138,11 @@ def keys_of_rows(key: Array | None, keys: Array | None, rows: Array | None, toke
       tokens: `[B, ...]`, what the noise is for.
 
     Raises:
-      TypeError: what is no key, or no array.
-      ValueError: both of `key` and `keys`, or neither; `rows` beside `keys`; a wrong length; and,
-        where it can be seen, one key without `rows` for tokens that are mapped or sharded: each
-        part would draw the same noise. It can be seen directly in `vmap`, and in a `shard_map`
-        that checks (`check_vma=True`); not through a `jit` within `vmap`.
+      TypeError: an argument is no key, or no array.
+      ValueError: both of `key` and `keys`, or neither; `rows` beside `keys`; a wrong length; or one
+        key without `rows` for tokens that are mapped or sharded, because each part would draw the
+        same noise. This is detected directly within `vmap`, and within a `shard_map` that checks
+        (`check_vma=True`), but not through a `jit` within `vmap`.
     """
     batch = tokens.shape[0]
     if (key is None) == (keys is None):
@@ -183,12 +183,11 @@ def row_gumbel(keys: Array, length: int) -> Array:
 
 
 def stratified(key: Array, index: Array) -> Array:
-    """`f32[N]` on [0, 1): each uniform given its index, together spread as evenly as strata.
+    """`f32[N]` on [0, 1): each is uniform, and together they are spread as evenly as strata.
 
     `u_i = frac(r + i / golden ratio)` with one random rotation `r` (a Cranley-Patterson rotated
-    Kronecker sequence). Strata over a batch would need the batch's size; this depends on the key
-    and the index alone, so a batch may be cut anywhere. Computed in exact 32-bit integer
-    arithmetic.
+    Kronecker sequence). Strata over a batch would need the batch's size. This depends only on the
+    key and the index, so a batch may be cut anywhere. It is computed in exact 32-bit integers.
     """
     rotation = jax.random.bits(key, dtype=jnp.uint32)
     bits = rotation + index.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
@@ -196,7 +195,7 @@ def stratified(key: Array, index: Array) -> Array:
 
 
 def _typed(key: Array) -> Array:
-    """Keys as such, which may come as the bare words of `jax.random.PRNGKey`."""
+    """Typed keys, made from the bare words of `jax.random.PRNGKey` if need be."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key)
@@ -214,7 +213,7 @@ def _checked(name: str, key: Any) -> Array:
 
 
 def _is_in_parts(tokens: Array, key: Array) -> bool:
-    """Whether `vmap` or `shard_map` is seen to cut the tokens up, and not the key."""
+    """Whether `vmap` or `shard_map` visibly cuts up the tokens, and not the key."""
     mapped = _is_mapped(tokens) and not _is_mapped(key)
     return mapped or bool(shards.varying(tokens) - shards.varying(key))
 

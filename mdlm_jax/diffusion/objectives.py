@@ -18,7 +18,7 @@ RATE_BINS = 10
 
 
 class LossAux(NamedTuple):
-    """What a loss tells besides itself, as sums: those of microbatches add up, leaf by leaf.
+    """What a loss reports besides itself. All are sums, so microbatches add up leaf by leaf.
 
     Attributes:
       nats: f32[10], summed cross-entropy of the masked tokens of rows whose mask rate lies in
@@ -38,7 +38,7 @@ class LossAux(NamedTuple):
 
     @property
     def accuracy(self) -> Array:
-        """Share of the masked tokens that the highest logit gets right."""
+        """Share of the masked tokens whose highest logit is the right one."""
         return self.correct.sum() / jnp.maximum(self.masked.sum(), 1)
 
 
@@ -63,9 +63,9 @@ def diffusion_loss(
     (MD4, Shi et al. 2024, eq. 5; MDLM, Sahoo et al. 2024, eq. 10), over `corrupt`'s exact counts by
     default. With the true conditionals the bound is an equality.
 
-    It is differentiated backward (`jax.grad`), and that forward again (Hessian-vector products).
-    `jax.jvp` of the loss itself is a `TypeError`: its gradient is taken in the forward pass, while
-    the logits are there, which JAX has backward rules for only.
+    It may be differentiated backward (`jax.grad`), and its gradient forward again (Hessian-vector
+    products). `jax.jvp` of the loss itself is a `TypeError`: the gradient is taken in the forward
+    pass, while the logits are there, and JAX has only backward rules for that.
 
     Args:
       denoiser: built from the parameters to be trained, within the differentiated function.
@@ -122,8 +122,8 @@ def mlm_loss(
     """BERT's masked-LM loss (Devlin et al. 2019): the NELBO's integrand at one mask rate.
 
     With `mask_share=1` it is the mean cross-entropy of the masked tokens when
-    `max(1, round(rate * L))` of each row are masked; the random and the kept tokens of the
-    original recipe leave the absorbing process.
+    `max(1, round(rate * L))` of each row are masked. The random and the kept tokens of the original
+    recipe do not belong to the absorbing process.
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves.
@@ -137,7 +137,7 @@ def mlm_loss(
       random_share: share of the selected that becomes a random token.
       maskable: bool[B, L], which tokens may be selected; default all but `mask_id`.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
-      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
+      keys: [B], one a row, instead of `key` and `rows`, as in `corrupt`.
 
     Returns:
       The loss in nats per selected token, and a `LossAux`.
@@ -171,19 +171,19 @@ def corrupted_loss(
 ) -> tuple[Array, LossAux]:
     """The weighted cross-entropy of a corrupted batch: deterministic, differentiable.
 
-    Of a denoiser that transforms have shaped, it is that of the shaped law.
+    If transforms have shaped the denoiser, the loss is that of the shaped law.
 
-    The weights are normalised over the batch that `corrupt` saw, so that the losses of its
-    microbatches add up to the loss of the whole.
+    The weights are normalised over the batch that `corrupt` saw, so the losses of its microbatches
+    add up to the loss of the whole.
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves.
       corrupted: from `corrupt` or `corrupt_mlm`, or some of its leading rows.
-      mask_id: removed from the logits, where the denoiser has not done so.
+      mask_id: removed from the logits, unless the denoiser has done so.
 
     Raises:
       TypeError: on a bare function for a denoiser, or tokens that were not corrupted.
-      ValueError: on a mask that is none of the denoiser's tokens, or another than its own.
+      ValueError: on a mask that is not one of the denoiser's tokens, or not its own.
     """
     checks.check_denoiser(denoiser)
     checks.check_kind("corrupted", corrupted, Corrupted, "corrupt(key, tokens, mask_id=mask_id)")
@@ -220,7 +220,7 @@ def _read_out(denoiser: Denoiser, corrupted: Corrupted, mask_id: int | None) -> 
 
 
 def by_slot(corrupted: Corrupted, values: Array) -> Array:
-    """What each slot's row has of `values [B]`: `[G, C]`."""
+    """The value of each slot's row, from `values [B]`: `[G, C]`."""
     groups = corrupted.positions.shape[0]
     row = corrupted.positions // corrupted.canvas.shape[1]  # within the group
     return jnp.take_along_axis(values.reshape(groups, -1), row, axis=1)

@@ -17,10 +17,10 @@ class Trace(NamedTuple):
     """How a canvas was filled.
 
     Attributes:
-      step: i32[B, L], the step that last wrote the position, -1 where it was given, or is padding
-        behind an end of text.
-      log_prob: f32[B, L], the written token's log-probability then, in nats, by the model's own
-        logits, whatever shaped the draw; 0 where none was written.
+      step: i32[B, L], the step that last wrote the position; -1 where the token was given, or is
+        padding behind an end of text.
+      log_prob: f32[B, L], the written token's log-probability in that step, in nats, by the model's
+        own logits, whatever shaped the draw; 0 where none was written.
       evaluations: i32[B], the steps in which the row needed the network.
     """
 
@@ -57,43 +57,43 @@ def sample(
     all is filled (unless the strategy may take tokens back).
 
     Args:
-      denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped logits;
-        how sure it is, by which strategies choose, is told by its own.
+      denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped
+        logits. Strategies choose positions by its own.
       key: the noise of a row is a function of (key, its number in `rows`), not of the other rows.
-        In `vmap` or `shard_map` each part counts its rows from 0, and would draw what the others
-        draw: give `rows`, or None here and `keys`.
+        In `vmap` or `shard_map` each part counts its rows from 0 and would draw the same noise as
+        the others: give `rows`, or None here and `keys`.
       canvas: i32[B, L].
       mask_id: marks what is to be filled; never drawn.
-      steps: network evaluations at the most, at least one a block; by default as many as it takes
-        to write one token a step in the row with the most blanks. So give them where a job is cut
-        into batches: by default a row's text depends on the blanks of those beside it.
-      strategy: decides which positions are written when, from `mdlm_jax.strategies`; by default
-        `exact_count()`, which at one token a step follows the model's joint law.
-      blocks: each row's blanks are cut into so many runs, as even as they divide, filled from left
-        to right with as many steps each (semi-autoregressive: Arriola et al. 2025, Block Diffusion;
-        Nie et al. 2025, LLaDA). Nothing outside the active run is written.
-      end_id: the end of text, if it ends a row: when a block is filled, the row's blanks behind the
-        first `end_id` that was written become `pad_id`, and cost nothing any more.
+      steps: the most network evaluations, at least one a block. The default writes one token a step
+        in the row with the most blanks, so a row's text then depends on the rows beside it: give
+        `steps` where a job is cut into batches.
+      strategy: decides which positions are written when, from `mdlm_jax.strategies`. The default,
+        `exact_count()`, follows the model's joint law at one token a step.
+      blocks: the number of runs into which each row's blanks are cut, as evenly as possible. They
+        are filled from left to right with equally many steps (semi-autoregressive: Arriola et al.
+        2025, Block Diffusion; Nie et al. 2025, LLaDA). Nothing outside the active run is written.
+      end_id: the end of text, if it ends a row. When a block is filled, the row's blanks behind the
+        first `end_id` that was written become `pad_id` and cost nothing any more.
       pad_id: default `end_id`.
       maskable: bool[B, L], the positions that are text (not padding); default all. Masks elsewhere
         stay.
-      fill: bool[B, L], of the masks those that are wanted; default all. The others stay masked:
-        they are text that nobody knows, as what follows a prompt is.
+      fill: bool[B, L], the masks that are wanted; default all. The others stay masked, as unknown
+        text, such as what follows a prompt.
       rows: i32[B], the rows' numbers in the whole job; default 0..B-1.
-      keys: [B], one a row, beside `key=None` and no `rows`; `noise.row_keys(key, rows)` are those
-        of a key.
+      keys: [B], one a row, with `key=None` and no `rows`; `noise.row_keys(key, rows)` makes them
+        of one key.
       trace: also return a `Trace`.
-      chunk: positions read out at a time, a matter of memory and speed only; by default the
+      chunk: positions read out at a time. It matters only to memory and speed; the default is the
         strategy's.
 
     Returns:
-      The filled canvas i32[B, L], or `(canvas, Trace)`. One without masks is itself.
+      The filled canvas i32[B, L], or `(canvas, Trace)`. A canvas without masks comes back as it is.
 
     Raises:
       ValueError: on a canvas that is not integers [B, L], a `maskable` or `fill` of another shape,
         `blocks` < 1, `pad_id` without `end_id`, both or neither of `key` and `keys`, `rows` beside
-        `keys`; and, where it can be seen, on fewer steps than blocks, or a mapped canvas whose
-        parts would draw the same noise.
+        `keys`; and, if they are known, on fewer steps than blocks, or a mapped canvas whose parts
+        would draw the same noise.
       TypeError: on a bare function for a denoiser, a strategy that was not called, a list for an
         array.
     """
@@ -122,7 +122,7 @@ def sample(
     text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
     block_of = _blocks(wanted, blocks)  # i32[B, L], -1 where none is
 
-    def of_shard(carry):  # of one type, wherever it comes from
+    def of_shard(carry):  # of one type, whatever it is made from
         return shards.alike(carry, canvas, of_row, fill, steps)
 
     def fill_block(block, carry):

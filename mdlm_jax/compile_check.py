@@ -19,8 +19,7 @@ from absl import flags
 
 from mdlm_jax.host import command_line, parallel, paths
 from mdlm_jax.pods import aot, topologies
-from mdlm_jax.runs import starting
-from mdlm_jax.runs.experiment import Experiment
+from mdlm_jax.runs import following, starting
 from mdlm_jax.runs.program import Program, make_program
 
 _CONFIG = command_line.define_config()
@@ -37,7 +36,8 @@ def main() -> int:
     """Checks the programs of the flags and tells; returns the exit code."""
     with command_line.bad_input():
         topology = topologies.parse(_TOPOLOGY.value, _SLICES.value)
-        experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+        chosen, given = command_line.chosen_config(_CONFIG), command_line.given_keys(_CONFIG)
+        experiment, _ = following.experiment_of(chosen, given)
         _check_json()
         encoder = experiment.planned_encoder(starting.architecture(experiment.start))
         with aot.stderr_of_compiler():

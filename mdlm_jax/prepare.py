@@ -22,8 +22,7 @@ from mdlm_jax import data
 from mdlm_jax.data.cache import open_cache
 from mdlm_jax.data.tokens.encoding import Encode, encode_splits
 from mdlm_jax.host import command_line
-from mdlm_jax.runs import starting
-from mdlm_jax.runs.experiment import Experiment
+from mdlm_jax.runs import following, starting
 
 _CONFIG = command_line.define_config()
 _SHOW = flags.DEFINE_integer("show", 3, "Rows of the training split to print.", 0)
@@ -46,7 +45,8 @@ flags.declare_key_flag("config")
 def main() -> int:
     """Prepares the data of the flags and prints what they are; returns the exit code."""
     with command_line.bad_input():
-        experiment = Experiment.of(command_line.chosen_config(_CONFIG))
+        chosen, given = command_line.chosen_config(_CONFIG), command_line.given_keys(_CONFIG)
+        experiment, _ = following.experiment_of(chosen, given)
         architecture = starting.architecture(experiment.start)
         experiment.planned_encoder(architecture)  # says at once what needs no data
         prepared = data.prepare(experiment.data, encode=_encode(experiment.data))

@@ -26,7 +26,7 @@ from etils import epath
 
 from mdlm_jax import data
 from mdlm_jax.host import command_line, distributed, endings, host_memory, parallel
-from mdlm_jax.runs import hooks, starting, workdir
+from mdlm_jax.runs import following, hooks, starting, workdir
 from mdlm_jax.runs.experiment import Experiment, as_json, profile_range
 from mdlm_jax.runs.families import network_of
 from mdlm_jax.runs.planning import Job, load_start, plan
@@ -49,7 +49,7 @@ def main() -> int:
     """Trains, or goes on with, the run of the flags; returns the exit code."""
     with contextlib.ExitStack() as claimed:
         with command_line.bad_input():
-            experiment = _experiment()
+            experiment, follows = _experiment()
             if _PRINT_CONFIG.value:
                 experiment.planned_encoder(starting.architecture(experiment.start))  # checks it
                 print(as_json(experiment))
@@ -57,6 +57,8 @@ def main() -> int:
             if _WORKDIR.value is None:
                 raise ValueError("--workdir is required: the folder of the run")
             command_line.join_job(experiment.training.heartbeat_seconds)
+            for line in follows:
+                _say(line)
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
@@ -75,14 +77,15 @@ def main() -> int:
         return train(job, weights, claim)
 
 
-def _experiment() -> Experiment:
-    """What the flags ask for."""
+def _experiment() -> tuple[Experiment, list[str]]:
+    """What the flags ask for, and which keys follow others."""
     if _CONFIG.value is None:
         raise ValueError(
             "--config is required: the name of a shipped config or a file; --workdir of a run goes "
             "on without it" + ("" if _WORKDIR.value is None else f", and {_WORKDIR.value} is none")
         )
-    return Experiment.of(command_line.chosen_config(_CONFIG))
+    chosen = command_line.chosen_config(_CONFIG)
+    return following.experiment_of(chosen, command_line.given_keys(_CONFIG))
 
 
 def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> int:

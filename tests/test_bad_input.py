@@ -127,7 +127,9 @@ CASES = {
     "answers scorer": ("evaluate", [WRITE, "--answers", "--scorer=trigram"], "--scorer is for --f"),
     "frontier mesh": ("evaluate", [WRITE, "--frontier", "--mesh=data=3"], "data=3.*1 devices"),
     "not causal": (
-        "train", [*NEW, "--config.objective.name=autoregressive"], "model.attention 'local' sees",
+        "train",
+        [*NEW, "--config.objective.name=autoregressive", "--config.model.attention=local"],
+        "model.attention 'local' sees",
     ),
     "no evaluation": ("report", ["{run}/config.json"], "config.json holds no likelihood"),
     "runs and files": ("report", ["{run}", "{run}/config.json"], "not both"),
@@ -145,6 +147,10 @@ CASES = {
     "profile": ("train", [*NEW, "--config.profile_steps=13:10"], "10:13, not '13:10'"),
     "length": ("train", [*NEW, "--config.data.length=1"], "data.length must be at least 2"),
     "freeze": ("train", [*NEW, "--config.optimizer.freeze=hed"], "'hed' names .* blocks, .* head"),
+    "warm-up": (
+        "train", [*NEW, "--config.optimizer.warmup_steps=5"],
+        "optimizer.warmup_steps must be at most the run's 4 steps, not 5",
+    ),
     "curriculum": (
         "train", [*NEW, "--config.objective.name=mlm", "--config.objective.curriculum_steps=5"],
         "curriculum_steps bounds exact counts: it needs objective.name 'diffusion'",
@@ -187,7 +193,8 @@ CASES = {
     "broken line": ("train", [*TEXT[:-1], TEXT[-1] + "/broken.jsonl"], "broken.jsonl.*2"),
     "field": ("train", [*TEXT[:-1], TEXT[-1] + "/fieldless.jsonl"], "fieldless.jsonl.*'?text"),
     "packed pairs": (
-        "train", [*NEW, "--config.data.prompt_field=prompt"], "rows must be 'padded' for pairs",
+        "train", [*NEW, "--config.data.prompt_field=prompt", "--config.data.rows=packed"],
+        "rows must be 'padded' for pairs",
     ),
     "talk": (
         "train",

@@ -7,7 +7,7 @@ from typing import Any
 from mdlm_jax.networks import bert
 
 # How a model is trained, compiled or computed: the config's always. All else the checkpoint says.
-_OF_TRAINING = (
+OF_TRAINING = (
     "attention_backend",
     "class_dropout",
     "dropout",
@@ -57,7 +57,7 @@ def adopt(model: Mapping[str, Any], architecture: bert.Config, length: int) -> d
     """
     defaults, theirs = dataclasses.asdict(bert.Config()), dataclasses.asdict(architecture)
     for name, value in model.items():
-        if name not in _OF_TRAINING and value not in (defaults[name], theirs[name]):
+        if name not in OF_TRAINING and value not in (defaults[name], theirs[name]):
             raise ValueError(
                 f"model.{name} is {value!r}, but the architecture is that of start.checkpoint, "
                 f"which has {theirs[name]!r}: leave it out"
@@ -67,5 +67,5 @@ def adopt(model: Mapping[str, Any], architecture: bert.Config, length: int) -> d
             f"data.length is {length}, but start.checkpoint has learned only "
             f"{architecture.max_length} positions: take at most so many"
         )
-    ours = {name: model.get(name, defaults[name]) for name in _OF_TRAINING}
+    ours = {name: model.get(name, defaults[name]) for name in OF_TRAINING}
     return {**theirs, **ours, "max_length": max(length, architecture.max_length)}

@@ -393,7 +393,10 @@ def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -
             new = {**new, **_section(now, "data")}
             differing = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
         told = "; ".join(f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in differing)
-        raise ValueError(f"{workdir} holds another run ({told}): take another --workdir")
+        raise ValueError(
+            f"{workdir} holds another run ({told}): take another --workdir, or leave --config out "
+            "to go on with that run"
+        )
     return [
         f"{section}.{key}: {before.get(section, {}).get(key)!r} -> {value!r}"
         for section, values in now.items()

@@ -1,3 +1,5 @@
+"""The sampler: what is written, by which law, and when."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -327,55 +329,6 @@ def test_the_end_of_text_ends_a_row(name):
     assert np.array_equal(write()[0][0], [end, 0, end, *[0] * 5])
 
 
-def test_rows_that_have_all_ended_cost_nothing_more():
-    calls = []
-
-    def logits(tokens, t):
-        jax.debug.callback(lambda _: calls.append(1), t)
-        return jnp.broadcast_to(jnp.array([-50.0, 50.0, 0.0]), (*tokens.shape, 3))
-
-    tokens = jax.jit(
-        lambda key: sample(
-            as_denoiser(logits, 2), key, jnp.full((3, 32), 2), mask_id=2, steps=32,
-            strategy=strategies.exact_count(), blocks=8, end_id=1,
-        )
-    )(KEY)  # fmt: skip
-    jax.effects_barrier()
-    assert np.all(np.asarray(tokens) == 1)
-    assert len(calls) == 4  # those of the first block
-
-
-@pytest.mark.parametrize(
-    ("name", "evaluations"),
-    [("ancestral", None), ("threshold", 1), ("entropy_bounded", 4)],
-)
-def test_no_more_evaluations_than_needed(name, evaluations):
-    """4 blanks and 50 steps: the network is skipped where nothing is asked, and at the end.
-
-    All tokens are sure, so one step suffices `threshold`; all have entropy 0.69 > 0.5 nats or none.
-    """
-    calls = []
-    sure = name == "threshold"
-
-    def logits(tokens, t):
-        jax.debug.callback(lambda _: calls.append(1), t)
-        return jnp.broadcast_to(jnp.array([0.0, -50.0 if sure else 0.0, 0.0]), (*tokens.shape, 3))
-
-    _, trace = jax.jit(
-        lambda key: sample(
-            as_denoiser(logits, 2), key, jnp.full((1, 4), 2), mask_id=2, steps=50,
-            strategy=EVERY[name], trace=True,
-        )
-    )(KEY)  # fmt: skip
-    jax.block_until_ready(trace)
-    jax.effects_barrier()
-    assert len(calls) == trace.evaluations[0]
-    if evaluations is None:
-        assert len(calls) <= 4
-    else:
-        assert len(calls) == evaluations
-
-
 def test_trace_holds_the_log_probability_at_the_time_of_writing(oracle, draw):
     tokens, trace = draw("exact_count", [MASK] * 4, L)
     tokens, step = tokens[:50], trace.step[:50]
@@ -402,50 +355,6 @@ def test_confidence_without_noise_keeps_the_surest():
     np.testing.assert_allclose(trace.log_prob[0], -np.log([4, 1, 3, 2]), atol=1e-6)
 
 
-def test_a_cosine_of_more_steps_than_blanks_writes_a_token_a_step():
-    denoiser = as_denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 5)), 4)
-    canvas = jnp.full((2, 8), 4).at[1, 3:].set(0)
-    _, trace = jax.jit(
-        lambda key: sample(
-            denoiser, key, canvas, mask_id=4, steps=16, trace=True,
-            strategy=strategies.exact_count(grid="cosine"),
-        )
-    )(KEY)  # fmt: skip
-    for row, blanks in zip(trace.step, (8, 3), strict=True):
-        assert sorted(row[:blanks].tolist()) == list(range(blanks))
-
-
-@pytest.mark.parametrize(
-    ("name", "readouts"),
-    [
-        ("exact_count", 16),
-        ("confidence", 2 * (8 + 7 + 5 + 3)),
-        ("path_planning", 2 * 4 * 8),
-    ],
-)
-def test_only_the_positions_asked_for_are_read_out(name, readouts):
-    """2 rows of 8 blanks in 4 steps, in chunks of one: each readout is one position.
-
-    MaskGIT's cosine leaves 7, 5, 3 and 0 of 8 blanks, and reads out all that are left each time;
-    path planning reads out what it wrote, too.
-    """
-    seen = []
-
-    def readout(at, row):
-        jax.debug.callback(lambda x: seen.append(len(x)), at)
-        return jnp.zeros((len(at), 5))
-
-    denoiser = Denoiser(lambda tokens, t: Hidden(at=jnp.zeros(tokens.shape)), readout)
-    tokens = jax.jit(
-        lambda key: sample(
-            denoiser, key, jnp.full((2, 8), 4), mask_id=4, steps=4, strategy=EVERY[name], chunk=1
-        )
-    )(KEY)
-    jax.block_until_ready(tokens)
-    jax.effects_barrier()
-    assert sum(seen) == readouts
-
-
 def test_tail_tokens_of_a_large_vocabulary_come_at_their_rate():
     """V = 50,000: one token has 0.9, the others 2e-6 each.
 
@@ -468,61 +377,3 @@ def test_tail_tokens_of_a_large_vocabulary_come_at_their_rate():
     tail = np.asarray(tokens)[np.asarray(tokens) > 0]
     assert abs(len(tail) - 0.1 * draws) < 4.5 * np.sqrt(draws * 0.1 * 0.9)
     assert stats.chisquare(np.bincount(tail * 10 // vocab, minlength=10)).pvalue > ALARM
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 0}, "steps is 0, at least 1 is needed"),
-        ({"steps": 2, "blocks": 3}, "steps is 2, at least 3, one a block, are needed"),
-        ({"blocks": 0}, "blocks is 0"),
-        ({"key": None}, "neither of key and keys given"),
-        ({"keys": jax.random.split(KEY, 2)}, "both of key and keys given"),
-        (
-            {"key": None, "keys": jax.random.split(KEY, 3)},
-            r"keys has shape \(3,\), it must be \(2,",
-        ),
-        ({"pad_id": 1}, "pad_id is for what follows end_id"),
-        ({"end_id": MASK}, "other tokens than the mask, 3"),
-    ],
-)
-def test_bad_input_is_named(oracle, change, message):
-    arguments = {"key": KEY, "canvas": jnp.full((2, L), MASK), "steps": 2} | change
-    with pytest.raises(ValueError, match=message):
-        sample(oracle.denoiser(), mask_id=MASK, strategy=strategies.exact_count(), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: strategies.confidence(temperature=-1), "temperature is -1, it must be at least 0"),
-        (
-            lambda: strategies.confidence("luck"),
-            "score is 'luck', it must be probability or margin",
-        ),
-        (lambda: strategies.greedy(grid="sine"), "grid is 'sine', it must be uniform or cosine"),
-        (lambda: strategies.exact_count(last="lost"), "last is 'lost', it must be drawn or greedy"),
-        (lambda: strategies.threshold(1.2), "tau is 1.2, it must be from 0 to 1"),
-        (lambda: strategies.factor(-1), "value is -1, it must be at least 0"),
-        (lambda: strategies.entropy_bounded(float("nan")), "gamma is nan, it must be at least 0"),
-        (lambda: strategies.remask("caps", 0.1), "kind is 'caps', it must be cap or rescale"),
-        (lambda: strategies.remask("cap", 2), "eta is 2, it must be from 0 to 1"),
-        (lambda: strategies.remask("loop", 0.1, t_on=0.01), "t_off=0.05, t_on=0.01"),
-        (lambda: strategies.path_planning(-0.1), "eta is -0.1, it must be at least 0"),
-    ],
-)
-def test_a_bad_strategy_is_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_thresholds_are_not_compiled_in(oracle):
-    write = jax.jit(
-        lambda tau, key: sample(
-            oracle.denoiser(), key, jnp.full((8, L), MASK), mask_id=MASK, steps=L,
-            strategy=strategies.threshold(tau), trace=True,
-        )[1].evaluations
-    )  # fmt: skip
-    assert np.all(write(0.0, KEY) == 1)
-    assert np.asarray(write(1.0, KEY)).max() == L
-    assert write._cache_size() == 1

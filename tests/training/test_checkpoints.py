@@ -1,12 +1,9 @@
+"""Checkpoints: what is kept, what is read back, and what is refused."""
+
 import errno
 import logging
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +11,10 @@ import numpy as np
 import pytest
 import toy_regression as toy
 from absl import logging as absl_logging
+from toy_checkpoints import MESH, at, params_abstract, restore, save_all
 
-from mdlm_jax.host import endings, parallel
+from mdlm_jax.host import endings
 from mdlm_jax.training import checkpoints
-
-MESH = parallel.make_mesh(devices=jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def state():
-    return toy.state()
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +24,6 @@ def saved(tmp_path_factory, state):
     state = at(state, 3)._replace(ema=jax.tree.map(lambda x: 2 * x, state.params))
     save_all(directory, [state])
     return directory
-
-
-def at(state, step):
-    return state._replace(step=jnp.int32(step))
-
-
-def save_all(directory, states, **policy):
-    with checkpoints.open_checkpoints(directory, **policy) as checkpointer:
-        for state in states:
-            checkpoints.save(checkpointer, state)
-
-
-def params_abstract():
-    return toy.abstract(MESH).params
 
 
 @pytest.mark.parametrize(
@@ -284,118 +261,6 @@ def test_saving_says_nothing_at_level_info(tmp_path, state):
     assert seen == ["ours"]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, state):
-    """A folder with checkpoints of steps 2 and 5."""
-    directory = tmp_path_factory.mktemp("two")
-    save_all(directory, [at(state, 2), at(state, 5)])
-    return directory
-
-
-def halve(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path):
-    middle = path.stat().st_size // 2
-    path.write_bytes(path.read_bytes()[:middle] + b"\xa5\xa5" + path.read_bytes()[middle + 2 :])
-
-
-def restore(directory):
-    with checkpoints.open_checkpoints(directory) as checkpointer:
-        return checkpoints.restore(checkpointer, toy.abstract(MESH))
-
-
-DAMAGES = [
-    (halve, "opt_state/_METADATA"),
-    (halve, "*/manifest.ocdbt"),
-    (halve, "params/d/*"),
-    (flip, "ema/d/*"),
-    (flip, "step/manifest.ocdbt"),
-    (Path.unlink, "params/_METADATA"),
-    (Path.unlink, "params/manifest.ocdbt"),
-    (Path.unlink, "opt_state/d/*"),
-    (shutil.rmtree, "opt_state"),
-    (shutil.rmtree, "step"),
-    (shutil.rmtree, "*"),
-]
-
-
-@pytest.mark.parametrize(
-    ("damage", "files"), DAMAGES, ids=[f"{d.__name__} {f}" for d, f in DAMAGES]
-)
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
-    tmp_path, two, capfd, damage, files
-):
-    shutil.copytree(two, tmp_path / "run")
-    for path in [
-        p for p in (tmp_path / "run" / "5").glob(files) if damage != shutil.rmtree or p.is_dir()
-    ]:
-        damage(path)
-    with checkpoints.open_checkpoints(tmp_path / "run") as checkpointer:
-        assert int(checkpoints.restore(checkpointer, toy.abstract(MESH)).step) == 2
-        assert checkpoints.latest_step(checkpointer) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"warning: checkpoint {tmp_path}/run/5 is damaged (")
-    assert line.endswith("): going back to step 2") and len(line) < 400
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["2", "5.damaged"]
-
-
-def test_the_step_of_a_damaged_checkpoint_is_saved_again(tmp_path, two, state):
-    shutil.copytree(two, tmp_path / "run")
-    (tmp_path / "run" / "5" / "params" / "_METADATA").unlink()
-    with checkpoints.open_checkpoints(tmp_path / "run") as checkpointer:
-        checkpoints.restore(checkpointer, toy.abstract(MESH))
-        checkpoints.save(checkpointer, at(state, 5))
-    assert int(restore(tmp_path / "run").step) == 5
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["2", "5", "5.damaged"]
-
-
-@pytest.mark.parametrize("files", ["*/_sharding", "_CHECKPOINT_METADATA", "*/ocdbt.process_0/*"])
-def test_a_checkpoint_that_lacks_only_what_is_not_needed_is_whole(tmp_path, two, files):
-    shutil.copytree(two, tmp_path / "run")
-    for path in (tmp_path / "run" / "5").glob(files):
-        if path.is_file():
-            halve(path)
-    assert int(restore(tmp_path / "run").step) == 5
-
-
-def test_readers_go_back_and_change_nothing(tmp_path, two, capfd):
-    shutil.copytree(two, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "5" / "ema" / "d")
-    before = sorted(tmp_path.rglob("*"))
-    assert checkpoints.restore_params(tmp_path / "run", params_abstract())[1] == 2
-    assert "5 is damaged" in capfd.readouterr().err
-    assert checkpoints.restore_params(tmp_path / "run", params_abstract(), item="params")[1] == 5
-    with pytest.raises(ValueError, match=r"5 is damaged .*there is none before it"):
-        checkpoints.restore_params(tmp_path / "run", params_abstract(), step=5)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_where_all_are_damaged_nothing_is_moved(tmp_path, two):
-    shutil.copytree(two, tmp_path / "run")
-    for path in (tmp_path / "run").rglob("manifest.ocdbt"):
-        path.unlink()
-    with pytest.raises(
-        ValueError, match=r"5 is damaged .*; checkpoint .*2 is damaged .*: there is none before it"
-    ) as error:
-        restore(tmp_path / "run")
-    assert "\n" not in str(error.value)
-    assert checkpoints.list_steps(tmp_path / "run") == [2, 5]
-
-
-def test_what_the_system_refuses_is_no_damage(tmp_path, two):
-    """A full table of files, a server that is away: the newest checkpoint must not be given up."""
-    shutil.copytree(two, tmp_path / "run")
-    manifest = tmp_path / "run" / "5" / "params" / "manifest.ocdbt"
-    manifest.unlink()
-    manifest.symlink_to(manifest.name)
-    with pytest.raises(OSError) as error:
-        restore(tmp_path / "run")
-    assert error.value.errno == errno.ELOOP
-    assert checkpoints.list_steps(tmp_path / "run") == [2, 5]
-
-
 def test_exported_parameters_are_read_as_such_and_not_trained_on(tmp_path, state):
     checkpoints.save_params(tmp_path, state.params, item="params", step=7)
     params, step = checkpoints.restore_params(tmp_path, params_abstract(), item="params")
@@ -405,86 +270,3 @@ def test_exported_parameters_are_read_as_such_and_not_trained_on(tmp_path, state
         checkpoints.restore_params(tmp_path, params_abstract(), item="ema")
     with pytest.raises(ValueError, match="7 was exported: it holds only 'params'"):
         restore(tmp_path)
-
-
-MOVE = """
-import sys
-import jax, jax.numpy as jnp
-import toy_regression as toy
-from mdlm_jax import distributed, parallel
-from mdlm_jax.training import checkpoints
-
-directory, axes, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-distributed.initialize()
-mesh = parallel.make_mesh(*map(int, axes.split("x")))
-with checkpoints.open_checkpoints(directory) as checkpointer:
-    if checkpoints.latest_step(checkpointer) is None:
-        state = jax.device_get(toy.state()._replace(step=jnp.int32(1)))
-        state = jax.device_put(state, toy.shardings(mesh))
-    else:
-        state = checkpoints.restore(checkpointer, toy.abstract(mesh))
-        assert jax.tree.map(lambda x: x.sharding, state) == toy.shardings(mesh)
-        print("restored", int(state.step))
-    while int(state.step) <= last:
-        checkpoints.save(checkpointer, state)
-        state = state._replace(step=state.step + 1)
-        checkpointer.wait()
-"""
-
-
-def move(directory, axes, last, devices, processes=1):
-    """Restores in other processes onto a mesh, saves until step `last`; what they print."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    job = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(processes)}
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", MOVE, directory, axes, str(last)],
-            env={**environment, **({**job, "PROCESS_ID": str(i)} if processes > 1 else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    outputs = [process.communicate() for process in started]
-    for process, (_, errors) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return outputs
-
-
-def assert_holds(directory, step, expected):
-    restored = restore(directory)
-    assert int(restored.step) == step
-    jax.tree.map(np.testing.assert_array_equal, restored._replace(step=expected.step), expected)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_moves_between_meshes_and_to_fewer_devices(tmp_path, state):
-    move(tmp_path, "2x2x2", last=1, devices=8)
-    assert_holds(tmp_path, 1, state)  # here is one device, not those that its files name
-    assert move(tmp_path, "4x1x2", last=2, devices=8)[0][0] == "restored 1\n"
-    assert_holds(tmp_path, 2, state)
-    assert move(tmp_path, "1x1x1", last=3, devices=1)[0][0] == "restored 2\n"
-    assert move(tmp_path, "1x2x4", last=4, devices=8)[0][0] == "restored 3\n"
-    assert_holds(tmp_path, 4, state)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_moves_between_numbers_of_processes(tmp_path, state):
-    move(tmp_path, "1x2x1", last=3, devices=1, processes=2)
-    assert_holds(tmp_path, 3, state)
-    for path in (tmp_path / "3").glob("opt_state/d/*"):
-        path.unlink()
-    (first, told), (second, silence) = move(tmp_path, "2x2x1", last=4, devices=2, processes=2)
-    assert first.endswith("restored 2\n") and second.endswith("restored 2\n")  # after Gloo's
-    assert "3 is damaged" in told and "damaged" not in silence
-    assert checkpoints.list_steps(tmp_path) == [2, 3, 4]
-    assert (tmp_path / "3.damaged").is_dir()
-    assert_holds(tmp_path, 4, state)

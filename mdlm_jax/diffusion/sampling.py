@@ -50,11 +50,11 @@ def sample(
     """Fills every mask of the canvas, in at most `steps` network evaluations.
 
     Generation, prompts anywhere, infilling and re-editing are one case: the canvas holds `mask_id`
-    where text is wanted, and nothing else is ever written to. Meant to be called under `jax.jit`,
-    with `steps` traced, and perhaps `blocks`: another number of them is not another program.
+    where text is wanted, and nothing else is ever written to. Call it under `jax.jit` with
+    `steps` traced, and perhaps `blocks`: another number does not recompile.
 
-    A step in which no row asks for anything does not evaluate the network, and sampling stops when
-    all is filled (unless the strategy may take tokens back).
+    A step in which no row asks for anything does not evaluate the network. Sampling stops when all
+    is filled, unless the strategy may take tokens back.
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped

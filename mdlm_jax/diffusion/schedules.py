@@ -1,4 +1,4 @@
-"""Masking schedules: how likely a token is still there at time `t`.
+"""Masking schedules: the probability that a token is still there at time `t`.
 
 The forward process keeps each token with probability `alpha(t)`, from 1 at t=0 to 0 at t=1, and
 masks it otherwise (Austin et al. 2021, D3PM, absorbing state; Shi et al. 2024, MD4, section 2).
@@ -22,17 +22,17 @@ Array = jax.Array
 class Schedule(NamedTuple):
     """Functions of `t` in [0, 1], elementwise, float32.
 
-    Two of this module are equal, and hash alike, where their kind and exponent are: a schedule may
-    be a static argument of a jitted function. It may be a traced one too, of which the exponent
-    varies. Of functions of your own, these must be the same ones.
+    Two schedules of this module with the same kind and exponent are equal and hash alike, so a
+    schedule may be a static argument of a jitted function. It may be a traced argument too; then
+    the exponent varies. Schedules of your own are equal if their functions are the same objects.
 
     Attributes:
       alpha: probability that a token is kept.
       dalpha: `d alpha / d t`, never positive.
       rate: `1 - alpha`, the mask rate, written so that nothing cancels near t=0.
       rate_to_time: the inverse of `rate`.
-      weight: `-alpha'(t) / (1 - alpha(t))`, what the continuous-time NELBO weighs the summed
-        cross-entropy of the masked tokens with (MD4 eq. 5; MDLM, Sahoo et al. 2024, eq. 10).
+      weight: `-alpha'(t) / (1 - alpha(t))`, the weight of the masked tokens' summed cross-entropy
+        in the continuous-time NELBO (MD4 eq. 5; MDLM, Sahoo et al. 2024, eq. 10).
     """
 
     alpha: Callable[[Array], Array]
@@ -49,7 +49,7 @@ def polynomial(exponent: float | Array) -> Schedule:
       exponent: positive; it may be traced.
 
     Raises:
-      ValueError: if the exponent can be seen and is not positive.
+      ValueError: if the exponent is known and not positive.
     """
     if not isinstance(exponent, jax.core.Tracer):
         if not exponent > 0:
@@ -105,5 +105,5 @@ def cosine() -> Schedule:
 
 
 def check_schedule(value: Any) -> None:
-    """Raises: TypeError: the value is not a `Schedule`; of `cosine` it says to call it."""
+    """Raises: TypeError: the value is not a `Schedule`, or is `cosine` without a call."""
     checks.check_kind("schedule", value, Schedule, "schedules.linear()")

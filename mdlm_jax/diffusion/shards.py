@@ -1,7 +1,7 @@
-"""What arrays tell of the mesh that they lie on, and of the part of it that they are.
+"""Which mesh an array lies on, and over which of its axes it varies.
 
 Within a `jax.shard_map` that checks (`check_vma=True`, JAX's default) the type of an array says
-over which mesh axes it varies, and a loop's carry must come out of the type that it went in with.
+over which mesh axes it varies, and a loop's carry must keep its type.
 """
 
 import math
@@ -15,15 +15,15 @@ PyTree = Any
 
 
 def varying(tree: PyTree) -> frozenset[str]:
-    """The mesh axes over which any leaf differs, within a `shard_map` that checks; else none."""
+    """The mesh axes over which any leaf varies, within a `shard_map` that checks; else none."""
     return frozenset().union(*(_varying(x) for x in jax.tree.leaves(tree)))
 
 
 def alike(tree: PyTree, *others: PyTree) -> PyTree:
-    """The same arrays, each of a type that varies wherever any of them, or of the others, does.
+    """The same arrays, each typed as varying wherever any of them, or of the others, varies.
 
-    The gradient of a leaf that differed nowhere is so summed over the devices, outside of what is
-    done with it.
+    So the gradient of a leaf that varied nowhere is summed over the devices outside of the
+    computation that uses it.
     """
     axes = varying((tree, others))
 
@@ -35,9 +35,9 @@ def alike(tree: PyTree, *others: PyTree) -> PyTree:
 
 
 def devices() -> int:
-    """How many devices an array that is seen here is spread over: of the mesh in use, if any.
+    """How many devices of the mesh in use, if any, an array is spread over.
 
-    What a `shard_map` cuts is one part on each, and not spread any more.
+    Within a `shard_map` each device has its own part, so an array there is spread over one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)

@@ -2,16 +2,16 @@
 
     denoiser = transforms.top_p(transforms.temperature(denoiser, 0.8), 0.95)
 
-`guide` and `within` change the model, its own logits with it. All others shape the law that is
-drawn from and leave the model's own logits, by which strategies choose positions, as they are; so
-these two come before them. Each keeps the split in two halves, so that the positions that are read
-out are the only ones transformed. They are applied from the inside out, as functions are. The
-strengths may be traced: another temperature is not another program.
+`guide` and `within` change the model and its own logits. All others shape the law that tokens are
+drawn from and keep the model's own logits, by which strategies choose positions. So `guide` and
+`within` come first. Each transform keeps the split in two halves, so only the positions that are
+read out are transformed. They are applied from the inside out, as functions are. The strengths may
+be traced: another temperature does not recompile.
 
-A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. What `top_k`,
-`top_p` and `min_p` cut off is not removed but set far below the rest: its probability is 0 in
-float32, but if all that they kept is forbidden later, the next best remains. No order of transforms
-leaves nothing to draw.
+A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. Tokens that
+`top_k`, `top_p` and `min_p` cut off are not removed but set far below the rest. Their probability
+is 0 in float32, but if all that was kept is forbidden later, the next best remains. So something is
+left to draw in any order of transforms.
 """
 
 import functools
@@ -38,31 +38,31 @@ from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 
-# Far more than logits differ by and Gumbel noise reaches, at temperatures up to 100; little enough
-# that float32 still tells the logits below it apart.
+# Far more than logits differ by and Gumbel noise reaches, at temperatures up to 100; small enough
+# that float32 still distinguishes the logits below it.
 _CUT = 1e5
 
 
 def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
-    """`logits / value`: below 1 sharper, above 1 flatter, 0 all but always the most likely token.
+    """`logits / value`: below 1 is sharper, above 1 flatter, 0 nearly always the likeliest token.
 
     Raises:
-      ValueError: if the value can be seen and is negative, or no finite number.
+      ValueError: if the value is known and is negative or not finite.
     """
     _require("temperature", "value", value, lambda v: 0 <= v < np.inf, "at least 0 and finite")
     return _shaped(denoiser, _scale, value)
 
 
 def _scale(logits: Array, value: float | Array) -> Array:
-    # Small enough for 0; not so small that a cut-off logit overflows.
+    # Small enough for 0, and large enough that a cut-off logit does not overflow.
     return logits * (1.0 / jnp.maximum(jnp.asarray(value, jnp.float32), 1e-6))
 
 
 def top_k(denoiser: Denoiser, k: int) -> Denoiser:
-    """The k most likely tokens (Fan et al. 2018), and those that tie with the last.
+    """Keeps the k most likely tokens (Fan et al. 2018), and those that tie with the last.
 
     Raises:
-      ValueError: if k < 1, or no whole number.
+      ValueError: if k < 1, or k is not a whole number.
     """
     if not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"top_k: k is {k}, it must be at least 1, a whole number")
@@ -78,10 +78,11 @@ def _keep_best(logits: Array, k: int) -> Array:
 def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     """The nucleus: the fewest tokens that hold a probability of p (Holtzman et al. 2020, eq. 2).
 
-    With them, those that tie with the last; always the most likely one; with p = 1 all.
+    Tokens that tie with the last are kept too, and so is always the most likely one. p = 1 keeps
+    all.
 
     Raises:
-      ValueError: if p can be seen and is outside (0, 1].
+      ValueError: if p is known and is outside (0, 1].
     """
     _require("top_p", "p", p, lambda v: 0 < v <= 1, "above 0 and at most 1")
     return _shaped(denoiser, _keep_nucleus, p)
@@ -90,8 +91,8 @@ def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
 def _keep_nucleus(logits: Array, p: float | Array) -> Array:
     descending = -jnp.sort(-logits, axis=-1)
     probabilities = jax.nn.softmax(descending, axis=-1)
-    # Of each token and all less likely ones, added up from the least likely: a sum from the other
-    # end would be 1 in float32 long before a large vocabulary's end.
+    # The sum of each token and all less likely ones, from the least likely up: from the other end a
+    # sum would reach 1 in float32 long before a large vocabulary's end.
     rest = jax.lax.cumsum(probabilities, axis=probabilities.ndim - 1, reverse=True)
     inside = rest > (1.0 - jnp.asarray(p, jnp.float32)) * rest[:, :1]
     inside = inside.at[:, 0].set(True)
@@ -103,7 +104,7 @@ def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     """The tokens at least p times as likely as the most likely one (Nguyen et al. 2025).
 
     Raises:
-      ValueError: if p can be seen and is outside [0, 1].
+      ValueError: if p is known and is outside [0, 1].
     """
     _require("min_p", "p", p, lambda v: 0 <= v <= 1, "from 0 to 1")
     return _shaped(denoiser, _keep_likely, p)
@@ -115,14 +116,14 @@ def _keep_likely(logits: Array, p: float | Array) -> Array:
 
 
 def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
-    """Never these tokens.
+    """Removes these tokens.
 
     Args:
       denoiser: any.
       tokens: ids.
 
     Raises:
-      ValueError: if an id is negative, here; not below the vocabulary's size, when it is read out.
+      ValueError: here if an id is negative; at the readout if one is not in the vocabulary.
     """
     ids = tuple(np.asarray(tokens, int).reshape(-1).tolist())
     if min(ids, default=0) < 0:
@@ -140,13 +141,13 @@ def _remove(logits: Array, ids: tuple[int, ...]) -> Array:
 
 
 def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
-    """`log p` of tokens that stand in the row, times the penalty (Keskar et al. 2019, CTRL, 4.1).
+    """Multiplies `log p` of tokens in the row by the penalty (Keskar et al. 2019, CTRL, 4.1).
 
-    CTRL divides logits, which depends on where their zero is; log-probabilities have one. Above 1
-    repeats are less likely, below 1 more.
+    CTRL divides logits, which depends on their arbitrary zero; log-probabilities have a fixed one.
+    Above 1 repeats are less likely, below 1 more likely.
 
     Raises:
-      ValueError: if the penalty can be seen and is not positive, or not finite.
+      ValueError: if the penalty is known and is not positive, or not finite.
     """
     _require(
         "repetition_penalty", "penalty", penalty, lambda v: 0 < v < np.inf, "positive and finite"
@@ -184,18 +185,18 @@ def guide(
 ) -> Denoiser:
     """Classifier-free guidance: `p(x | c)^w p(x)^(1 - w)`, normalised (Ho and Salimans 2022).
 
-    For discrete diffusion: Nisonoff et al. 2025; Schiff et al. 2025. It evaluates both networks. A
-    token that either rules out is not drawn, unless its weight is 0.
+    For discrete diffusion see Nisonoff et al. 2025 and Schiff et al. 2025. It evaluates both
+    networks. A token that either network rules out is not drawn, unless that network's weight is 0.
 
     Args:
-      conditional: told the condition.
+      conditional: the network with the condition.
       unconditional: the same network without it, or a weaker one (autoguidance).
-      weight: f32[] or f32[B]; 1 is the conditional, 0 the unconditional, above 1 is further from
-        the unconditional than the conditional is.
+      weight: f32[] or f32[B]; 1 is the conditional, 0 the unconditional. Above 1 goes beyond the
+        conditional, away from the unconditional.
       schedule: `t f32[B] -> f32[B]` scales `weight - 1` over time; default 1 throughout.
 
     Raises:
-      ValueError: if either is shaped already, or they are known to fill different masks.
+      ValueError: if either is already shaped, or they are known to fill different masks.
     """
     for name, one in (("conditional", conditional), ("unconditional", unconditional)):
         if one.shape is not unshaped:
@@ -232,25 +233,25 @@ def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) 
     w = row[2][:, None]
     weighed = ((w, with_it), (1.0 - w, without))
     removed = _any((scale != 0) & jnp.isneginf(x) for scale, x in weighed)
-    # A difference of such logits is no guidance, and may overflow.
+    # A difference of such logits is meaningless and may overflow.
     hopeless = _any((scale != 0) & _is_hopeless(x) for scale, x in weighed)
     mixed = sum(scale * jnp.where(_is_hopeless(x), 0.0, x) for scale, x in weighed)
     return jnp.where(removed, -jnp.inf, _cut(mixed, ~hopeless))
 
 
 def within(denoiser: Denoiser, first: Array, behind: Array) -> Denoiser:
-    """At each position only the tokens of a range: ids from `first` to `behind - 1`.
+    """Allows at each position only a range of tokens: ids from `first` to `behind - 1`.
 
-    Where a row is made of parts with vocabularies of their own (text, then an image), or a position
-    may hold a digit alone. The others are ruled out as the mask is, of the law of losses too.
+    It is for rows whose parts have their own vocabularies (text, then an image), or for a position
+    that may only hold a digit. Other tokens are ruled out as the mask is, also in losses.
 
     Args:
-      denoiser: not shaped yet.
+      denoiser: one that is not shaped yet.
       first: i32[B, L], or what broadcasts to it.
-      behind: likewise, above `first`.
+      behind: i32[B, L], or what broadcasts to it, above `first`.
 
     Raises:
-      ValueError: if the denoiser is shaped already.
+      ValueError: if the denoiser is already shaped.
     """
     if denoiser.shape is not unshaped:
         raise ValueError("within: the denoiser is shaped already: shape after it")
@@ -277,7 +278,7 @@ def _read_within(inner: Readout, at: PyTree, row: PyTree) -> Array:
 
 
 def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
-    """The denoiser with `change(logits f32[N, V], value)` after all that shapes it already."""
+    """The denoiser with `change(logits f32[N, V], value)` after its other shapes."""
     return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
 
 
@@ -294,7 +295,7 @@ def _any(conditions: Iterable[Array]) -> Array:
 
 
 def _is_hopeless(logits: Array) -> Array:
-    """Removed, or a thousand nats less likely than the best."""
+    """Whether each logit is removed, or a thousand nats below the best."""
     return logits < logits.max(axis=-1, keepdims=True) - 1e3
 
 

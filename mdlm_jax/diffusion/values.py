@@ -1,4 +1,4 @@
-"""Functions that are compared by what they do, not by where they were made."""
+"""Functions that compare by their values, not by identity."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,13 +15,13 @@ _HERE = type("_Here", (), {"__repr__": lambda self: "*"})()  # where a child was
 class Bound:
     """`function(*values, *arguments)`: a `functools.partial` that is equal by value, and a pytree.
 
-    Two are equal, and hash alike, where their functions and values do: what is made of them (a
-    schedule, a strategy, a transform) may so be a static argument of a jitted function. It may be a
-    traced one too: its leaves are its numbers and arrays. An array, traced or not, is equal to
-    itself alone, and has no hash.
+    Two are equal and hash alike if their functions and values do. So what is made of them (a
+    schedule, a strategy, a transform) may be a static argument of a jitted function. It may be a
+    traced one too: its leaves are its numbers and arrays. An array, traced or not, is equal only to
+    itself and has no hash.
 
     Attributes:
-      function: of a module, not a lambda: those of two calls differ.
+      function: a module's function. A lambda would differ from call to call.
       values: its first arguments.
     """
 
@@ -29,7 +29,7 @@ class Bound:
     values: tuple
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function of all of them."""
+        """Calls the function with the values, then the arguments."""
         return self.function(*self.values, *arguments)
 
     def __eq__(self, other: Any) -> bool:
@@ -54,7 +54,7 @@ class Bound:
         return f"{self.function.__name__}({', '.join(map(repr, self.values))}, ...)"
 
     def tree_flatten(self) -> tuple:
-        """The values that may be traced, and all else."""
+        """The values that may be traced, and everything else."""
         children, rest = _split(self.values, lambda value: _is_number(value) or _holds(value))
         return children, (self.function, rest)
 
@@ -69,7 +69,7 @@ _HOLDING: set[type] = {Bound}  # types whose instances may hold values
 
 
 def holds_values(cls: type) -> type:
-    """Makes a NamedTuple of functions a pytree: those that are `Bound` vary, all else is static."""
+    """Makes a NamedTuple of functions a pytree: `Bound` ones vary, all else is static."""
 
     def flatten(fields: tuple) -> tuple:
         return _split(tuple(fields), _holds)
@@ -80,7 +80,7 @@ def holds_values(cls: type) -> type:
 
 
 def _split(values: tuple, varies: Callable[[Any], bool]) -> tuple[tuple, tuple]:
-    """Those that vary; and the others, each in its place."""
+    """Those that vary, and the others in their places."""
     children = tuple(value for value in values if varies(value))
     return children, tuple(_HERE if varies(value) else value for value in values)
 

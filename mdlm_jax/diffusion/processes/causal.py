@@ -1,13 +1,14 @@
-"""The autoregressive baseline: the same encoder and loss, told the text before each token.
+"""The autoregressive baseline: the same encoder and loss, given the text before each token.
 
 A causal encoder that reads `[start, x_1, ..., x_{L-1}]` and predicts `[x_1, ..., x_L]` is a
-denoiser of one canvas, every position of it asked for. The chain rule makes its likelihood exact,
+denoiser of one canvas in which every position is predicted. The chain rule makes its likelihood
+exact,
 
     -log p(x) = sum_i -log p(x_i | x_1, ..., x_{i-1}),
 
-where masked diffusion has a bound, over the same tokens: those that `maskable` counts. That
-nothing is seen of what follows is up to the encoder; here the text is only shifted. The same
-encoder writes text as a denoiser of canvases whose blanks are filled from left to right.
+where masked diffusion has a bound. Both are over the same tokens: those that `maskable` counts. The
+encoder must not see what follows; here the text is only shifted. The same encoder writes text as a
+denoiser of canvases whose blanks are filled from left to right.
 """
 
 import jax
@@ -23,14 +24,13 @@ Array = jax.Array
 
 
 def corrupt_causal(tokens: Array, *, start_id: int, maskable: Array | None = None) -> Corrupted:
-    """The text one position later, every token of it to be predicted; nothing is drawn.
+    """The text one position later, with every token to be predicted. Nothing is drawn.
 
-    `corrupted_loss` of it is the cross-entropy in nats per token. The time is 1 in all rows: a
-    network that is conditioned on it is told nothing.
+    `corrupted_loss` of it is the cross-entropy in nats per token. The time is 1 in all rows.
 
     Args:
       tokens: i32[B, L].
-      start_id: stands before the first token, which so counts too; the separator of texts.
+      start_id: stands before the first token, so that this one counts too; the separator of texts.
       maskable: bool[B, L], the tokens that count; all by default.
 
     Raises:
@@ -52,11 +52,11 @@ def corrupt_causal(tokens: Array, *, start_id: int, maskable: Array | None = Non
 
 
 def causal_denoiser(denoiser: Denoiser, *, start_id: int) -> Denoiser:
-    """A causal network as what a sampler fills canvases with, `strategies.left_to_right` alone.
+    """A causal network as a denoiser of canvases, for `strategies.left_to_right` only.
 
-    Of each position it is asked what stands there, given all before it: the canvas is read one
-    position later, as in training. With a step for each blank the samples follow the chain rule;
-    text behind a blank is not seen.
+    It predicts each position from those before it: the canvas is read one position later, as in
+    training. With one step for each blank the samples follow the chain rule. It does not see text
+    behind a blank.
 
     Args:
       denoiser: sees at each position that one and those before it.
@@ -83,7 +83,7 @@ def causal_likelihood(
       maskable: bool[B, L], the tokens that count, given all before them; all by default.
 
     Raises:
-      ValueError, TypeError: as `corrupt_causal`; on a function for a denoiser.
+      ValueError, TypeError: as `corrupt_causal`; on a bare function for a denoiser.
     """
     checks.check_denoiser(denoiser)
     corrupted = corrupt_causal(tokens, start_id=start_id, maskable=maskable)

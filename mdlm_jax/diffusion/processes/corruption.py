@@ -1,8 +1,9 @@
-"""Corruption: tokens in; a canvas with masks, and the positions to be predicted, out.
+"""Corruption: from tokens to a canvas with masks and the positions to be predicted.
 
 Pairs. Two neighbouring rows share one u, and mask `k_a = ceil(u L_a)` and `k_b = L_b + 1 - ceil(u
-L_b)` tokens. Each count is uniform, and their sum is at most `max(L_a, L_b) + 1`, so what a pair
-masks fits `L + 1` slots, and the vocabulary projection does half the work of two rows.
+L_b)` tokens. Each count is uniform, and their sum is at most `max(L_a, L_b) + 1`. So the masked
+tokens of a pair fit into `L + 1` slots, and the vocabulary projection does half the work of two
+rows.
 """
 
 from typing import Literal, NamedTuple
@@ -28,11 +29,11 @@ Array = jax.Array
 class Corrupted(NamedTuple):
     """A corrupted batch. Groups are single rows (G = B) or pairs of neighbours (G = B / 2).
 
-    Every leaf's leading axis runs along the rows, so a batch may be cut into microbatches.
+    Every leaf's leading axis runs along the rows, so a batch can be cut into microbatches.
 
     Attributes:
       canvas: i32[B, L], the tokens with some replaced.
-      t: f32[B], the time that a denoiser is told.
+      t: f32[B], the denoiser's time.
       rate: f32[B], the share of the row's maskable tokens that is to be predicted.
       positions: i32[G, C], where the slots' tokens are, in the group's rows laid end to end.
       targets: i32[G, C], the clean tokens there.
@@ -62,8 +63,8 @@ def corrupt(
 ) -> Corrupted:
     """Draws the masks of a whole batch, once.
 
-    Where a batch is cut up before it comes here (`shard_map`, `vmap`, several calls), each part
-    draws the same noise from the same key: give `rows`, or `keys`.
+    If a batch is cut up before it comes here (`shard_map`, `vmap`, several calls), each part draws
+    the same noise from the same key: give `rows`, or `keys`.
 
     Args:
       key: of this step; the noise of a row is a function of (key, its number in `rows`). None
@@ -74,8 +75,8 @@ def corrupt(
         rate.
       corruption: "exact" draws how many tokens are masked, uniformly; "bernoulli" draws t
         uniformly and masks each token alone.
-      max_rate: r in (0, 1], of exact counts: a row of L maskable tokens has k of them masked, k
-        uniform on {1..K} with `K = max(1, ceil(r L))` (15 for 0.15 and 100), and the loss is
+      max_rate: r in (0, 1], for exact counts. A row of L maskable tokens has k of them masked, with
+        k uniform on {1..K} and `K = max(1, ceil(r L))` (15 for 0.15 and 100). The loss is
         `L E[S_k / k]` over these k, the NELBO's integrand averaged over the rates up to r. Only
         r = 1 gives the NELBO. It may be traced: a curriculum is a function of the step.
       maskable: bool[B, L], which tokens may be masked and count; default all but `mask_id`, which
@@ -83,18 +84,18 @@ def corrupt(
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1. Counts (or times) are
         spread evenly over them.
       keys: [B], one a row, instead of `key` and `rows`: a row's noise is a function of its key.
-        Counts are then spread over nothing, each is drawn alone.
+        Each count is then drawn alone and not spread over the batch.
       paired: whether rows 2i and 2i + 1 share slots, which saves half the projection. By default
-        they do with exact counts if B is even and the rows are seen to be neighbours in the global
-        batch. Of `rows` that are traced under jit this must be said; the masks are the same if they
-        are neighbours. Said of other rows, or of `keys`, the second row of a pair takes its count
-        from the first one's draw.
+        they do with exact counts if B is even and the rows are known to be neighbours in the global
+        batch. It must be given for `rows` that are traced; the masks are the same if they are
+        neighbours. For other rows, or with `keys`, the second row of a pair takes its count from
+        the first one's draw.
 
     Raises:
-      ValueError: on shapes or names that do not fit; on a number `max_rate` that is out of its
-        range, or that Bernoulli masking has no use for; where it can be seen, on a mask among the
-        maskable tokens, on `paired` rows that are no neighbours, and on one key for a part of a
-        batch (see `keys_of_rows`).
+      ValueError: on shapes or names that do not fit; on a `max_rate` that is out of its range, or
+        not 1 with Bernoulli masking; and, if they are known, on a mask among the maskable tokens,
+        on `paired` rows that are no neighbours, and on one key for a part of a batch (see
+        `keys_of_rows`).
       TypeError: on a list for an array, a seed for a key, a schedule that was not called.
     """
     check_schedule(schedule)
@@ -113,12 +114,12 @@ def corrupt(
 
     numbers = jnp.arange(batch) if rows is None else rows
     if keys is not None:
-        numbers = jnp.zeros_like(numbers)  # where a row stands is nothing to it
+        numbers = jnp.zeros_like(numbers)  # a row's place does not matter
     placing = noise.derive(of_rows, "place")
     if exact:
         u, side = _uniform(key, keys, numbers // 2), numbers  # one u for each pair
         if paired and not (rows is None and keys is None):
-            # Whatever the second row is, the two must fit their slots.
+            # The two must fit their slots, whatever the second row is.
             u = jnp.repeat(u.reshape(-1, 2)[:, 0], 2)
             side = (side.reshape(-1, 2)[:, :1] + jnp.arange(2)[None]).reshape(-1)
         masks = exact_masks(
@@ -153,9 +154,9 @@ def corrupt_mlm(
 ) -> Corrupted:
     """BERT's corruption (Devlin et al. 2019, section 3.1): a fixed share of each row is selected.
 
-    `max(1, round(rate * L))` of a row's L maskable tokens are selected; of these a share of
-    `mask_share` becomes the mask, `random_share` a uniformly random token other than the mask, and
-    the rest stays. The weights make the loss the mean nats per selected token.
+    `max(1, round(rate * L))` of a row's L maskable tokens are selected. A share `mask_share` of
+    these becomes the mask, a share `random_share` becomes a uniformly random token other than the
+    mask, and the rest stays. The weights make the loss the mean nats per selected token.
 
     Args:
       key: as in `corrupt`.
@@ -170,8 +171,8 @@ def corrupt_mlm(
       keys: [B], as in `corrupt`.
 
     Raises:
-      ValueError: on shapes or shares that do not fit, a mask that is not in the vocabulary, and as
-        `corrupt`.
+      ValueError: on shapes or shares that do not fit, on a mask that is not in the vocabulary, and
+        as `corrupt`.
       TypeError: as `corrupt`.
     """
     if not 0 < rate <= 1:
@@ -208,13 +209,13 @@ def corrupt_mlm(
 
 
 def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: bool) -> Corrupted:
-    """Lays what each group has masked into its slots, the first row's before the second's.
+    """Lays the masked tokens of each group into its slots, the first row's before the second's.
 
     Args:
       tokens: i32[B, L], clean.
       canvas: i32[B, L], corrupted.
-      masks: of the rows, their weights as the loss is to have them.
-      slots: C, of each group; enough for what the group masks.
+      masks: of the rows, with the weights that the loss gets.
+      slots: C, the slots of each group; enough for what the group masks.
       paired: whether a group is two rows or one.
     """
     batch, width = tokens.shape
@@ -242,7 +243,7 @@ def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: b
 
 
 def _uniform(key: Array | None, keys: Array | None, index: Array) -> Array:
-    """`f32[B]` on [0, 1): of one key spread over `index`, of keys each row's own."""
+    """`f32[B]` on [0, 1): spread over `index` with one key, each row's own with keys."""
     if key is not None:
         return noise.stratified(noise.derive(key, "spread"), index)
     assert keys is not None  # `noise.keys_of_rows` has refused neither

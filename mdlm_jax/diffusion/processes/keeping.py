@@ -1,7 +1,7 @@
 """Prompts: which of a row's tokens are kept, so that the loss is on the rest given them.
 
-Both functions map `maskable` to `maskable`, which `corrupt`, `diffusion_loss` and `nelbo` take. Of
-a row with tokens that are never masked anyway, such as the question of a pair, they keep more.
+Both functions map `maskable` to `maskable`, which `corrupt`, `diffusion_loss` and `nelbo` take.
+Tokens that are never masked anyway, such as the question of a pair, stay kept.
 """
 
 import jax
@@ -19,19 +19,19 @@ def keep_prefix(
     *,
     keys: Array | None = None,
 ) -> Array:
-    """Keeps a random prefix of each row: the model learns to go on.
+    """Keeps a random prefix of each row: the model learns to continue.
 
-    Of a row's n maskable tokens the first m are kept, m uniform on {0..n-1}: no prompt is as likely
-    as any length of one, and at least one token is left to mask.
+    Of a row's n maskable tokens the first m are kept, with m uniform on {0..n-1}. So no prompt is
+    as likely as a prompt of any length, and at least one token is left to mask.
 
     Args:
       key: of this step; the noise of a row is a function of (key, its number in `rows`).
       maskable: bool[B, L], the tokens that may be masked.
       rows: i32[B], the rows' numbers in the global batch; default 0..B-1.
-      keys: [B], one a row, instead of `key` and `rows`, as of `corrupt`.
+      keys: [B], one a row, instead of `key` and `rows`, as in `corrupt`.
 
     Returns:
-      bool[B, L], true at those that still may be.
+      bool[B, L], true at the tokens that still may be masked.
     """
     u, rank, count = _of_rows(key, maskable, rows, keys)
     kept = _below(u[:, 0], count)
@@ -45,11 +45,11 @@ def keep_around(
     *,
     keys: Array | None = None,
 ) -> Array:
-    """Keeps what stands before and behind a random span of each row: the model learns to fill in.
+    """Keeps what stands around a random span of each row: the model learns to fill in.
 
-    Of a row's n maskable tokens a run of l is left to mask, l uniform on {1..n}, and where it
-    begins is uniform on {0..n-l} given l; the others are kept. A span may reach to either end, or
-    be all.
+    Of a row's n maskable tokens a run of l is left to mask and the others are kept. l is uniform on
+    {1..n}, and the start is uniform on {0..n-l} given l. A span may reach either end, or be the
+    whole row.
 
     Args:
       key: as in `keep_prefix`.

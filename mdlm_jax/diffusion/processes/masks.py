@@ -1,18 +1,18 @@
-"""Which tokens of a row are masked: one draw that serves exact counts and Bernoulli masking.
+"""Which tokens of a row are masked: one draw for exact counts and for Bernoulli masking.
 
 Exact counts. For a row of `L` maskable tokens the continuous-time NELBO is
 
     L * E_{k ~ U{1..L}} [ S_k / k ],
 
 with `S_k` the expected summed cross-entropy when a uniformly random set of k tokens is masked:
-integrate the binomial, `int_0^1 Bin(k; L, r) / r dr = 1 / k`, for every schedule. So k is drawn,
-not t: there is no epsilon, and the variance is finite, where the Bernoulli estimator's diverges
-logarithmically at t -> 0 for schedules that are linear there (the second moment of its integrand is
-`weight(t)^2 E[masked^2] ~ 1 / t`).
+integrate the binomial, `int_0^1 Bin(k; L, r) / r dr = 1 / k`, for every schedule. So k is drawn
+instead of t. There is no epsilon, and the variance is finite. The Bernoulli estimator's variance
+diverges logarithmically at t -> 0 for schedules that are linear there (the second moment of its
+integrand is `weight(t)^2 E[masked^2] ~ 1 / t`).
 
-One draw. Give each token an independent uniform score and mask the k lowest: the set is
-uniform, and the k-th lowest score has the law `Beta(k, L + 1 - k)` of the mask rate given k,
-independently of which set it is. Bernoulli masking at rate r masks the scores below r.
+One draw. Give each token an independent uniform score and mask the k lowest. The set is uniform,
+and the k-th lowest score has the law `Beta(k, L + 1 - k)` of the mask rate given k, independently
+of the set. Bernoulli masking at rate r masks the scores below r.
 """
 
 from fractions import Fraction
@@ -34,9 +34,9 @@ class Masks(NamedTuple):
     Attributes:
       order: i32[B, L], all positions in a random order, those that cannot be masked last.
       count: i32[B], how many of the first in that order are masked.
-      length: i32[B], how many could be.
-      t: f32[B], the time that a denoiser is told.
-      weight: f32[B], of a masked token's cross-entropy in the row's NELBO.
+      length: i32[B], how many are maskable.
+      t: f32[B], the denoiser's time.
+      weight: f32[B], the weight of a masked token's cross-entropy in the row's NELBO.
     """
 
     order: Array
@@ -52,10 +52,10 @@ class Masks(NamedTuple):
 
 
 def maskable_of(tokens: Array, mask_id: int | Array, maskable: Array | None) -> Array:
-    """Which tokens may be masked, `bool[B, L]`: those that are asked for, but the mask never.
+    """Which tokens may be masked, `bool[B, L]`: those that `maskable` has, but never the mask.
 
-    The mask is no clean token: its probability is 0 and its loss infinite. Where the arrays are
-    traced a mask among the maskable tokens is left out, and counts for nothing.
+    The mask is no clean token: its probability is 0 and its loss infinite. If the arrays are
+    traced, a mask among the maskable tokens is left out and does not count.
 
     Args:
       tokens: i32[B, L], clean.
@@ -63,8 +63,8 @@ def maskable_of(tokens: Array, mask_id: int | Array, maskable: Array | None) -> 
       maskable: bool[B, L]; default all but `mask_id`.
 
     Raises:
-      TypeError, ValueError: on what does not fit; on a negative `mask_id`, and on a mask among
-        the maskable tokens, where they can be seen.
+      TypeError, ValueError: on arguments that do not fit; and, if they are known, on a negative
+        `mask_id` and on a mask among the maskable tokens.
     """
     checks.check_text("tokens", tokens)
     checks.check_whole("mask_id", mask_id)
@@ -112,7 +112,7 @@ def exact_masks(
 
 
 def bernoulli_masks(keys: Array, t: Array, *, maskable: Array, schedule: Schedule) -> Masks:
-    """Each token alone with probability `1 - alpha(t)`, `t f32[B]` in (0, 1]."""
+    """Masks each token alone with probability `1 - alpha(t)`, `t f32[B]` in (0, 1]."""
     order, scores, length = _random_order(keys, maskable)
     count = jnp.sum(scores < schedule.rate(t)[:, None], axis=1, dtype=jnp.int32)
     return Masks(order, count, length, t, schedule.weight(t))
@@ -129,9 +129,9 @@ def share_masks(keys: Array, rate: float, *, maskable: Array) -> Masks:
 def share_counts(rate: float, width: int) -> np.ndarray:
     """`max(1, round(rate L))` of each L from 0 to `width`, 0 of 0: `i32[width + 1]`.
 
-    Whoever masks and whoever makes room for it read the same table, whose last entry is the
-    largest. It is exact: the rate is the decimal fraction that it is written as, halves go to the
-    even neighbour.
+    The code that masks and the code that makes room for it read the same table; its last entry is
+    the largest. It is exact: the rate is taken as the decimal fraction that it is written as, and
+    halves go to the even neighbour.
     """
     exact = Fraction(repr(float(rate)))
     return np.array([0] + [max(1, round(exact * n)) for n in range(1, width + 1)], np.int32)
@@ -140,9 +140,9 @@ def share_counts(rate: float, width: int) -> np.ndarray:
 def bounded_counts(max_rate: Array | float, length: Array) -> Array:
     """`K = max(1, ceil(r L))`, 0 of 0, with r a float32 that may be traced: `i32[B]`.
 
-    Float32 rounds 0.15 up, and 0.15 * 100 would be more than 15. So r is taken for the least number
-    that its float32 may stand for, and multiplied in whole numbers: K is right wherever `r L` is
-    whole, or above a whole number by more than `L / 2^24`.
+    Float32 rounds 0.15 up, so 0.15 * 100 would exceed 15. Therefore r is taken as the least number
+    that rounds to its float32, and multiplied in integers. K is right wherever `r L` is whole, or
+    above a whole number by more than `L / 2^24`.
     """
     units = (jnp.asarray(max_rate, jnp.float32) * 2.0**30).astype(jnp.int32)  # of 2^-30
     least = jnp.maximum(units - (units >> 24) - 1, 0)
@@ -155,9 +155,9 @@ def bounded_counts(max_rate: Array | float, length: Array) -> Array:
 def exact_counts(u: Array, length: Array, side: Array) -> Array:
     """Counts on {1..L}, uniform if `u` is on [0, 1): `i32[B]`, 0 where `L` is 0.
 
-    Two rows with one u and opposite sides take `ceil(u L_a)` and `L_b + 1 - ceil(u L_b)` (u from
-    (0, 1] there): each is uniform, and together they are at most `max(L_a, L_b) + 1`, whatever
-    bounds L_a and L_b are.
+    Two rows with one u and opposite sides take `ceil(u L_a)` and `L_b + 1 - ceil(u L_b)`, with u in
+    (0, 1] there. Each count is uniform, and together they are at most `max(L_a, L_b) + 1`, for any
+    bounds L_a and L_b.
     """
     below = jnp.minimum(
         (u * length.astype(jnp.float32)).astype(jnp.int32), length - 1

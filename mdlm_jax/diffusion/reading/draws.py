@@ -1,7 +1,7 @@
 """From logits to drawn tokens and their scores: exact tails, few random numbers, few passes.
 
-The vocabulary is read in blocks of 128 (in one, if it is smaller). What a block adds up to is kept,
-so that totals, draws and the best two need no further pass over `[N, V]`.
+The vocabulary is read in blocks of 128 (in one, if it is smaller). The sums of the blocks are kept,
+so totals, draws and the best two tokens need no further pass over `[N, V]`.
 """
 
 from collections.abc import Callable
@@ -50,10 +50,10 @@ def distribution(logits: Array) -> Distribution:
 def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
     """One token a position, `i32[N]`, drawn from `softmax(logits / noise)`.
 
-    Gumbel-max (Maddison et al. 2014), `argmax_i x_i + s G_i`, in two stages: the maximum over a
-    block is itself Gumbel, around `s log sum_i exp(x_i / s)`. So a block is drawn first, then one
-    of its tokens. The law is the same, by M + W Gumbels instead of V. Their tails are exact: a
-    float32 uniform cannot resolve what a vocabulary of 50,000 puts in its tail.
+    This is Gumbel-max (Maddison et al. 2014), `argmax_i x_i + s G_i`, in two stages. The maximum
+    over a block is itself Gumbel, around `s log sum_i exp(x_i / s)`, so a block is drawn first,
+    then one of its tokens. The law is the same with M + W Gumbels instead of V. Their tails are
+    exact: a float32 uniform cannot resolve the tail of a vocabulary of 50,000.
 
     Args:
       keys: [N], one a position.
@@ -79,7 +79,7 @@ def probability(of: Distribution, tokens: Array) -> Array:
 def margin(of: Distribution, tokens: Array) -> Array:
     """The difference between the two highest probabilities, whatever was drawn."""
     del tokens
-    # Not by `top_k`, before which devices would gather the rows.
+    # Without `top_k`, for which devices would gather the rows.
     best = jnp.argmax(of.top, axis=-1)
     block = jnp.take_along_axis(of.blocks, best[:, None, None], axis=1)[:, 0]  # [N, W]
     others = _without_first_best(of.top).max(axis=-1)

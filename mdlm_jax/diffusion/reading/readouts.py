@@ -1,6 +1,6 @@
-"""From hidden states to drawn tokens, reading out no position that is not asked for.
+"""From hidden states to drawn tokens, at the positions that are asked for only.
 
-Tokens are drawn from the shaped logits, and scored by the model's own.
+Tokens are drawn from the shaped logits and scored by the model's own.
 """
 
 import math
@@ -17,12 +17,12 @@ Array = jax.Array
 
 
 class Candidates(NamedTuple):
-    """Where asked for, `[B, L]`: the tokens, and what the model's own logits say of them.
+    """The tokens at the positions asked for, `[B, L]`, with the model's own view of them.
 
     Attributes:
       tokens: i32[B, L].
       log_prob: f32[B, L], in nats.
-      score: f32[B, L], a strategy's.
+      score: f32[B, L], the strategy's score.
     """
 
     tokens: Array
@@ -42,16 +42,16 @@ def draw_tokens(
     noise: Array | float = 1.0,
     score: Score = probability,
 ) -> Candidates:
-    """Draws one token at each position that is asked for, and reads out no other.
+    """Draws one token at each position that is asked for. No other position is read out.
 
     The positions are compacted and read out `chunk` at a time by a `while_loop`, so any number of
-    them is served; of rows that are spread over devices, each device compacts its own. A token's
-    noise depends on its row's key and its position alone.
+    them works. With rows spread over devices, each device compacts its own. A token's noise depends
+    only on its row's key and its position.
 
     Args:
-      denoiser: whose `readout` scores and whose `shape` is drawn from.
-      hidden: what it encoded: `at` leaves [B, L, ...], `row` leaves [B, ...].
-      canvas: i32[B, L]; a token that stands where one is asked for stays, and is scored.
+      denoiser: its `readout` scores, and its `shape` is drawn from.
+      hidden: of its `encode`: `at` leaves [B, L, ...], `row` leaves [B, ...].
+      canvas: i32[B, L]. A token that stands where one is asked for stays, and is scored.
       asked: bool[B, L].
       keys: [B], one a row.
       mask_id: never drawn.

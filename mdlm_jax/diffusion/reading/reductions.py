@@ -8,7 +8,7 @@ Array = jax.Array
 
 @jax.custom_jvp
 def top_and_log_total(logits: Array) -> tuple[Array, Array]:
-    """`max(l)` and `log(sum(exp(l)))` of the last axis: `-inf` where all of it is."""
+    """`max(l)` and `log(sum(exp(l)))` of the last axis: `-inf` where all of it is `-inf`."""
     # GPUs wait for memory here: one pass over the logits instead of two.
     return jax.lax.platform_dependent(logits, cuda=in_one_pass, default=in_two_passes)
 
@@ -24,14 +24,14 @@ def _top_and_log_total_jvp(primals, tangents):
 
 
 def in_two_passes(logits: Array) -> tuple[Array, Array]:
-    """`top_and_log_total` as one writes it."""
+    """`top_and_log_total` in its usual form."""
     top = logits.max(axis=-1)
     base = jnp.where(jnp.isfinite(top), top, 0.0)  # -inf - -inf is no number
     return top, base + jnp.log(jnp.exp(logits - base[..., None]).sum(axis=-1))
 
 
 def in_one_pass(logits: Array) -> tuple[Array, Array]:
-    """By pairs `(m, s)` that stand for `s exp(m)` (Milakov and Gimelshein 2018, algorithm 3)."""
+    """In one pass, by pairs `(m, s)` for `s exp(m)` (Milakov and Gimelshein 2018, algorithm 3)."""
 
     def joined(one, other):
         ahead = one[0] - other[0]

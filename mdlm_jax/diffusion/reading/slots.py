@@ -1,7 +1,7 @@
-"""From hidden states to what is lost at some positions: never `[B, L, V]`.
+"""From hidden states to the losses at some positions, without `[B, L, V]` in memory.
 
-What is lost is any function of the logits of a position and of what the slot holds for it: the
-cross-entropy of a target, a divergence from a teacher's probabilities.
+A loss is any function of the logits of a position and of what the slot holds for it: the
+cross-entropy of a target, or a divergence from a teacher's probabilities.
 """
 
 import functools
@@ -27,7 +27,7 @@ _SUBLANES = 8  # rows of a TPU's vector register
 
 
 class SlotNats(NamedTuple):
-    """Of each slot `[G, C]`, where an empty one has 0 and False.
+    """Of each slot `[G, C]`; an empty one has 0 and False.
 
     Attributes:
       nats: the target's cross-entropy.
@@ -41,14 +41,13 @@ class SlotNats(NamedTuple):
 
 
 # `(logits f32[G, C, V], slot leaves [G, C, ...], filled bool[G, C]) -> (value f32[G, C], aux leaves
-# [G, C, ...], slope f32[G, C, V])`: what a slot loses, what else is to be known of it, and the
-# gradient of its value by its logits. Where nothing is filled, value and slope may be anything
-# finite.
+# [G, C, ...], slope f32[G, C, V])`: a slot's loss, what else is reported of it, and the gradient of
+# its value by its logits. In empty slots value and slope may be anything finite.
 SlotLoss = Callable[[Array, PyTree, Array], tuple[Array, PyTree, Array]]
 
 
 class Slots(NamedTuple):
-    """What the slots of each group hold, gathered: leaves `[G, C, ...]`."""
+    """The gathered contents of each group's slots: leaves `[G, C, ...]`."""
 
     at: PyTree
     row: PyTree
@@ -60,9 +59,9 @@ def by_gradient(of_logits: Callable[[Array, PyTree], tuple[Array, PyTree]]) -> S
     """A `SlotLoss` of a function that JAX differentiates: `(logits, slot) -> (value, aux)`.
 
     Args:
-      of_logits: of each slot alone, from logits f32[G, C, V] and leaves [G, C, ...] to f32[G, C]
-        and leaves [G, C, ...]; finite in empty slots too, whose leaves are 0. What it compares the
-        logits with comes by the slot: it closes over nothing that is traced.
+      of_logits: from logits f32[G, C, V] and leaves [G, C, ...] to f32[G, C] and leaves
+        [G, C, ...], each slot alone. It must be finite in empty slots too, whose leaves are 0. It
+        compares the logits with what the slot holds and closes over nothing that is traced.
     """
 
     def loss(logits: Array, slot: PyTree, filled: Array) -> tuple[Array, PyTree, Array]:
@@ -75,9 +74,9 @@ def by_gradient(of_logits: Callable[[Array, PyTree], tuple[Array, PyTree]]) -> S
 
 
 def gather_slots(hidden: Hidden, positions: Array, slot: PyTree, weights: Array) -> Slots:
-    """Gathers what is read out, so that a batch that is sharded over its rows stays where it is.
+    """Gathers the positions to read out. Rows that are spread over devices stay where they are.
 
-    C is rounded up by empty slots, of weight 0.
+    C is rounded up with empty slots of weight 0.
 
     Args:
       hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
@@ -86,7 +85,7 @@ def gather_slots(hidden: Hidden, positions: Array, slot: PyTree, weights: Array)
       weights: f32[G, C].
     """
     asked = positions.shape[1]
-    # The TPU's gather of an odd number is ten times as much code.
+    # On TPUs, a gather of an odd number takes ten times as much code.
     empty = ((0, 0), (0, -asked % _SUBLANES))
     positions, slot, weights = jax.tree.map(
         lambda x: jnp.pad(x, (*empty, *((0, 0),) * (x.ndim - 2))), (positions, slot, weights)
@@ -113,22 +112,22 @@ def weighted_loss(
     *,
     mask_id: int | None,
 ) -> tuple[Array, Array, PyTree]:
-    """`sum(weights * value)` over the slots of all groups; and each slot's value and aux.
+    """`sum(weights * value)` over the slots of all groups, and each slot's value and aux.
 
-    The logits of a chunk live once: where the loss is differentiated, the gradient is taken chunk
-    by chunk in the forward pass, while they are there,
+    The logits of a chunk live once. If the loss is differentiated, the gradient is taken chunk by
+    chunk in the forward pass, while they are there,
 
         d loss / d logits = weight * slope,
 
-    and the backward pass scales what it left. So it can be differentiated backward (`jax.grad`),
-    and that forward again, but not forward at once (`jax.jvp`): JAX differentiates a function with
-    a backward rule of its own in no other way. `slot_values` has none. Values, aux and what the
-    slots hold have no gradient. Within a `shard_map` that checks, the backward pass computes the
-    logits once more instead.
+    and the backward pass scales the result. So it can be differentiated backward (`jax.grad`), and
+    its gradient forward again, but not forward directly (`jax.jvp`), because JAX allows only that
+    for a function with its own backward rule. `slot_values` has no such rule. Values, aux and the
+    contents of the slots have no gradient. Within a `shard_map` that checks, the backward pass
+    computes the logits once more instead.
 
     Args:
-      loss: of a slot.
-      readout: of the denoiser.
+      loss: the loss of a slot.
+      readout: the denoiser's.
       hidden: `at` leaves [B, L, ...], `row` leaves [B, ...].
       positions: i32[G, C] into the group's B / G rows laid end to end.
       slot: leaves [G, C, ...]: what the loss compares the logits with.
@@ -156,7 +155,7 @@ def slot_values(
     *,
     mask_id: int | None,
 ) -> tuple[Array, PyTree]:
-    """Each slot's value and aux, without a sum; arguments as of `weighted_loss`.
+    """Each slot's value and aux, without a sum; the arguments are those of `weighted_loss`.
 
     Its gradient computes the logits of each chunk once more.
     """
@@ -180,7 +179,7 @@ def cross_entropy(
 ) -> tuple[Array, SlotNats]:
     """`sum(weights * -log p(target))` over the slots of all groups, and each slot.
 
-    Its slope is `softmax(logits) - onehot(target)`; all else as of `weighted_loss`.
+    Its slope is `softmax(logits) - onehot(target)`. All else is as in `weighted_loss`.
 
     Args:
       readout, hidden, positions, weights, mask_id: as of `weighted_loss`.
@@ -201,7 +200,7 @@ def slot_nats(
     *,
     mask_id: int | None,
 ) -> SlotNats:
-    """Each slot, without a sum; arguments as of `cross_entropy`.
+    """Each slot, without a sum; the arguments are those of `cross_entropy`.
 
     Its gradient computes the logits of each chunk once more.
     """
@@ -268,7 +267,7 @@ def _weighted_forward(loss: SlotLoss, read: Callable, constants: list[Array], sl
             of_floats,
         )
 
-    # In float32: each chunk's sum is rounded once, that of the chunks never.
+    # In float32: each chunk's sum is rounded once, and the sum over chunks is not.
     nothing = [jnp.zeros_like(_wide(x)) for x in constants]
     total, (out, of_floats) = jax.lax.scan(of_chunk, nothing, slots)
     of_constants = [x.astype(c.dtype) for x, c in zip(total, constants, strict=True)]
@@ -279,7 +278,7 @@ def _weighted_forward(loss: SlotLoss, read: Callable, constants: list[Array], sl
 
 def _weighted_backward(loss: SlotLoss, read: Callable, left, cotangents):
     del loss, read
-    slope, _ = cotangents  # the slots are told, not differentiated
+    slope, _ = cotangents  # the slots are reported, not differentiated
 
     def scaled(x: Array) -> Array | None:
         return (slope * _wide(x)).astype(x.dtype) if _has_gradient(x) else None

@@ -1,7 +1,7 @@
 """Strategies: which positions a sampler writes, and when.
 
-A strategy sees the canvas at each step and says which positions it asks for, before the network
-is read out there, and which of the drawn tokens stay, after.
+In each step a strategy sees the canvas. Before the network is read out it says which positions it
+asks for; afterwards it says which of the drawn tokens stay.
 
 | reads out | strategies |
 |---|---|

@@ -1,4 +1,4 @@
-"""What a strategy is, what it sees, and how many blanks it leaves."""
+"""Strategies: what they see, what they ask for, and how many blanks a step leaves."""
 
 import math
 from collections.abc import Callable
@@ -18,12 +18,12 @@ Last = Literal["drawn", "greedy"]
 
 
 class View(NamedTuple):
-    """What a strategy sees of the block that is being filled (of everything, if there is one).
+    """What a strategy sees of the block that is being filled (of all, if there is one block).
 
     Attributes:
       canvas: i32[B, L].
-      wanted: bool[B, L], what is to be written: the masks that the block began with.
-      blank: bool[B, L], what of it is masked now.
+      wanted: bool[B, L], the positions to be written: the masks that the block began with.
+      blank: bool[B, L], those of them that are masked now.
       rate: f32[B], the share of the whole text that is masked, to be filled or not.
       outside: f32[B], the share of the whole text that is masked and not wanted: other blocks, and
         what is not to be filled.
@@ -51,8 +51,8 @@ class View(NamedTuple):
     def rate_of_text(self, rate: Array | float) -> Array:
         """The share of the whole text that is masked while `rate f32[B]` of the wanted is: f32[B].
 
-        A network that is told the time is told it of the row that it sees, which may be longer than
-        what is being filled. `rate` itself where all text is wanted.
+        A network with time conditioning gets the time of the row that it sees, which may be longer
+        than what is being filled. The result is `rate` itself where all text is wanted.
         """
         return jnp.minimum(self.outside + self.share * rate, 1.0)  # the sum may round up
 
@@ -61,10 +61,10 @@ class Proposal(NamedTuple):
     """What a strategy asks for in one step.
 
     Attributes:
-      asked: bool[B, L], the positions to read out. Where the canvas holds a token, that one is
-        scored, and none is drawn.
-      t: f32[B], the time that the denoiser is told: of a mask rate of the whole text, `view.rate`
-        or `view.rate_of_text(...)`.
+      asked: bool[B, L], the positions to read out. Where the canvas holds a token, that token is
+        scored and none is drawn.
+      t: f32[B], the denoiser's time, from a mask rate of the whole text: `view.rate` or
+        `view.rate_of_text(...)`.
       noise: f32[], scale of the draw's Gumbel noise: 1 draws from the model, 0 takes the most
         likely token.
     """
@@ -78,20 +78,21 @@ class Proposal(NamedTuple):
 class Strategy(NamedTuple):
     """Pure functions with carried state; `keys` are one a row, fresh at every call.
 
-    Two of this package are equal, and hash alike, where their kind and values are: a strategy may
-    be a static argument of a jitted function. It may be a traced one too, of which the numbers vary
-    and all else is static. Of functions of your own, these must be the same ones, or `Bound`.
+    Two strategies of this package with the same kind and values are equal and hash alike, so a
+    strategy may be a static argument of a jitted function. It may be a traced argument too; then
+    its numbers vary and all else is static. Strategies of your own are equal if their functions are
+    the same objects, or `Bound`.
 
     Attributes:
       init: `(keys [B], view) -> state`.
       propose: `(state, keys [B], view) -> (Proposal, state)`.
       commit: `(state, keys [B], view, asked bool[B, L], candidates) -> (canvas i32[B, L], state)`.
-        It writes where `view.wanted` alone. A step in which no row asks for anything skips the
+        It writes only where `view.wanted`. A step in which no row asks for anything skips the
         network; the candidates then mean nothing.
-      score: what `candidates.score` is, of the distribution and the token at a position.
-      remasks: whether tokens that were written may be masked again; then sampling does not stop
+      score: computes `candidates.score` from the distribution and the token at a position.
+      remasks: whether tokens that were written may be masked again. Sampling then does not stop
         when all is filled.
-      chunk: positions read out at a time where nobody says: few, or as many as all blanks.
+      chunk: positions read out at a time by default: few, or as many as all blanks.
     """
 
     init: Callable[[Array, View], State]
@@ -102,7 +103,7 @@ class Strategy(NamedTuple):
     chunk: int = 512
 
 
-ALL_BLANKS = 2048  # `Strategy.chunk` of those that read out every blank in each step
+ALL_BLANKS = 2048  # `Strategy.chunk` of strategies that read out every blank in each step
 
 
 def commit_all(state: State, keys: Array, view: View, asked: Array, candidates: Candidates):
@@ -111,7 +112,7 @@ def commit_all(state: State, keys: Array, view: View, asked: Array, candidates: 
 
 
 def no_state(keys: Array, view: View) -> tuple:
-    """Of a strategy that remembers nothing."""
+    """The empty state of a strategy that remembers nothing."""
     return ()
 
 
@@ -134,7 +135,7 @@ def noise_of(last: Last, view: View) -> Array | float:
 
 
 def require_one_of(strategy: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises: ValueError: the value is another."""
+    """Raises: ValueError: the value is not allowed."""
     if value not in allowed:
         raise ValueError(f"{strategy}: {name} is {value!r}, it must be {' or '.join(allowed)}")
 
@@ -142,7 +143,7 @@ def require_one_of(strategy: str, name: str, value: str, allowed: tuple[str, ...
 def require_within(
     strategy: str, name: str, value: float | Array, low: float, high: float = math.inf
 ) -> None:
-    """Raises: ValueError: the value can be seen, and is not a number in [low, high]."""
+    """Raises: ValueError: the value is known and is not a number in [low, high]."""
     if isinstance(value, jax.core.Tracer):
         return
     if not low <= value <= high:

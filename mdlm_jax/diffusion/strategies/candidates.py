@@ -43,9 +43,9 @@ def confidence(
     `score + temperature (1 - (i + 1) / steps) Gumbel`, so many that after step i a share of
     `cos(pi / 2 (i + 1) / steps)` of the blanks is left, and at least one.
 
-    By "probability" the choice depends on the drawn tokens: it follows no exact law, confident
-    tokens first make text plainer than the data. By "margin" or "entropy" (Dream, Ye et al. 2025)
-    it depends on the canvas alone: at one token a step the samples follow the model's joint law.
+    With "probability" the choice depends on the drawn tokens, so it follows no exact law: confident
+    tokens first make text plainer than the data. With "margin" or "entropy" (Dream, Ye et al. 2025)
+    it depends on the canvas alone, so at one token a step the samples follow the model's joint law.
 
     Args:
       score: "probability", the drawn token's `log p`; "margin", the difference between the two
@@ -65,7 +65,7 @@ def confidence(
 def greedy(
     score: ScoreName = "probability", *, grid: Grid = "uniform", schedule: Schedule = linear()
 ) -> Strategy:
-    """The most likely token at the most confident positions: the same text for any key.
+    """Keeps the most likely token at the most confident positions: the same text for any key.
 
     LLaDA's low-confidence remasking at temperature 0 (Nie et al. 2025). Ties go to
     the first position and the lowest id.
@@ -112,8 +112,8 @@ def _keep_surest(temperature, grid: Grid, state, keys, view: View, asked, candid
 def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
     """Keeps every candidate of probability `tau` or more, and the best (Fast-dLLM, Wu et al. 2025).
 
-    Section 3.3 there. Adaptive: it takes as many steps as it needs, `steps` at the most; the last
-    writes all that is left.
+    See section 3.3 there. It is adaptive: it takes as many steps as it needs, at most `steps`, and
+    the last step writes all that is left.
 
     Args:
       tau: in [0, 1]; 0 writes everything at once, 1 nearly a token a step.
@@ -133,11 +133,11 @@ def _above(tau, score, rank):
 def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
     """Keeps the n most probable candidates while `(n + 1) (1 - p_n) <= value`, and the best.
 
-    The variant of `threshold` in which the more is written at once the surer it must be (Fast-dLLM,
-    Wu et al. 2025, section 3.3, theorem 1).
+    A variant of `threshold`: the more tokens a step writes, the surer they must be (Fast-dLLM, Wu
+    et al. 2025, section 3.3, theorem 1).
 
     Args:
-      value: f, positive; the larger the more tokens a step.
+      value: f, not negative; larger values write more tokens a step.
       schedule: turns the share of masks into the time.
 
     Raises:
@@ -155,11 +155,11 @@ def _sure_together(value, score, rank):
 def entropy_bounded(gamma: float | Array, schedule: Schedule = linear()) -> Strategy:
     """Keeps the positions of least entropy while these do not add up (Ben-Hamu et al. 2025).
 
-    The EB-sampler: by ascending entropy H, the longest set U with
-    `sum_U H - max_U H <= gamma`, which bounds what drawing the tokens of U independently loses. At
+    This is the EB-sampler: by ascending entropy H, the longest set U with
+    `sum_U H - max_U H <= gamma`. That bounds the loss of drawing the tokens of U independently. At
     0 it writes one uncertain token a step, with all certain ones, and follows the model's joint
-    law. Adaptive: it takes as many steps as it needs, `steps` at the most; the last writes all that
-    is left.
+    law. It is adaptive: it takes as many steps as it needs, at most `steps`, and the last step
+    writes all that is left.
 
     Args:
       gamma: nats, not negative.
@@ -181,9 +181,9 @@ def _within_entropy(gamma, score, rank):
 
 
 def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) -> Strategy:
-    """Keeps what is `sure(score f32[B, L], rank i32[B, L])`, the best one in any case.
+    """Keeps the positions that are `sure(score f32[B, L], rank i32[B, L])`, and always the best.
 
-    `rank` is the place by descending score; what was not asked for has score -inf.
+    `rank` is the place by descending score. Positions not asked for have the score -inf.
     """
     check_schedule(schedule)
     propose = Bound(_ask_every_blank, (schedule, "drawn"))

@@ -1,4 +1,4 @@
-"""Strategies that choose positions before tokens: each is read out once, when it is written."""
+"""Strategies that choose positions before tokens and read out each once, when it is written."""
 
 import math
 
@@ -30,10 +30,10 @@ def exact_count(
 ) -> Strategy:
     """Writes blanks in a uniformly random order, as evenly over the steps as they divide.
 
-    With as many steps as blanks each step writes one token, and the samples follow the joint law of
-    the denoiser's conditionals exactly (any-order autoregression: Hoogeboom et al. 2022, ARDM;
+    With as many steps as blanks each step writes one token, and the samples follow exactly the
+    joint law of the denoiser's conditionals (any-order autoregression: Hoogeboom et al. 2022, ARDM;
     Zheng et al. 2024, "Masked Diffusion Models are Secretly Time-Agnostic Masked Models"). One step
-    is the product of the marginals: BERT filling all masks at once.
+    draws from the product of the marginals, as BERT fills all masks at once.
 
     Args:
       schedule: turns the share of masks into the time.
@@ -57,9 +57,9 @@ def _ask_by_turn(schedule: Schedule, grid: Grid, last: Last, state, keys, view: 
 def left_to_right(schedule: Schedule = linear(), *, last: Last = "drawn") -> Strategy:
     """Writes blanks in the order of reading, as evenly over the steps as they divide.
 
-    One order of the many that `exact_count` draws: with as many steps as blanks the samples follow
-    the chain rule from left to right. It is how a causal network writes (`causal_denoiser`), which
-    needs a step for each blank.
+    This is one of the orders that `exact_count` draws from. With as many steps as blanks the
+    samples follow the chain rule from left to right. A causal network (`causal_denoiser`) writes in
+    this way, and needs a step for each blank.
 
     Args:
       schedule: turns the share of masks into the time.
@@ -74,14 +74,14 @@ def left_to_right(schedule: Schedule = linear(), *, last: Last = "drawn") -> Str
 
 
 def first_hitting(schedule: Schedule = linear()) -> Strategy:
-    """The reverse process in continuous time, jumping to where it writes (Zheng et al. 2024).
+    """The reverse process in continuous time, from one write to the next (Zheng et al. 2024).
 
-    Each token leaves the mask at a time of its own, at which the rate is uniform on [0, 1] whatever
-    the schedule. So draw these rates, and write the blanks from the highest down; the denoiser is
-    told the time of the first one written in the step (that of the whole text, where more of it is
-    masked or known). With as many steps as blanks this is the
-    law of `ancestral` with infinitely many steps, for denoisers that use the time too. (The paper
-    draws the next rate as `rate * u ** (1 / blanks)`: the same law, one order statistic at a time.)
+    Each token leaves the mask at a time of its own, at which the rate is uniform on [0, 1] for
+    every schedule. So it draws these rates and writes the blanks from the highest down. The
+    denoiser's time is that of the first one written in the step (that of the whole text, if more of
+    it is masked or known). With as many steps as blanks this is the law of `ancestral` with
+    infinitely many steps, also for denoisers that use the time. (The paper draws the next rate as
+    `rate * u ** (1 / blanks)`, which is the same law, one order statistic at a time.)
 
     Args:
       schedule: turns the mask rate into the time.
@@ -102,10 +102,10 @@ def ancestral(
 ) -> Strategy:
     """The reverse process on a grid of times (D3PM; MD4 eq. 7; MDLM eq. 7).
 
-    From t to s each blank is written with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, alone:
-    which positions is one draw, which tokens another. The last step (s = 0) writes all that is
-    left. Of a block or of gaps the process is of these alone; the denoiser is told the time at
-    which the whole text has as many masks.
+    From t to s each blank is written with probability `(alpha_s - alpha_t) / (1 - alpha_t)`,
+    independently of the others. The positions are one draw and the tokens another. The last step
+    (s = 0) writes all that is left. With blocks or gaps the process covers only these, and the
+    denoiser's time is the one at which the whole text has as many masks.
 
     Args:
       schedule: of the masking process that is reversed.
@@ -140,7 +140,7 @@ def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
 
 
 def _reading_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
-    """As `_random_order`, the score of a blank how far it stands to the right."""
+    """As `_random_order`, with the distance to the right end as the score of a blank."""
     del keys
     place = jnp.cumsum(view.blank, axis=1).astype(jnp.float32)
     count = view.blank.sum(axis=1)
@@ -149,7 +149,7 @@ def _reading_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
 
 
 def _left_one_less(grid: Grid, blanks: Array, view: View) -> Array:
-    """As `blanks_left`; the cosine, which begins with less than a token a step, writes one."""
+    """As `blanks_left`, but the cosine grid writes at least one token in its first steps."""
     left = blanks_left(grid, blanks, view)
     return left if grid == "uniform" else jnp.minimum(left, view.blank.sum(axis=1) - 1)
 

@@ -40,9 +40,9 @@ def remask(
     """The reverse process that may mask a token again (ReMDM, Wang et al. 2025).
 
     From t to s a token that was written is masked with probability sigma, and a blank is written
-    with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`, so that at every time as
-    much is written as by `ancestral`; sigma is at most `sigma_max = min(1, (1 - alpha_s) /
-    alpha_t)`, hence 0 in the last step. By `kind`:
+    with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`. So at every time as much is
+    written as by `ancestral`. sigma is at most `sigma_max = min(1, (1 - alpha_s) / alpha_t)`, hence
+    0 in the last step. By `kind`:
 
     | kind | sigma |
     |---|---|
@@ -56,10 +56,10 @@ def remask(
     Args:
       kind: see above.
       eta: strength, in [0, 1]; 0 is `ancestral` ("loop": on its own alpha).
-      schedule: of the masking process that is reversed; of "loop" it only turns rates into times.
-      t_on: of "loop", when remasking begins.
-      t_off: of "loop", when it ends.
-      alpha_on: of "loop", the share of tokens that is written meanwhile, below 1.
+      schedule: of the masking process that is reversed; "loop" only turns rates into times by it.
+      t_on: for "loop", when remasking begins.
+      t_off: for "loop", when it ends.
+      alpha_on: for "loop", the share of tokens that is written meanwhile, below 1.
 
     Raises:
       ValueError: on another kind, or a number outside its range.
@@ -147,15 +147,15 @@ def _step(rate: Callable[[Array], Array], view: View) -> _Step:
 def path_planning(
     eta: float | Array = 1.0, *, grid: Grid = "uniform", schedule: Schedule = linear()
 ) -> Strategy:
-    """Keeps the most probable of all that is or could be written (P2, Peng et al. 2025).
+    """Keeps the most probable of the written and the drawn tokens (P2, Peng et al. 2025).
 
-    Self-planning: each step draws a token for every blank and scores all wanted positions by the
-    network's own `log p`, of the drawn token at a blank, and `eta` times that of the token that
-    stands there at the others. The lowest are masked, as many as the grid leaves, whether they were
-    before or not.
+    This is self-planning. Each step draws a token for every blank and scores all wanted positions
+    by the network's own `log p`: at a blank that of the drawn token, elsewhere `eta` times that of
+    the token that stands there. The lowest are masked, as many as the grid leaves, whether or not
+    they were masked before.
 
     Args:
-      eta: how ready it is to take tokens back: 0 never, 1 weighs both alike, more prefers new ones.
+      eta: readiness to take tokens back: 0 never, 1 weighs both alike, more prefers new ones.
       grid: "uniform" or "cosine", of the number of masks.
       schedule: turns the share of masks into the time.
 

@@ -52,6 +52,7 @@ _SPLITS = ("train", "validation", "test")
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", _SPLITS, "Which text.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
+_STEP = command_line.define_step()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows evaluated, or sampled, at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws, or of the samples.", 0, 2**64 - 1)
 _DRAWS = flags.DEFINE_integer("draws", 8, "Corruptions of each row; more shrink the error.", 2)
@@ -133,6 +134,7 @@ def main() -> int:
         epath.Path(_WORKDIR.value),
         split=_SPLIT.value,
         weights=_WEIGHTS.value,
+        step=_STEP.value,
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
         mesh=mesh,
@@ -176,7 +178,7 @@ def _plan_split(mesh: Mesh) -> Job:
     """A split of the data of a run."""
     folder = epath.Path(_WORKDIR.value)
     _check_outputs(folder, _SPLIT.value)
-    trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
+    trained = workdir.load(folder, weights=_WEIGHTS.value, step=_STEP.value, mesh=mesh)
     with distributed.failing_together():
         model = models.of_run(trained, _WEIGHTS.value)
         prepared = workdir.load_data(trained, folder)
@@ -200,9 +202,11 @@ def _plan_text(mesh: Mesh) -> Job:
     counted = None
     if _CHECKPOINT.value:
         weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
-        model = models.load(name, mesh, weights=weights)
+        model = models.load(name, mesh, weights=weights, step=_STEP.value)
     else:
-        trained = workdir.load(epath.Path(name), weights=_WEIGHTS.value, mesh=mesh)
+        trained = workdir.load(
+            epath.Path(name), weights=_WEIGHTS.value, step=_STEP.value, mesh=mesh
+        )
         model = models.of_run(trained, _WEIGHTS.value)
         if prepared := data.find_prepared(trained.config["data_fingerprint"]):
             counted = prepared.splits["train"], prepared.vocab_size

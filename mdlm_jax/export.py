@@ -16,7 +16,7 @@ from mdlm_jax.runs import workdir
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _OUTPUT = command_line.define_path("output", None, "Folder to write: empty, or made.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
-_STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; the newest by default.", 0)
+_STEP = command_line.define_step()
 command_line.require("workdir", "output")
 
 

@@ -95,6 +95,7 @@ _LENGTH = flags.DEFINE_integer(
     "Tokens of a row, at most as many as the model takes; as in training by default.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
+_STEP = command_line.define_step()
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**64 - 1)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
@@ -150,7 +151,7 @@ def main() -> int:
         with distributed.failing_together():
             _check_flags()
             mesh = filling.make_mesh(_MESH.value)
-        trained = workdir.load(folder, weights=_WEIGHTS.value, mesh=mesh)
+        trained = workdir.load(folder, weights=_WEIGHTS.value, step=_STEP.value, mesh=mesh)
         with distributed.failing_together():
             job = _plan(trained, mesh, folder)
         distributed.require_same("what is asked for", _fingerprint(job))

@@ -27,12 +27,12 @@ from etils import epath
 from mdlm_jax import data
 from mdlm_jax.host import command_line, distributed, endings, host_memory, parallel
 from mdlm_jax.runs import following, hooks, starting, workdir
-from mdlm_jax.runs.experiment import Experiment, as_json, profile_range
+from mdlm_jax.runs.experiment import Experiment, TrainingConfig, as_json, profile_range
 from mdlm_jax.runs.families import network_of
 from mdlm_jax.runs.planning import Job, load_start, plan
 from mdlm_jax.runs.program import could_pair_rows, pairs_rows
 from mdlm_jax.training import checkpoints
-from mdlm_jax.training.loop import LoopConfig, Profile, fit, lacking
+from mdlm_jax.training.loop import LoopConfig, Outcome, Profile, fit, lacking
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.optimizer import make_optimizer
 
@@ -137,6 +137,8 @@ def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> 
                         eval_every=experiment.evaluation.every,
                         save_every=training.save_every,
                         max_bad_steps=training.max_bad_steps,
+                        keep_best=training.keep_best,
+                        patience=training.patience,
                         watchdog_seconds=training.watchdog_seconds,
                         watchdog_startup_seconds=training.watchdog_startup_seconds,
                     ),
@@ -158,10 +160,28 @@ def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> 
         _say(f"stopped at step {int(outcome.state.step)}, all is saved: start again to go on")
         return command_line.STOPPED
     if jax.process_index() == 0:  # which wrote the metrics
+        for line in _of_validation(outcome, training):
+            _say(line)
         _say(_last_words(job.workdir))
         _report(job.workdir)
         _say(f"next: {_next_command(job)}")
     return 0
+
+
+def _of_validation(outcome: Outcome, training: TrainingConfig) -> list[str]:
+    """Why a run ended early, and where its best weights are."""
+    words, best = [], outcome.best
+    if outcome.early:
+        than = "is finite"
+        if best.step is not None:
+            than = f"improved on the {best.figure:.3f} nats per token of step {best.step}"
+        words.append(
+            f"stopped early at step {int(outcome.state.step)} of {training.steps}: none of the "
+            f"last {best.since} evaluations {than} (training.patience)"
+        )
+    if outcome.kept is not None:
+        words.append(f"the best evaluation is that of step {outcome.kept}: --step=best reads it")
+    return words
 
 
 def _report(folder: epath.Path) -> None:

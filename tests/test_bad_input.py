@@ -140,6 +140,7 @@ CASES = {
     # values
     "value": ("train", [*NEW, "--config.model.norm=layernrom"], "layernrom.*layernorm.*rmsnorm"),
     "heads": ("train", [*NEW, "--config.model.heads=3"], "model.heads=3.*divisor"),
+    "patience": ("train", [*NEW, "--config.training.patience=-1"], "patience must be at least 0"),
     "keep": ("train", [*NEW, "--config.training.keep_every=-1"], "keep_every must be at least 0"),
     "steps": ("train", [*NEW, "--config.training.steps=0"], "training.steps must be at least 1"),
     "rate": ("train", [*NEW, "--config.optimizer.learning_rate=-1"], "learning_rate.*-1"),

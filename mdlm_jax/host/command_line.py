@@ -76,6 +76,16 @@ def given_keys(holder: flags.FlagHolder) -> frozenset[str]:
     return frozenset(config_flags.get_override_values(flags.FLAGS[holder.name]))
 
 
+def define_step() -> flags.FlagHolder:
+    """`--step=N` or `--step=best`, of a run."""
+    return flags.DEFINE_string(
+        "step",
+        None,
+        "Of which checkpoint: the number of its step, or best, by validation; the newest by "
+        "default.",
+    )
+
+
 def require(*names: str) -> None:
     """Makes flags required."""
     for name in names:

@@ -104,6 +104,11 @@ def require_same(name: str, value: str) -> None:
         raise ValueError(f"{name} differs between the processes: {', '.join(sorted(values))}")
 
 
+def of_first(number: int) -> int:
+    """The number that process 0 has, in every process; all must ask."""
+    return int(_gathered(str(number))[0])
+
+
 def _gathered(text: str) -> list[str]:
     """The text of every process, in their order."""
     if not jax.distributed.is_initialized():  # and perhaps there is no device to ask with

@@ -29,12 +29,19 @@ _SCORED = 256  # rows whose states are held at a time
 
 
 def measure(
-    folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int, mesh: Mesh
+    folder: epath.Path,
+    *,
+    split: str,
+    weights: str,
+    step: str | None,
+    seed: int,
+    batch_size: int,
+    mesh: Mesh,
 ) -> int:
     """Measures the answers of a run as the flags ask, prints and writes; returns the exit code."""
     with command_line.bad_input():
         grid = points.Grid(samples=flags.FLAGS.samples, steps=frontier.values("steps", int))
-        trained = workdir.load(folder, weights=weights, mesh=mesh)
+        trained = workdir.load(folder, weights=weights, step=step, mesh=mesh)
         _check(trained, folder)
         paths.check_output(folder / "answers.json")
         strategies = frontier.strategies_of(trained, _STRATEGIES)

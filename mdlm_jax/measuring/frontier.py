@@ -58,7 +58,14 @@ _DEFAULT = "exact_count; ancestral; confidence; threshold(0.9)"
 
 
 def measure(
-    folder: epath.Path, *, split: str, weights: str, seed: int, batch_size: int, mesh: Mesh
+    folder: epath.Path,
+    *,
+    split: str,
+    weights: str,
+    step: str | None,
+    seed: int,
+    batch_size: int,
+    mesh: Mesh,
 ) -> int:
     """Measures the samples of a run as the flags ask, prints and writes; returns the exit code."""
     with command_line.bad_input():
@@ -77,7 +84,7 @@ def measure(
             paths.check_output(path)
         if _FEATURES.value:
             mauve.check_installed()
-        trained = workdir.load(folder, weights=weights, mesh=mesh)
+        trained = workdir.load(folder, weights=weights, step=step, mesh=mesh)
         if trained.family.is_causal:
             raise ValueError(
                 f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"

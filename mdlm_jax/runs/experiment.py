@@ -93,6 +93,10 @@ class TrainingConfig:
       save_every: steps between checkpoints.
       keep_last: newest checkpoints to keep.
       keep_every: keeps, beside those, every checkpoint whose step is a multiple of it; 0 for none.
+      keep_best: keeps the checkpoint whose evaluation was best, too, and saves one at an evaluation
+        that is better than all before it.
+      patience: so many evaluations in a row that are no better than the best end the run; 0 for
+        none.
       max_bad_steps: this many updates in a row that are not finite end the run.
       heartbeat_seconds: of several processes, one that was silent for so long is dead: all end.
       watchdog_seconds: a process in which no step finishes for so long ends; 0 to wait for ever.
@@ -110,6 +114,8 @@ class TrainingConfig:
     save_every: int = 5_000
     keep_last: int = 2
     keep_every: int = 0
+    keep_best: bool = False
+    patience: int = 0
     max_bad_steps: int = 10
     heartbeat_seconds: int = 100
     watchdog_seconds: int = 900
@@ -122,7 +128,7 @@ class TrainingConfig:
             _at_least(f"training.{key}", getattr(self, key), 1)
         _at_least("training.max_bad_steps", self.max_bad_steps, 1)
         _at_least("training.heartbeat_seconds", self.heartbeat_seconds, 1)
-        for key in ("keep_every", "watchdog_seconds", "watchdog_startup_seconds"):
+        for key in ("keep_every", "patience", "watchdog_seconds", "watchdog_startup_seconds"):
             _at_least(f"training.{key}", getattr(self, key), 0)
         if self.steps >= 2**31:  # as they are counted
             raise ValueError(f"training.steps must be below 2**31, not {self.steps!r}")
@@ -197,10 +203,12 @@ OPERATIONAL = (
     "profile_steps",
     "training.accumulation",
     "training.heartbeat_seconds",
+    "training.keep_best",
     "training.keep_every",
     "training.keep_last",
     "training.log_every",
     "training.max_bad_steps",
+    "training.patience",
     "training.save_every",
     "training.steps",
     "training.tensorboard",

@@ -66,7 +66,9 @@ def of_run(trained: workdir.Trained, weights: str) -> Model:
     )
 
 
-def load(name: str, mesh: Mesh, *, weights: str | None = None) -> Model:
+def load(
+    name: str, mesh: Mesh, *, weights: str | None = None, step: int | str | None = None
+) -> Model:
     """Loads a model; of several processes all must.
 
     Args:
@@ -74,9 +76,10 @@ def load(name: str, mesh: Mesh, *, weights: str | None = None) -> Model:
         it, a folder of Hugging Face's files or a name of its hub, which was trained as BERT is.
       mesh: where its parameters lie, as in training.
       weights: of a run, 'ema' (which None is, too) or 'params'.
+      step: of a run, of which checkpoint, as of `workdir.load`.
 
     Raises:
-      ValueError: `weights` of what is no run, a checkpoint without a tokenizer, or as
+      ValueError: `weights` or `step` of what is no run, a checkpoint without a tokenizer, or as
         `workdir.load` and `load_pretrained`.
       FileNotFoundError: as these.
       ImportError: as `load_pretrained`.
@@ -84,9 +87,11 @@ def load(name: str, mesh: Mesh, *, weights: str | None = None) -> Model:
     folder = reading.path(name)
     if (folder / "checkpoints").is_dir():
         weights = weights or "ema"
-        return of_run(workdir.load(folder, weights=weights, mesh=mesh), weights)
+        return of_run(workdir.load(folder, weights=weights, step=step, mesh=mesh), weights)
     if weights is not None:
         raise ValueError(f"{name} is no run: it has one kind of weights, and not {weights!r}")
+    if step is not None:
+        raise ValueError(f"{name} is no run: it has no checkpoint of step {step!r}")
     pretrained = load_pretrained(name)
     if pretrained.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer.json and no vocab.txt: no text can be read")

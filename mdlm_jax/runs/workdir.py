@@ -31,7 +31,8 @@ from mdlm_jax.runs import config_json
 from mdlm_jax.runs.experiment import FORMAT, Experiment, ObjectiveConfig, default_config, identity
 from mdlm_jax.runs.families import Family, family_of, network_of
 from mdlm_jax.runs.program import padded_for, place_parameters
-from mdlm_jax.training import checkpoints
+from mdlm_jax.training import best, checkpoints, metrics
+from mdlm_jax.training.metrics import read_metrics
 
 
 class Trained(NamedTuple):
@@ -152,14 +153,19 @@ def record_steps(workdir: epath.Path, steps: int) -> None:
 
 
 def load(
-    workdir: epath.Path, *, weights: str = "ema", step: int | None = None, mesh: Mesh | None = None
+    workdir: epath.Path,
+    *,
+    weights: str = "ema",
+    step: int | str | None = None,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Reads the weights of a run, or what `export` wrote; of several processes all must.
 
     Args:
       workdir: of the run.
       weights: 'ema' or 'params'.
-      step: of which checkpoint; by default of the newest that is whole.
+      step: of which checkpoint: its number (as text, too), or 'best' by validation; by default of
+        the newest that is whole.
       mesh: the weights are split over its devices as in training, the encoder's vocabulary padded
         for it; by default they lie whole on a device of this process.
 
@@ -177,17 +183,39 @@ def load(
         encoder = network_of(encoder).for_devices(encoder, mine[0].platform, strict=False)
         if not checkpoints.list_steps(workdir / "checkpoints"):
             raise FileNotFoundError(f"{workdir} holds a run, but no checkpoint yet")
+        found = _step_of(workdir, step)
         mesh = parallel.make_mesh(devices=mine[:1]) if mesh is None else mesh
         encoder = padded_for(encoder, mesh)
         abstract = _abstract_params(encoder, mesh)
+    if step == "best":  # a run that is training may have told one process of a newer one
+        distributed.require_same("the best step", str(found))
     params, step = checkpoints.restore_params(
         workdir / "checkpoints",
         abstract,
         item=weights,
-        step=step,
+        step=found,
         padded=network_of(encoder).padded_leaves(encoder),
     )
     return Trained(params, encoder, tokenizer, config, step)
+
+
+def _step_of(workdir: epath.Path, asked: int | str | None) -> int | None:
+    """The step of the checkpoint that is asked for; None for the newest."""
+    if asked in (None, ""):
+        return None
+    if asked != "best":
+        if not str(asked).isdecimal():
+            raise ValueError(f"step must be the number of one, or 'best', not {asked!r}")
+        return int(asked)
+    steps = checkpoints.list_steps(workdir / "checkpoints")
+    records = read_metrics(workdir) if (workdir / metrics.FILE).exists() else []
+    found = best.standing(record for record in records if record["step"] in steps).step
+    if found is None:
+        raise ValueError(
+            f"{workdir} has no checkpoint that was evaluated, of which one could be the best: "
+            "train with training.keep_best"
+        )
+    return found
 
 
 def _abstract_params(encoder: Any, mesh: Mesh) -> Any:
@@ -278,7 +306,7 @@ def data_card(workdir: epath.Path) -> dict[str, Any]:
 
 
 def export(
-    workdir: epath.Path, output: epath.Path, *, weights: str = "ema", step: int | None = None
+    workdir: epath.Path, output: epath.Path, *, weights: str = "ema", step: int | str | None = None
 ) -> Trained:
     """Writes the weights alone, with what `load` needs beside them, into a new folder.
 

@@ -30,7 +30,37 @@ from mdlm_jax.host import paths
 from mdlm_jax.training.state import TrainState
 
 PyTree = Any
-Checkpointer = v1.training.Checkpointer
+
+
+class _Marked(v1.training.preservation_policies.PreservationPolicy):
+    """Keeps one checkpoint, which may change."""
+
+    def __init__(self):
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+class Checkpointer(v1.training.Checkpointer):
+    """Orbax's; beside what its policies say it keeps the checkpoint of a step that is marked."""
+
+    def __init__(self, directory: epath.Path, keep: Sequence[Any]):
+        self._marked = _Marked()
+        super().__init__(
+            directory,
+            # The loop alone decides when to save; by default Orbax saves as often as it can.
+            save_decision_policy=v1.training.save_decision_policies.SpecificStepsPolicy([]),
+            preservation_policy=v1.training.preservation_policies.AnyPreservationPolicy(
+                [*keep, self._marked]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def mark(self, step: int | None) -> None:
+        """Keeps the checkpoint of `step` until another is marked; every process must."""
+        self._marked.step = step
 
 
 @contextlib.contextmanager
@@ -62,13 +92,7 @@ def open_checkpoints(
         keep.append(policies.EveryNSteps(keep_every))
     with (
         _system_errors(directory),
-        Checkpointer(
-            _absolute(directory),
-            # The loop alone decides when to save; by default Orbax saves as often as it can.
-            save_decision_policy=v1.training.save_decision_policies.SpecificStepsPolicy([]),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
-        ) as checkpointer,
+        Checkpointer(_absolute(directory), keep) as checkpointer,
     ):
         folder = checkpointer.directory
         if paths.is_local(folder) and not os.access(
@@ -191,7 +215,7 @@ def restore(
         checkpoints are damaged.
       OSError: if the system refuses to read them.
     """
-    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    steps = saved_steps(checkpointer)
     values, step = _newest_whole(checkpointer.directory, steps, abstract._asdict(), padded)
     if step != steps[-1]:
         if jax.process_index() == 0:
@@ -246,6 +270,11 @@ def save_params(directory: str | Path, params: PyTree, *, item: str, step: int) 
     """
     with _system_errors(directory):
         v1.save_checkpointables(_absolute(directory) / str(step), {item: params})
+
+
+def saved_steps(checkpointer: Checkpointer) -> list[int]:
+    """The steps of its checkpoints, in order."""
+    return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
 def list_steps(directory: str | Path) -> list[int]:

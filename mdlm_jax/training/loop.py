@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from mdlm_jax.training import checkpoints
+from mdlm_jax.training import best, checkpoints
+from mdlm_jax.training.best import Standing, Validation
 from mdlm_jax.training.metrics import MetricsWriter
 from mdlm_jax.training.report import Report
 from mdlm_jax.training.state import TrainState
@@ -30,11 +31,15 @@ class LoopConfig:
       eval_every: steps between calls of the hooks.
       save_every: steps between checkpoints.
       max_bad_steps: this many skipped updates in a row end the run.
+      keep_best: keeps the checkpoint of the best evaluation, and saves one where it is better than
+        those before it.
+      patience: so many evaluations in a row that are no better than the best end the run; 0 for
+        never.
       watchdog_seconds: without a finished step for so long, the process ends; 0 for never.
       watchdog_startup_seconds: the same before the first step and in hooks, which compile.
 
     Raises:
-      ValueError: if a length or cadence is not positive.
+      ValueError: if a length or cadence is not positive, or the patience is negative.
     """
 
     steps: int
@@ -42,13 +47,17 @@ class LoopConfig:
     eval_every: int = 1000
     save_every: int = 1000
     max_bad_steps: int = 10
+    keep_best: bool = False
+    patience: int = 0
     watchdog_seconds: int = 0
     watchdog_startup_seconds: int = 0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1 and not name.startswith("watchdog"):
-                raise ValueError(f"loop.{name} must be at least 1, not {value!r}")
+        for name in ("steps", "log_every", "eval_every", "save_every", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"loop.{name} must be at least 1, not {getattr(self, name)!r}")
+        if self.patience < 0:
+            raise ValueError(f"loop.patience must be at least 0, not {self.patience!r}")
 
 
 class BatchSource(Protocol):
@@ -72,10 +81,21 @@ class Profile(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: `stopped` if a signal left steps or hooks undone; all is saved."""
+    """How a run ended; all is saved.
+
+    Attributes:
+      state: the last.
+      stopped: a signal left steps or hooks undone.
+      early: the evaluations ended it, by `patience`.
+      best: how they stand; in process 0 alone, and where they were compared.
+      kept: the step of the checkpoint that `keep_best` keeps; None for none.
+    """
 
     state: TrainState
     stopped: bool
+    early: bool = False
+    best: Standing = Standing()
+    kept: int | None = None
 
 
 def fit(
@@ -104,6 +124,10 @@ def fit(
     with a checkpoint; a second one kills at once. When `fit` returns, all checkpoints are on disk.
     The first checkpoint of a new run is waited for and read back.
 
+    With `keep_best` or `patience` the records of the hook "eval" are compared by their
+    "nats_per_token", those of earlier starts included: a run that goes on keeps and ends at the
+    same steps as one that never stopped. Process 0 decides for all.
+
     Args:
       state: from `init_state` or `checkpoints.restore`; donated.
       step: from `make_step`.
@@ -124,8 +148,8 @@ def fit(
     Raises:
       FloatingPointError: after `max_bad_steps` skipped updates in a row.
       OSError: the system refuses to write, or what it wrote cannot be read back.
-      ValueError: if `state` is beyond the last step or is not the newest checkpoint, or if the
-        batches end early.
+      ValueError: if `state` is beyond the last step or is not the newest checkpoint, if the batches
+        end early, or if there is nothing by which to keep the best or to end.
     """
     start = int(state.step)
     if start > config.steps:
@@ -135,6 +159,14 @@ def fit(
             f"the state is at step {start}, but {checkpointer.directory} holds a checkpoint of "
             f"step {checkpoints.latest_step(checkpointer)}: restore it, or use another folder"
         )
+    validation = None
+    if config.keep_best or config.patience:
+        if best.KIND not in (hooks or {}):
+            raise ValueError(f"keep_best and patience need a hook {best.KIND!r}")
+        saved = checkpoints.saved_steps(checkpointer)
+        validation = Validation(metrics.evaluations, saved, patience=config.patience, vote=vote)
+        if config.keep_best:
+            checkpointer.mark(validation.kept_step)
     report = Report(
         metrics,
         steps=config.steps,
@@ -159,13 +191,30 @@ def fit(
                 checkpointer.wait()
                 raise
             report.record(done, kind, values)
+            if validation and kind == best.KIND:
+                is_best = validation.add(done, values[best.FIGURE])
+                if is_best and config.keep_best:
+                    checkpointer.mark(done)
+                    store(state)
+
+    def is_over(done: int) -> bool:
+        return validation is not None and done < config.steps and validation.is_over()
+
+    def store(state: TrainState) -> None:
+        nonlocal trusted
+        metrics.sync()  # or a run that ends here would lack the last records
+        checkpoints.save(checkpointer, state)
+        if not trusted:
+            with report.paused(), dog.patience():
+                checkpoints.read_back(checkpointer, state)
+            trusted = True
 
     def finish(done: int, values: dict[str, Any]) -> None:
         report.add(done, values)
         dog.beat(done)
 
     dog = Watchdog(config.watchdog_seconds, config.watchdog_startup_seconds)
-    stopped, pending = False, None
+    stopped, early, pending = False, False, None
     trusted = checkpoints.latest_step(checkpointer) is not None  # a checkpoint was read here
     profiled = range(0) if profile is None else profile.steps
     with (
@@ -177,8 +226,10 @@ def fit(
     ):
         if due(start, config.eval_every):
             run_hooks(state, start, lacking(hooks or {}, metrics, vote))
-        source = batches.iterate(start) if start < config.steps else iter(())
-        for done in range(start + 1, config.steps + 1):
+        early = is_over(start)
+        last = start if early else config.steps
+        source = batches.iterate(start) if start < last else iter(())
+        for done in range(start + 1, last + 1):
             batch = next(source, None)
             if batch is None:
                 raise ValueError(f"the batches ended before step {done} of {config.steps}")
@@ -207,20 +258,21 @@ def fit(
                 pending = None
             checkpoints.check(checkpointer)
             if saving:
-                metrics.sync()  # or a run that ends here would lack the last records
-                checkpoints.save(checkpointer, state)
-                if not trusted:
-                    with report.paused(), dog.patience():
-                        checkpoints.read_back(checkpointer, state)
-                    trusted = True
+                store(state)
             if evaluating:
                 with report.paused():
                     run_hooks(state, done, hooks or {})
-            if stopped:
+                early = is_over(done)
+                if early:
+                    store(state)
+            if stopped or early:
                 break
         with dog.patience():
             checkpointer.wait()
-    return Outcome(state, stopped)
+    if validation is None:
+        return Outcome(state, stopped)
+    kept = validation.kept_step if config.keep_best else None
+    return Outcome(state, stopped, early, validation.all, kept)
 
 
 def lacking(

@@ -14,7 +14,7 @@ from etils import epath
 
 from mdlm_jax.data import json_text
 from mdlm_jax.host import paths
-from mdlm_jax.training import weights_and_biases
+from mdlm_jax.training import best, weights_and_biases
 
 FILE = "metrics.jsonl"
 
@@ -24,6 +24,9 @@ class MetricsWriter:
 
     Process 0 writes; in the others every method does nothing. A number that is not finite becomes
     null, which JSON has.
+
+    Attributes:
+      evaluations: the records of evaluations that were there, up to the restored step.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class MetricsWriter:
         """
         self._file = self._events = self._wandb = None
         self._found: set[str] = set()  # kinds of the records at `step`
+        self.evaluations: list[dict[str, Any]] = []
         if jax.process_index() != 0:
             return
         directory = epath.Path(directory)
@@ -62,7 +66,9 @@ class MetricsWriter:
         if tensorboard:
             self._events = _summary_writer(directory, step)
         path = directory / FILE
-        self._found = {record["kind"] for record in _truncate(path, step) if record["step"] == step}
+        kept = _truncate(path, step)
+        self._found = {record["kind"] for record in kept if record["step"] == step}
+        self.evaluations = [record for record in kept if record["kind"] == best.KIND]
         if wandb:
             self._wandb = weights_and_biases.Run(directory, wandb, config)
         self._file = path.open("a") if paths.is_local(path) else _Object(path)

@@ -294,25 +294,33 @@ class Model:
                 yield data.decode(self.tokenizer, filled.tokens[shown])
 
 
-def load(name: str | os.PathLike, *, weights: str | None = None, mesh: Mesh | None = None) -> Model:
+def load(
+    name: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    step: int | str | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
     """Loads a trained model, wherever it lies.
 
     Args:
       name: the folder of a run or of what `export` wrote, a folder of Hugging Face's files, or a
         name of its hub.
       weights: of a run, 'ema' (averaged, which None is, too) or 'params'.
+      step: of a run, which checkpoint: its number, or 'best' by validation; by default the newest.
       mesh: from `mdlm_jax.host.parallel.make_mesh`, over which the parameters and the rows are
         spread; by default the first device of this process.
 
     Raises:
-      ValueError: there is nothing that can be read, or `weights` of what is no run.
+      ValueError: there is nothing that can be read, or `weights` or `step` of what is no
+        run.
       FileNotFoundError: no such folder, or a run without a checkpoint.
       ImportError: Hugging Face's files need the extra `interop`.
     """
     told = os.fspath(name)
     if mesh is None:
         mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
-    model = models.load(told, mesh, weights=weights)
+    model = models.load(told, mesh, weights=weights, step=step)
     card = {} if model.weights is None else workdir.data_card(reading.path(told))
     return Model(told, model, card, mesh)
 

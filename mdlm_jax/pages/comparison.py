@@ -12,7 +12,6 @@ from etils import epath
 from markupsafe import Markup
 
 from mdlm_jax.host import paths
-from mdlm_jax.networks import bert
 from mdlm_jax.pages import animation, plots, template
 from mdlm_jax.pages.runs import Record, Run, flat, read_run
 
@@ -187,8 +186,9 @@ def _parameters(run: Run) -> int | None:
     """Counted from the shapes alone, which the config decides."""
     if "model" not in run.config:
         return None
-    encoder = bert.Config(**run.config["model"])
-    shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder))
+    network = run.family.network
+    config = network.configure(run.config["model"])
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), config))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

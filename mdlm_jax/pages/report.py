@@ -98,15 +98,12 @@ def _training_svg(run: Run) -> str:
     if not run.evaluated and all(each.get("loss") is None for each in run.train):
         return ""
     validation = run.evaluated[-1] if run.evaluated else {}
-    loss = "training loss"
-    if run.mlm_rate is not None:
-        loss = f"BERT's loss at {template.percent(run.mlm_rate)}"
     return plots.training_svg(
         run.train,
         run.evaluated,
         unigram=validation.get("unigram"),
         bigram=validation.get("bigram"),
-        loss=loss,
+        loss=run.about.loss,
         validation=f"validation {run.bound}",
     )
 

@@ -1,5 +1,6 @@
 """What a run left in its folder, and what follows from it: the material of every page."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ from etils import epath
 from mdlm_jax.data import json_text
 from mdlm_jax.host import paths
 from mdlm_jax.runs import config_json
+from mdlm_jax.runs.experiment import ObjectiveConfig
+from mdlm_jax.runs.families import Family, family_of
+from mdlm_jax.runs.families.base import About
 from mdlm_jax.training import metrics
 
 Record = Mapping[str, Any]
@@ -54,16 +58,26 @@ class Run(NamedTuple):
         return batch_size * length if batch_size and length else None
 
     @property
-    def mlm_rate(self) -> float | None:
-        """The share of tokens that BERT's loss selects, None where the objective is another."""
-        objective = self.config.get("objective", {})
-        return objective["rate"] if objective.get("name") == "mlm" else None
+    def objective(self) -> ObjectiveConfig:
+        """What it was trained for; keys that are not known here are left out."""
+        known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
+        told = self.config.get("objective", {})
+        return ObjectiveConfig(**{key: value for key, value in told.items() if key in known})
+
+    @property
+    def family(self) -> Family:
+        """What names it, and builds its network."""
+        return family_of(self.objective.name)
+
+    @property
+    def about(self) -> About:
+        """How it was trained, in words."""
+        return self.family.about(self.objective)
 
     @property
     def bound(self) -> str:
-        """What its likelihood is called: a bound, or of an autoregressive run the thing itself."""
-        exact = self.config.get("objective", {}).get("name") == "autoregressive"
-        return "cross-entropy" if exact else "NELBO"
+        """What its likelihood is called: a bound, or where it is exact the thing itself."""
+        return "cross-entropy" if self.family.is_exact else "NELBO"
 
     def training_seconds(self) -> float:
         """The steps of each record at the pace it tells; one without a pace keeps the last."""

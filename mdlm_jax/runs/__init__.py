@@ -6,6 +6,7 @@
 | `config_json` | the config.json of a run, as this version reads it |
 | `config_of_run` | the config file that `--config=RUN/config.json` stands for |
 | `families` | what can be trained: one file each |
+| `following` | keys that follow where two contradict each other and one thing can be meant |
 | `program` | from an experiment and a mesh to the compiled training step |
 | `planning` | from a config and a folder to all that a training needs, checked and open |
 | `hooks` | what is measured and shown now and then while a run trains |

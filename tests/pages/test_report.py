@@ -1,11 +1,14 @@
 """The page of a run: what it shows, what it leaves out, and that it stands alone."""
 
 import re
+from xml.sax.saxutils import escape
 
 import pytest
 from pages import CARD, CONFIG, EVALUATION, SAMPLES, Page, canvases, rows, visible, write_run
 
 from mdlm_jax.pages.report import write_report
+from mdlm_jax.runs import families
+from mdlm_jax.runs.experiment import ObjectiveConfig
 
 LIKELIHOOD = "Likelihood by split"
 BASELINES = {"unigram": 6.702, "bigram": 4.818}
@@ -146,6 +149,23 @@ def test_the_loss_is_called_what_it_is(tmp_path, objective, there, absent):
     page = write_page(tmp_path, config={"objective": objective}, records=LOSS)
     text = re.sub(r"[ \n]+", " ", page.text)
     assert there in text and absent not in text
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_a_run_is_told_in_the_words_of_its_family(tmp_path, name):
+    page = write_page(tmp_path, config={"objective": {"name": name, "later": 1}}, records=LOSS)
+    about = families.family_of(name).about(ObjectiveConfig(name=name))
+    text = visible(page.text)
+    assert f"encoder {about.training}".replace("\xa0", " ") in text and about.loss_note in text
+    assert f">{escape(about.loss)}</text>" in page.text
+
+
+def test_a_family_without_words_is_told_by_its_name():
+    silent = families.family_of("diffusion")._replace(
+        about=families.Family._field_defaults["about"]
+    )
+    about = silent.about(ObjectiveConfig(name="mlm"))
+    assert "'mlm'" in about.training and "'mlm'" in about.loss_note
 
 
 def test_the_data_card_shows_whatever_sizes_there_are(tmp_path):

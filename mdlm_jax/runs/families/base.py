@@ -71,6 +71,28 @@ class Measure(NamedTuple):
     passes: int = 1
 
 
+class About(NamedTuple):
+    """What a person reads of a run, in plain text.
+
+    Attributes:
+      training: how it was trained, a sentence or more that follow "A ... encoder".
+      loss: what a legend calls its training loss.
+      loss_note: what the training loss is, and whether the likelihood can be read from it.
+    """
+
+    training: str
+    loss: str
+    loss_note: str
+
+
+def _about(objective: "ObjectiveConfig") -> About:
+    return About(
+        training=f"trained for the objective {objective.name!r}.",
+        loss="training loss",
+        loss_note=f"The training loss is that of the objective {objective.name!r}.",
+    )
+
+
 class Family(NamedTuple):
     """One kind of training.
 
@@ -85,6 +107,7 @@ class Family(NamedTuple):
         curve over mask rates where that is asked for and there is one.
       is_exact: whether the likelihood is computed, not bounded by draws.
       is_causal: whether text is written from left to right, a token an evaluation.
+      about: `objective -> About`.
     """
 
     network: Network
@@ -95,3 +118,4 @@ class Family(NamedTuple):
     make_measure: Callable[..., Measure]
     is_exact: bool = False
     is_causal: bool = False
+    about: Callable[["ObjectiveConfig"], About] = _about

@@ -10,7 +10,7 @@ from mdlm_jax.diffusion import corrupt_causal
 from mdlm_jax.evaluation.bounds import likelihoods
 from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
-from mdlm_jax.runs.families.base import Family, Figures, Measure, Prepare
+from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
 
 Array = jax.Array
 PyTree = Any
@@ -74,6 +74,17 @@ def make_measure(
     return Measure(of_rows)
 
 
+def about(objective: ObjectiveConfig) -> About:
+    """What a person reads of a run."""
+    del objective
+    return About(
+        training="trained autoregressively, to predict each token from those before it. Its "
+        "likelihood is exact: the baseline of masked diffusion language models.",
+        loss="training loss",
+        loss_note="The training loss is the cross-entropy of training text, with dropout.",
+    )
+
+
 FAMILY = Family(
     network=encoder.NETWORK,
     check=check,
@@ -83,4 +94,5 @@ FAMILY = Family(
     make_measure=make_measure,
     is_exact=True,
     is_causal=True,
+    about=about,
 )

@@ -11,7 +11,7 @@ from mdlm_jax.diffusion import corrupt, keep_around, keep_prefix, noise
 from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
 from mdlm_jax.runs.experiment import SCHEDULES, ObjectiveConfig
 from mdlm_jax.runs.families import encoder
-from mdlm_jax.runs.families.base import Family, Figures, Measure, Prepare
+from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
 
 Array = jax.Array
 PyTree = Any
@@ -124,6 +124,19 @@ def make_measure(
     return Measure(of_rows, passes=2 if curve else 1)
 
 
+def about(objective: ObjectiveConfig) -> About:
+    """What a person reads of a run."""
+    del objective
+    return About(
+        training="trained over all mask rates. That makes the network that fills in blanks a "
+        "masked diffusion language model: it has a likelihood, and it writes text from nothing but "
+        "masks.",
+        loss="training loss",
+        loss_note="The training loss is an estimate of the NELBO on training text, from one draw "
+        "of masks.",
+    )
+
+
 FAMILY = Family(
     network=encoder.NETWORK,
     check=check,
@@ -131,4 +144,5 @@ FAMILY = Family(
     make_prepare=make_prepare,
     make_loss=encoder.make_loss,
     make_measure=make_measure,
+    about=about,
 )

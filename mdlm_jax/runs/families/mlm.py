@@ -10,7 +10,7 @@ import jax
 from mdlm_jax.diffusion import corrupt_mlm, noise
 from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
-from mdlm_jax.runs.families.base import Prepare
+from mdlm_jax.runs.families.base import About, Prepare
 
 Array = jax.Array
 PyTree = Any
@@ -44,4 +44,19 @@ def make_prepare(
     return prepare
 
 
-FAMILY = masks.FAMILY._replace(pairs_rows=lambda objective: False, make_prepare=make_prepare)
+def about(objective: ObjectiveConfig) -> About:
+    """What a person reads of a run."""
+    rate = f"{100 * objective.rate:g}\N{NO-BREAK SPACE}%"
+    return About(
+        training=f"trained as BERT is, to predict {rate} of the tokens from the rest. It is "
+        "measured here as a masked diffusion language model, over all mask rates. It never saw "
+        "most of them.",
+        loss=f"BERT's loss at {rate}",
+        loss_note="The training loss is in nats per selected token, at one mask rate: it is no "
+        "estimate of the NELBO, which averages over all of them.",
+    )
+
+
+FAMILY = masks.FAMILY._replace(
+    pairs_rows=lambda objective: False, make_prepare=make_prepare, about=about
+)

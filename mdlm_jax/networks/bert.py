@@ -5,8 +5,8 @@
     logits = bert.logits(params, config, tokens)  # the masked language model
     denoiser = bert.denoiser(params, config)  # the same, as objectives and samplers take it
 
-The parameters are a plain nested dict `{"encoder": ..., "head": ...}`, the blocks' stacked on a
-leading axis.
+The parameters are a plain nested dict `{"encoder": ..., "head": ...}`. Those of the blocks are
+stacked on a leading axis.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ PyTree = Any
 def init(key: Array, config: Config) -> PyTree:
     """Fresh parameters, all float32: weights truncated normal, biases 0, norm scales 1.
 
-    Where they are sharded, jit it again with `out_shardings`: no device then holds them whole.
+    To shard them, jit it again with `out_shardings`; then no device holds them whole.
     """
     return nn.meta.unbox(_boxed_params(key, config))
 
@@ -75,12 +75,12 @@ def select(config: Config, parts: Sequence[str]) -> PyTree:
 
     Args:
       config: of the parameters.
-      parts: names of modules, 'embeddings', 'blocks', 'head' and what else stands beside them
-        ('final_norm', 'time', ...), or paths below one, such as 'embeddings/positions' or
-        'blocks/mlp'. The embeddings of the tokens are the output layer's matrix too.
+      parts: names of modules ('embeddings', 'blocks', 'head', 'final_norm', 'time', ...), or paths
+        below one, such as 'embeddings/positions' or 'blocks/mlp'. The token embeddings are also the
+        output layer's matrix.
 
     Raises:
-      ValueError: a name of no parameters.
+      ValueError: a name that no parameters have.
     """
     axes = logical_axes(config)
     names = [_part(path) for path, _ in _named_leaves(axes)]
@@ -96,11 +96,11 @@ def select(config: Config, parts: Sequence[str]) -> PyTree:
 
 
 def distance_to_head(config: Config) -> PyTree:
-    """The tree of `init` with, for each leaf, how many blocks its gradient comes through.
+    """The tree of `init` with, for each leaf, the number of blocks its gradient passes through.
 
-    Of block i (from 0) `layers - i`, its own counted: of the stacked leaves an array `[layers, 1,
-    ...]`; of the head and the final norm 0; of all that enters below the blocks, the embeddings,
-    `layers + 1`. Powers of it are layer-wise learning rates.
+    It is `layers - i` for block i (from 0), its own counted (an array `[layers, 1, ...]` for the
+    stacked leaves), 0 for the head and the final norm, and `layers + 1` for the embeddings and all
+    else below the blocks. Powers of it are layer-wise learning rates.
     """
 
     def distance(path: tuple, axes: tuple) -> np.ndarray:
@@ -129,29 +129,29 @@ def logits(
 
     Args:
       params: from `init`.
-      config: what they are the parameters of.
+      config: of the parameters.
       tokens: i32 `[B, L]`, `L <= max_length`.
       t: float `[B]` in [0, 1]; needed with `time_conditioning`, ignored without.
-      valid: bool `[B, L]`, True at real tokens, False at padding. Nobody attends to padding; what
-        comes out at padding means nothing. (Hugging Face's `attention_mask`.) Or i32 `[B]`, the
-        tokens of each row where padding is at its end, with which GPUs skip it: `row_lengths`.
+      valid: bool `[B, L]`, True at real tokens, False at padding. No position attends to padding,
+        and the output at padding means nothing. (Hugging Face's `attention_mask`.) Or i32 `[B]`,
+        the tokens of each row if padding is at its end; GPUs then skip the padding (`row_lengths`).
       segment_ids: i32 `[B, L]`; positions attend within their own segment. Positions are counted
         from the start of the row.
       token_types: i32 `[B, L]`, 0 or 1; all 0 if not given.
-      positions: i32 `[B, L]`, from 0 up: where the tokens stand in their text; by default in the
-        order of the row. Learned ones are below `max_length`. Causal and local attention go by the
-        order of the row all the same.
-      label: i32 `[B]` in `[-1, classes)`; -1 is "no label", which all rows have if not given.
-        It joins the time's condition, or else the embedding of every position. The logits of a row
-        whose label is none of these are NaN, where it is traced.
-      dropout_key: given, dropout and class dropout are on.
+      positions: i32 `[B, L]`, from 0 up: the tokens' places in their text; by default the order of
+        the row. With learned positions they are below `max_length`. Causal and local attention
+        follow the order of the row in any case.
+      label: i32 `[B]` in `[-1, classes)`; -1, the default, is "no label". It is added to the time's
+        condition, or else to the embedding of every position. A traced label out of this range
+        makes the row's logits NaN.
+      dropout_key: if given, dropout and class dropout are on.
 
     Returns:
-      f32 `[B, L, vocab_size]`, the mask token's logit among them.
+      f32 `[B, L, vocab_size]`, with the mask token's logit.
 
     Raises:
-      ValueError: an argument of the wrong shape or type, or one the config has no use for; where
-        they can be seen, tokens or labels that do not exist.
+      ValueError: an argument of the wrong shape or type, or one that the config does not use; or
+        known tokens or labels that do not exist.
     """
     rows = {
         "valid": valid,
@@ -166,11 +166,11 @@ def logits(
 
 
 def row_lengths(valid: Array | None) -> Array | None:
-    """The lengths of rows whose padding is at their end, a shorter way to say the same.
+    """The lengths of rows with padding at their end, for `valid`.
 
     Args:
-      valid: bool `[B, L]`, in each row True up to some position and False from there on: as the
-        batches of `mdlm_jax.data` have it. Rows of another form are not told apart from these.
+      valid: bool `[B, L]`, in each row True up to some position and False from there on, as in the
+        batches of `mdlm_jax.data`. Other rows are not detected.
 
     Returns:
       i32 `[B]`, or None for None.
@@ -187,7 +187,7 @@ def hidden_states(
     dropout_key: Array | None = None,
     **rows: Array | None,
 ) -> Array:
-    """The encoder's output `[B, L, D]` in the config's type; arguments, errors as for `logits`."""
+    """The encoder's output `[B, L, D]` in the config's type; arguments as in `logits`."""
     _check_rows(config, tokens, t, **rows)
     encode, _ = _halves(params, config, dropout_key, whole=True)
     return encode(tokens, t, **rows)
@@ -204,11 +204,11 @@ def denoiser(
     positions: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Denoiser:
-    """The network as a denoiser of rows `[B, L]`; arguments and errors as for `logits`.
+    """The network as a denoiser of rows `[B, L]`; arguments and errors as in `logits`.
 
     The logits have `padded_vocab` columns; those of the mask token and of the padding are `-inf`.
-    The last block's MLP is a part of the readout, where no time and no dropout keeps it from that:
-    each position needs its own state only.
+    Without time conditioning and dropout the last block's MLP is part of the readout, because each
+    position needs only its own state there.
     """
     rows = {
         "valid": valid,
@@ -236,7 +236,7 @@ def denoiser(
 def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole: bool):
     """`encode(tokens, t, ...) -> [B, L, D]` and `project(at [..., D]) -> [..., padded_vocab]`.
 
-    The encoder runs to its end in the first where that is `whole`, else in the second.
+    If `whole`, the encoder runs to its end in the first; otherwise the second finishes it.
     """
     for path, leaf in jax.tree.leaves_with_path(params):
         checks.check_not_explicit(_name(path), leaf)
@@ -268,8 +268,8 @@ def _absorb_scales(encoder: PyTree, config: Config) -> PyTree:
 
         (x / rms(x) * scale) @ kernel = x / rms(x) @ (scale[:, None] * kernel)
 
-    (FlashNorm, Graef et al. 2024.) The gradient of a scale is then a sum over a matrix of weights,
-    not over all tokens. Unchanged where anything comes between a norm and its kernel.
+    (FlashNorm, Graef et al. 2024.) The gradient of a scale is then a sum over a matrix of weights
+    instead of over all tokens. Norms that do not feed a kernel directly are unchanged.
     """
     biased = config.norm == "layernorm" and config.use_bias
     between = biased or config.time_conditioning or config.embedding_norm
@@ -300,7 +300,7 @@ def _name(path: tuple) -> str:
 
 
 def _part(path: tuple) -> str:
-    """A parameter's path from the module that stands in the encoder, or from the head."""
+    """A parameter's path below the encoder, or below the head."""
     return _name(path).removeprefix("encoder/")
 
 
@@ -314,11 +314,11 @@ def _cast_kernel(path: tuple, leaf: Array, dtype: jnp.dtype) -> Array:
 
 def _boxed_params(key: Array, config: Config) -> PyTree:
     encoder_key, head_key = jax.random.split(key)
-    config = dataclasses.replace(config, attention_backend="xla")  # which takes a row of one token
+    config = dataclasses.replace(config, attention_backend="xla")  # for a row of one token
     tokens, t = jnp.zeros((1, 1), jnp.int32), jnp.zeros(1)
     x = jnp.zeros((1, config.width), config.compute_dtype)
     table = jnp.zeros((config.padded_vocab, config.width))
-    with nn.logical_axis_rules(()):  # the axes are named only; who calls init places them
+    with nn.logical_axis_rules(()):  # the axes are only named; the caller places the parameters
         return {
             "encoder": Encoder(config).init(encoder_key, tokens, t)["params"],
             "head": Head(config).init(head_key, x, table, table)["params"],
@@ -372,7 +372,7 @@ def _check(
 
 
 def _check_range(name: str, value: Array | None, first: int, behind: int) -> None:
-    """What is out of its range would be read as another row of its table."""
+    """Refuses values out of their range, which would read another row of a table."""
     seen = None if value is None else checks.known(value)
     if seen is not None and seen.size and (seen.min() < first or seen.max() >= behind):
         wrong = seen.min() if seen.min() < first else seen.max()

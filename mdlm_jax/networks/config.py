@@ -1,4 +1,4 @@
-"""What an encoder is: sizes, and the choices that tell one transformer from another."""
+"""The config of an encoder: its sizes, and the choices between kinds of transformers."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ class Config:
     """A bidirectional transformer encoder with a masked-LM head; the defaults are BERT-base.
 
     `remat`, `scan` and `attention_backend` change how a step is compiled, `dtype` how precisely it
-    is computed and `dropout`, `class_dropout` how it is trained; every other field is part of what
-    the parameters mean.
+    is computed, and `dropout` and `class_dropout` how it is trained. Every other field is part of
+    the meaning of the parameters.
 
     Attributes:
       vocab_size: number of tokens, `V`.
@@ -38,43 +38,42 @@ class Config:
       norm_position: 'post' normalises after each residual sum (Vaswani et al. 2017) and after the
         embeddings; 'pre' normalises each branch's input, and the encoder's output.
       norm: 'layernorm' (Ba et al. 2016) or 'rmsnorm' (Zhang and Sennrich 2019).
-      embedding_norm: where pre-norm, normalise the embeddings too; the first block's attention then
-        takes them as they are (ModernBERT, Warner et al. 2024).
+      embedding_norm: with pre-norm, normalise the embeddings too; the first block's attention then
+        takes them without another norm (ModernBERT, Warner et al. 2024).
       positions: 'learned' embeddings, or 'rope': rotations of queries and keys (Su et al. 2021).
       rope_theta: base of the rotations' wavelengths.
       qk_norm: normalise queries and keys per head (Henry et al. 2020; Dehghani et al. 2023).
       gated: gated MLP (Shazeer 2020).
       activation: 'gelu' (exact, by erf), 'gelu_tanh' or 'silu'.
-      time_conditioning: adaptive norms that are told `t` (adaLN, Peebles and Xie 2023).
+      time_conditioning: adaptive norms that depend on `t` (adaLN, Peebles and Xie 2023).
       classes: number of class labels; 0 for none.
       class_dropout: share of labels that training replaces by "no label" (Ho and Salimans 2022).
       attention: each position sees all ('full'), itself and those before it ('causal'), or those
         at most `window` away on either side ('local').
       window: reach of local attention.
-      global_every: where attention is local, blocks 0, n, 2n, ... see all positions (ModernBERT); 0
+      global_every: n: with local attention, blocks 0, n, 2n, ... see all positions (ModernBERT); 0
         for none.
       global_rope_theta: `rope_theta` of those blocks.
       dropout: rate on the embeddings and on each residual branch. Attention weights are not
         dropped: flash kernels never hold them.
       remat: what the backward pass recomputes: 'none', 'dots' (all but the matrix products with
         the weights) or 'full' (whole blocks).
-      scan: compile one block and loop over it, or all blocks in line: slower to compile, often
-        faster to run. The parameters are the same.
-      attention_backend: 'xla', 'cudnn' on NVIDIA GPUs, 'splash' on TPUs, or 'auto': the fastest of
-        them where the step is compiled.
+      scan: compile one block and loop over it, or compile all blocks in line, which is slower to
+        compile and often faster to run. The parameters are the same.
+      attention_backend: 'xla', 'cudnn' on NVIDIA GPUs, 'splash' on TPUs, or 'auto': the fastest on
+        the devices that the step is compiled for.
       token_types: rows of the token-type ("segment A/B") embedding: 2 as in BERT, or 0.
       use_bias: biases in dense layers, in layer norms and on the logits.
       output_bias: a bias on the logits where there are no others.
       norm_eps: added to the variance.
       init_scale: standard deviation of the normal, truncated at two of them, that weights are
         drawn from.
-      dtype: 'float32' or 'bfloat16', what activations are computed in. Parameters, norm
-        statistics, softmax and logits are float32 always.
-      vocab_multiple: embedding rows are padded up to a multiple of this, for alignment and for
-        sharding.
+      dtype: 'float32' or 'bfloat16', the type of activations. Parameters, norm statistics, softmax
+        and logits are always float32.
+      vocab_multiple: embedding rows are padded to a multiple of this, for alignment and sharding.
 
     Raises:
-      ValueError: a field, or two together, that describe no encoder.
+      ValueError: a field is impossible, alone or with another.
     """
 
     vocab_size: int = 30522

@@ -30,9 +30,9 @@ _REMAT_POLICIES = {
 class Block(nn.Module):
     """Attention and MLP, each a residual branch.
 
-    Time conditioning is adaLN (Peebles and Xie 2023), zero at the start. Pre-norm, it shifts and
-    scales each branch's input and gates its output, so a fresh block is the identity. Post-norm,
-    it shifts and scales each norm's output, so a fresh block is the unconditioned one and
+    Time conditioning is adaLN (Peebles and Xie 2023) and starts at zero. With pre-norm it shifts
+    and scales each branch's input and gates its output, so a fresh block is the identity. With
+    post-norm it shifts and scales each norm's output, so a fresh block is the unconditioned one and
     pretrained weights keep their meaning.
     """
 
@@ -54,8 +54,8 @@ class Block(nn.Module):
           x: the residual stream.
           condition: `[B, D]`.
           seen: `(valid, segment_ids)`.
-          turns: as for `rotate`; behind them those of the blocks that lift their window.
-          number: of the block, i32, where blocks differ.
+          turns: as in `rotate`, followed by those of the blocks that lift their window.
+          number: i32, the number of the block, if blocks differ.
         """
         config = self.config
         pre = config.norm_position == "pre"
@@ -90,14 +90,14 @@ class Block(nn.Module):
 
 
 def differ(config: Config) -> bool:
-    """Whether blocks compute otherwise than each other, and so are told their number."""
+    """Whether blocks differ in what they compute, and so need their number."""
     return bool(config.global_every) or config.embedding_norm
 
 
 def blocks(config: Config, count: int, name: str) -> nn.Module:
-    """So many blocks, their parameters on a leading axis, as one module."""
+    """A stack of blocks as one module, with parameters on a leading axis."""
     stack = nn.scan(
-        # In a scan, nothing can be merged with its recomputation; in line, it would be.
+        # In a scan nothing can be merged with its recomputation; in line it would be.
         _recomputing(config, prevent_cse=not config.scan),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
@@ -110,17 +110,17 @@ def blocks(config: Config, count: int, name: str) -> nn.Module:
 
 
 def _recomputing(config: Config, *, prevent_cse: bool = True) -> type[nn.Module]:
-    """`Block`, of which the backward pass recomputes what `remat` says."""
+    """`Block` with the recomputation in the backward pass that `remat` names."""
     if config.remat == "none":
         return Block
     return nn.remat(Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=prevent_cse)
 
 
 class Encoder(nn.Module):
-    """From tokens to hidden states; what its arguments mean, `bert.logits` says.
+    """From tokens to hidden states. `bert.logits` explains the arguments.
 
-    Unless it is `whole`, it ends behind the last block's attention, from where on no position looks
-    at another: `Finish` is the rest. The last block's parameters are then those of "last".
+    Unless it is `whole`, it ends after the last block's attention. From there on no position looks
+    at another, and `Finish` is the rest. The last block's parameters are then those of "last".
     """
 
     config: Config
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         label: Array | None = None,
         positions: Array | None = None,
     ) -> Array:
-        """Tokens `i32[B, L]` to `[B, L, D]`, all that needs the row or `t` behind it."""
+        """Tokens `i32[B, L]` to `[B, L, D]`, with all that depends on the row or `t` done."""
         config = self.config
         rows, length = tokens.shape
         condition = extra = None
@@ -176,15 +176,15 @@ class Encoder(nn.Module):
 
 
 class Finish(nn.Module):
-    """The last block's MLP and the final norm, for any positions: what is not read out costs none.
+    """The last block's MLP and the final norm, for the positions that are read out only.
 
-    Not for networks with time conditioning, whose norms ask for the row.
+    Networks with time conditioning cannot use it, because their norms depend on the row.
     """
 
     config: Config
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """What an `Encoder` that is not `whole` left, `[..., D]`, to hidden states alike."""
+        """From the output `[..., D]` of an `Encoder` that is not `whole` to hidden states."""
         x, _ = Block(self.config, ("mlp",), name="last")(x)
         return norm(self.config, "final_norm")(x) if self.config.norm_position == "pre" else x

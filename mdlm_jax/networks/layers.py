@@ -19,8 +19,8 @@ Array = jax.Array
 def gelu_tanh(x: Array) -> Array:
     """`x / 2 (1 + tanh(s / 2))`, `s = sqrt(8 / pi) (x + 0.044715 x^3)`, as `x sigmoid(s)`.
 
-    Hendrycks and Gimpel 2016, section 2; computed in float32. A GPU waits for memory here only if
-    there is neither a tanh nor a division, hence the sigmoid as the square of an inverse root.
+    Hendrycks and Gimpel 2016, section 2, computed in float32. Without a tanh and a division a GPU
+    is limited only by memory here, hence the sigmoid as the square of an inverse root.
     """
     wide = x.astype(jnp.float32)
     return (wide * _gelu_gate(wide)).astype(x.dtype)
@@ -61,8 +61,8 @@ def dense(
     """A dense layer from the input's last axes to new ones.
 
     Args:
-      config: gives type, bias and initial scale.
-      name: of the parameters.
+      config: decides type, bias and initial scale.
+      name: name of the parameters.
       out: logical name and size of each new axis.
       axes: logical names of the input axes that are contracted.
       zero: start at zero.
@@ -86,11 +86,12 @@ def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, 
     """`dot_general` of the last axes of `x` with the first of `kernel`, as one matrix product.
 
     XLA's CPU backend runs a gradient that contracts over two axes (rows and positions) as a slow
-    loop; over one it calls a matrix product, three times as fast. To GPUs and TPUs it is the same.
+    loop. Over one axis it calls a matrix product, which is three times as fast. GPUs and TPUs do
+    not care.
     """
     (contracted, _), _ = dimension_numbers
     if parallel.splits_layers():
-        # Flattened, an output axis that is not the first would lose its place on the mesh.
+        # Flattening would lose the sharding of an output axis that is not the first.
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
     lead = x.shape[: x.ndim - len(contracted)]
     inner, out = math.prod(x.shape[len(lead) :]), kernel.shape[len(contracted) :]
@@ -105,7 +106,7 @@ def _matrix_product(x: Array, kernel: Array, dimension_numbers, precision=None, 
 
 
 class _LayerNorm(nn.LayerNorm):
-    """Flax's, under JAX's strict switches too: its statistics are wider than `x`."""
+    """Flax's norm, for JAX's strict switches too: its statistics are wider than `x`."""
 
     def __call__(self, x: Array) -> Array:
         with jax.numpy_dtype_promotion("standard"):
@@ -139,14 +140,14 @@ def norm(config: Config, name: str, axis: str = "embed") -> nn.Module:
 def tied_logits(x: Array, table: Array, cast: Array) -> Array:
     """`x [..., D]` times the table `f32[V, D]` to logits `f32[..., V]`.
 
-    The gradient by the logits is cast to the type of `x` once, for both backward products: left to
-    autodiff it would be written several times, in float32.
+    The gradient by the logits is cast to the type of `x` once, for both backward products. Autodiff
+    would write it several times in float32.
 
     Args:
       x: hidden states.
       table: takes the gradient, in float32.
-      cast: the table in the type of `x`, which is what is computed with: cast outside the loop that
-        this may be in.
+      cast: the table in the type of `x`, which the product uses. It is cast outside of any loop
+        around this.
     """
     del table
     return jnp.einsum("...d,vd->...v", x, cast, preferred_element_type=jnp.float32)
@@ -168,7 +169,7 @@ tied_logits.defvjp(_tied_forward, _tied_backward)
 
 
 def modulate(x: Array, shift: Array | float, scale: Array | float) -> Array:
-    """`x (1 + scale) + shift`: a norm's affine part, told by the condition."""
+    """`x (1 + scale) + shift`: a norm's affine part, from the condition."""
     return x * (1 + scale) + shift
 
 
@@ -179,7 +180,7 @@ def dropout(module: nn.Module, x: Array) -> Array:
 
 
 class Embeddings(nn.Module):
-    """Sum of token, position, token-type and given embeddings, normalised where that is asked."""
+    """Sum of token, position, token-type and extra embeddings, normalised if the config says so."""
 
     config: Config
 
@@ -212,7 +213,7 @@ class Embeddings(nn.Module):
             x += types[None, :1] if token_types is None else jnp.take(types, token_types, axis=0)
         if extra is not None:
             x += extra[:, None]
-        # At once: a table sharded along D would lend its axis to all that follows.
+        # At once: otherwise a table sharded along D would shard all that follows.
         x = parallel.spread_rows(x)
         if config.norm_position == "post" or config.embedding_norm:
             x = norm(config, "norm")(x)
@@ -226,7 +227,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Array:
-        """Label `i32[B]`, -1 for none, to `f32[B, D]`; NaN of a label that is no class."""
+        """Label `i32[B]`, -1 for none, to `f32[B, D]`; NaN for a label that is no class."""
         config = self.config
         if self.has_rng("dropout"):
             key = self.make_rng("dropout")
@@ -234,7 +235,7 @@ class LabelEmbedding(nn.Module):
             label = jnp.where(drop, -1, label)
         init = weight_init(config, "classes", "embed")
         table = self.param("table", init, (config.classes + 1, config.width))
-        # Out of range would count from the end, or be cut off: another class, or none.
+        # An index out of range would count from the end, or be clipped: another class.
         exists = (label >= -1) & (label < config.classes)
         row = jnp.where(exists, jnp.where(label < 0, config.classes, label), config.classes + 1)
         return jnp.take(table, row, axis=0, mode="fill", fill_value=jnp.nan)
@@ -258,7 +259,7 @@ class TimeEmbedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, its three input projections one kernel."""
+    """Multi-head self-attention, with one kernel for its three input projections."""
 
     config: Config
 
@@ -266,7 +267,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x: Array, mask: Mask, turns: Array | None, everywhere: Array | None = None
     ) -> Array:
-        """`x [B, L, D]`; `mask`, `everywhere` as for `attention`, `turns` as for `rotate`."""
+        """`x [B, L, D]`; `mask`, `everywhere` as in `attention`, `turns` as in `rotate`."""
         config = self.config
         heads = {"heads": config.heads, "head_dim": config.head_dim}
         x = dense(config, "qkv", {"qkv": 3, **heads}, axes=("embed",))(x)

@@ -1,9 +1,9 @@
-"""Attention: who sees whom, rotary positions, and the kernels.
+"""Attention: masks, rotary positions, and the kernels.
 
 | module | what it holds |
 |---|---|
 | `dispatch` | attention by the backend of a platform |
-| `masks` | who sees whom |
+| `masks` | which query sees which key |
 | `rope` | rotary positions |
 | `local` | local attention, block by block |
 | `cudnn` | the kernel for NVIDIA GPUs |

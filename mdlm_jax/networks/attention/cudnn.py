@@ -1,4 +1,4 @@
-"""Attention by cuDNN's flash attention for NVIDIA GPUs: never `[L, L]` of a head in memory."""
+"""Attention by cuDNN's flash attention for NVIDIA GPUs, without `[L, L]` in memory."""
 
 import functools
 import logging
@@ -24,18 +24,18 @@ def cudnn_attention(
 ) -> Array:
     """`softmax(q k^T / sqrt(d)) v`, of `[B, L, H, d]` each, on a GPU.
 
-    (cuDNN's own sliding window reaches to the left alone, and `jax.nn` has no gradient that would
-    join two of them: windows go by `local_attention`.)
+    (cuDNN's own sliding window reaches only to the left, and `jax.nn` has no gradient that would
+    join two of them. `local_attention` computes windows.)
 
     Args:
       q: queries; `k` and `v` alike.
-      causal: whether a query sees the keys up to it only: the others are not computed.
-      lengths: i32 `[B]`, tokens of each row, at its beginning; what is behind them is not computed.
-        None where rows are full. A row of none is computed as one of one: no softmax is over
-        nothing.
-      dense: bool, broadcastable to `[B, 1, L, L]`, who sees whom; None where that says no more.
-        What is masked is computed, then given no weight. A query always sees itself: without a
-        key, its gradient may be NaN.
+      causal: whether a query sees only the keys up to it. The others are not computed.
+      lengths: i32 `[B]`, the number of tokens at the beginning of each row. What follows them is
+        not computed. None if rows are full. An empty row is computed as if it had one token,
+        because a softmax over nothing is undefined.
+      dense: bool, broadcastable to `[B, 1, L, L]`, which query sees which key, or None. What is
+        masked is computed and gets no weight. A query must see itself: without any key its
+        gradient may be NaN.
     """
     length = q.shape[1]
     if lengths is not None:
@@ -64,7 +64,7 @@ def available() -> bool:
 
 
 def refused(q: Array) -> str:
-    """Why cuDNN does not compute attention of queries like `q [B, L, H, d]`; '' where it does.
+    """Why cuDNN cannot compute attention of queries like `q [B, L, H, d]`; '' if it can.
 
     (Of cuDNN 9, by `jax.nn.dot_product_attention`'s own checks.)
 
@@ -83,5 +83,5 @@ def refused(q: Array) -> str:
 
 @functools.cache
 def say_once(reason: str) -> None:
-    """Tells that 'xla' computes instead, once for each reason: nobody else would."""
+    """Reports, once for each reason, that 'xla' computes instead."""
     _log.warning("attention backend 'cudnn' does not take %s: 'xla' computes it", reason)

@@ -8,17 +8,17 @@ from mdlm_jax.networks.attention.splash import splash_attention
 
 Array = jax.Array
 
-# Each with the platform that it is for, where it is not for all.
+# Each backend with its platform, or None if it runs on all.
 BACKENDS = {"auto": None, "xla": None, "cudnn": "gpu", "splash": "tpu"}
 
 
 def runs_on(backend: str, platform: str) -> bool:
-    """Whether a backend is for the devices of a platform: 'cpu', 'gpu' or 'tpu'."""
+    """Whether a backend runs on the devices of a platform: 'cpu', 'gpu' or 'tpu'."""
     return BACKENDS[backend] in (None, platform)
 
 
 def fastest(platform: str, q: Array, *, lifted: bool = False) -> str:
-    """What 'auto' is on the devices of a platform.
+    """The backend that 'auto' takes on the devices of a platform.
 
     Args:
       platform: 'cpu', 'gpu' or 'tpu'.
@@ -42,22 +42,23 @@ def attention(
     """`softmax(q k^T / sqrt(d)) v` for each head, the softmax in float32.
 
     Args:
-      q: queries `[B, Q, H, d]`, as many as keys or, where the mask is 'full', any number of them.
-      k: keys `[B, L, H, d]`; `v` alike.
-      mask: who sees whom. What comes out at a query that is not valid, or that sees no key, is
-        finite and means nothing; backends differ there.
-      backend: 'xla' runs everywhere; 'cudnn' is a kernel for NVIDIA GPUs, which says so where it
-        leaves a shape or type to 'xla' (`cudnn.refused`); 'splash' is one for TPUs (see
-        `splash_attention`); 'auto' is the `fastest` on JAX's default devices. Windows go block by
-        block where a row is long enough: see `local_attention`.
-      everywhere: bool, or not given: True lifts the window of 'local'. It may be traced.
+      q: queries `[B, Q, H, d]`. Q is L, or with a 'full' mask any number.
+      k: keys `[B, L, H, d]`.
+      v: values `[B, L, H, d]`.
+      mask: which query sees which key. The output at a query that is not valid, or that sees no
+        key, is finite and means nothing. Backends differ there.
+      backend: 'xla' runs everywhere. 'cudnn' is a kernel for NVIDIA GPUs; it reports when it leaves
+        a shape or type to 'xla' (`cudnn.refused`). 'splash' is a kernel for TPUs (see
+        `splash_attention`). 'auto' is the `fastest` on JAX's default devices. Windows are computed
+        block by block in rows that are long enough (see `local_attention`).
+      everywhere: bool, may be traced. True lifts the window of 'local'.
 
     Returns:
       `[B, Q, H, d]` in the type of `q`.
 
     Raises:
-      ValueError: an unknown backend, or one that does not lift windows; another number of queries
-        than keys where it matters which of them sees which.
+      ValueError: an unknown backend, or one that does not lift windows; a number of queries that
+        differs from that of keys, with a mask other than 'full'.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
@@ -90,7 +91,7 @@ def attention(
 
 
 def _of_few(q: Array, k: Array, v: Array, mask: Mask, backend: str) -> Array:
-    """`attention` of another number of queries than keys: all see the keys that are valid."""
+    """`attention` with fewer or more queries than keys: all see the keys that are valid."""
     if mask.kind != "full" or mask.segment_ids is not None:
         raise ValueError(
             f"{q.shape[1]} queries and {k.shape[1]} keys: attention must be 'full', without "

@@ -1,4 +1,4 @@
-"""Local attention block by block: work and memory that grow with the row, not with its square."""
+"""Local attention block by block: work and memory grow linearly with the row."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Blocks(NamedTuple):
 
     Attributes:
       size: queries of a block.
-      reach: keys beyond it that they share, on either side; at least the window, at most `size`.
+      reach: keys beyond the block on either side; at least the window, at most `size`.
     """
 
     size: int
@@ -33,8 +33,8 @@ class Blocks(NamedTuple):
 def blocks_of(window: int, implementation: str) -> Blocks:
     """How rows are cut for a window: of the keys of a block, a query sees a quarter or more.
 
-    With 'cudnn' of windows of less than 64 fewer: its tiles are of that size, so that less would
-    cost as much.
+    With 'cudnn' it sees less of them for windows below 64: its tiles are of that size, so smaller
+    blocks would cost as much.
     """
     if implementation == "cudnn":
         reach = -(-window // _HALF_TILE) * _HALF_TILE
@@ -43,7 +43,7 @@ def blocks_of(window: int, implementation: str) -> Blocks:
 
 
 def pays(length: int, blocks: Blocks) -> bool:
-    """Whether a block's keys are less than half of a row's; at half, a mask is as fast on GPUs."""
+    """Whether a block has less than half of a row's keys; at half, a mask is as fast on GPUs."""
     return 2 * blocks.keys < length
 
 
@@ -60,14 +60,14 @@ def local_attention(
 ) -> Array:
     """`attention` of 'local' masks: the same values wherever the query is valid.
 
-    A query always sees itself, so that none is without a key.
+    A query always sees itself, so none is without a key.
 
     Args:
       q: queries `[B, L, H, d]`; `k` and `v` alike.
       window: reach on either side.
-      valid: bool `[B, L]`, False at keys that nobody may see.
+      valid: bool `[B, L]`, False at keys that no query may see.
       segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
-      blocks: how rows are cut, `blocks_of` the window by default.
+      blocks: how rows are cut; by default `blocks_of` the window.
       implementation: of the product in a block: 'xla' or 'cudnn'.
     """
     rows, length, *_ = q.shape

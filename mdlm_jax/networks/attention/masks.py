@@ -1,4 +1,4 @@
-"""Who sees whom."""
+"""Which query sees which key."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ Array = jax.Array
 
 
 class Mask(NamedTuple):
-    """Who sees whom, not built yet: each backend makes of it what it needs.
+    """Which query sees which key, as a description. Each backend builds what it needs.
 
     Attributes:
       kind: 'full'; 'causal': keys up to the query; 'local': keys at most `window` away.
       window: reach of 'local', on either side.
-      valid: bool `[B, L]`, False at keys that nobody may see; or i32 `[B]`, how many keys of a row
-        may be seen, its first ones: 'cudnn' then computes no others.
+      valid: bool `[B, L]`, False at keys that no query may see; or i32 `[B]`, how many of a row's
+        first keys may be seen, and then 'cudnn' computes no others.
       segment_ids: i32 `[B, L]`; a query sees the keys of its own segment.
     """
 
@@ -26,7 +26,7 @@ class Mask(NamedTuple):
 
 
 def by_position(mask: Mask, length: int) -> Mask:
-    """The mask, lengths of rows said position by position."""
+    """The mask, with lengths of rows written out position by position."""
     if mask.valid is None or mask.valid.ndim == 2:
         return mask
     return mask._replace(valid=jnp.arange(length)[None] < mask.valid[:, None])
@@ -41,7 +41,7 @@ def attention_mask(
     segment_ids: Array | None = None,
     everywhere: Array | None = None,
 ) -> Array | None:
-    """Who sees whom: True where the query (third axis) sees the key (last axis).
+    """True where the query (third axis) sees the key (last axis).
 
     Args:
       kind, window, valid, segment_ids: of `Mask`.
@@ -49,7 +49,7 @@ def attention_mask(
       everywhere: of `attention`.
 
     Returns:
-      bool, broadcastable to `[B, 1, L, L]`, or None where everyone sees everyone.
+      bool, broadcastable to `[B, 1, L, L]`, or None if every query sees every key.
     """
     _, _, valid, _ = by_position(Mask(valid=valid), length)
     parts = []

@@ -1,4 +1,4 @@
-"""Attention by Splash, JAX's block-sparse flash attention for TPUs: never `[L, L]` in memory."""
+"""Attention by Splash, JAX's block-sparse flash attention for TPUs, without `[L, L]` in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ Array = jax.Array
 _LANES = 128
 _LARGEST_BLOCK = 512
 
-# The segment of what is no token; nobody numbers his segments so.
+# The segment of positions that are no tokens; no user's segment has this number.
 _PADDING = jnp.iinfo(jnp.int32).min
 
 
@@ -36,11 +36,11 @@ def splash_attention(
     segment_ids: Array | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`attention` for TPUs: its arguments, its values wherever the query is valid.
+    """`attention` for TPUs: the same arguments, and the same values wherever the query is valid.
 
-    Positions that are not valid become a segment of their own, and so does what fills up a length
-    to a multiple of 128; no query is ever without a key. Within a mesh in `use`, each device runs
-    the kernel on its rows and heads. With `interpret` it runs anywhere, slowly: to test it.
+    Positions that are not valid form a segment of their own, and so does the padding of a length to
+    a multiple of 128, so no query is without a key. Within a mesh in `use`, each device runs the
+    kernel on its rows and heads. With `interpret` it runs slowly on any device, for tests.
     """
     length, head_dim = q.shape[1], q.shape[-1]
     segments = _segments(q.shape[:2], valid, segment_ids)
@@ -62,7 +62,7 @@ def splash_attention(
             of_device,
             in_specs=(of_head, of_head, of_head, PartitionSpec(rows)),
             out_specs=of_head,
-            check_vma=False,  # the kernel's outputs do not tell over which axes they vary
+            check_vma=False,  # the kernel's outputs lack the axes over which they vary
         )
     return jnp.moveaxis(of_device(q, k, v, segments), 1, 2)[:, :length]
 
@@ -70,7 +70,7 @@ def splash_attention(
 def _segments(
     shape: tuple[int, int], valid: Array | None, segment_ids: Array | None
 ) -> Array | None:
-    """Segments `i32[B, L']`, or None where everyone may see everyone."""
+    """Segments `i32[B, L']`, or None if every query may see every key."""
     if valid is None and segment_ids is None and shape[1] % _LANES == 0:
         return None
     ids = jnp.zeros(shape, jnp.int32) if segment_ids is None else segment_ids

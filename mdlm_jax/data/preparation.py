@@ -135,12 +135,6 @@ def _write(
     if {"validation", "test"} <= given_splits.keys():
         config.refuse_idle(OF_HELD_OUT, f"source {config.source!r}, which has validation and test")
     split_by = way(given_splits, share=config.held_out, by=config.split_by)
-    if split_by != config.split_by:
-        print(
-            f"source {config.source!r} has too few documents to hold some out: the last "
-            f"{config.held_out:.0%} of its text are held out for each split that it lacks",
-            file=sys.stderr,
-        )
     splits = hold_out(given_splits, share=config.held_out, by=split_by)
     tokenizer = given or train_tokenizer(
         _TrainingTexts(splits["train"]),
@@ -164,8 +158,15 @@ def _write(
     for split, each in encoded.items():
         advice = _advice(split, given_splits, config, split_by) + (f"; {told}" if told else "")
         sizes[split] = _write_rows(folder, split, each, tokenizer, config, advice)
-    config = dataclasses.replace(config, split_by=split_by)  # as it was done
-    _write_card(folder, config, corpus, label_names, sizes, unknown)
+    done = dataclasses.replace(config, split_by=split_by)
+    _write_card(folder, done, corpus, label_names, sizes, unknown)
+    if split_by != config.split_by:
+        held = " and ".join(name for name in ("validation", "test") if name not in given_splits)
+        print(
+            f"source {config.source!r} has too few documents to hold whole ones out: {held} come "
+            f"from the end of its text, {config.held_out:.0%} each",
+            file=sys.stderr,
+        )
     for split, told in sizes.items():
         if dropped := told.get("dropped_documents"):
             print(

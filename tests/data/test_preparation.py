@@ -293,7 +293,7 @@ def test_files_alone_are_a_source(tmp_path):
 def test_a_single_file_is_cut_by_position(tmp_path, capsys):
     config = data.Config(files=str(book(tmp_path)), vocab_size=300)
     prepared = data.prepare(config, tmp_path / "cache")
-    told = "too few documents to hold some out: the last 5% of its text are held out for each split"
+    told = "too few documents to hold whole ones out: validation and test come from the end of its"
     assert told in capsys.readouterr().err
     asked = dataclasses.replace(config, split_by="position")
     as_asked = data.prepare(asked, tmp_path / "cache")
@@ -303,12 +303,13 @@ def test_a_single_file_is_cut_by_position(tmp_path, capsys):
     assert [len(rows) > 0 for rows in prepared.splits.values()] == [True] * 3
 
 
-def test_a_single_file_that_is_too_short_says_so(tmp_path):
+def test_a_single_file_that_is_too_short_says_so(tmp_path, capsys):
     config = data.Config(files=str(book(tmp_path, 300)), tokenizer="bpe", vocab_size=300)
     with pytest.raises(
         ValueError, match=r"'validation' .* fewer than one row .*: held_out is 0.05"
     ):
         data.prepare(config, tmp_path / "cache")
+    assert capsys.readouterr().err == ""  # the refusal says it all
 
 
 _PREPARE = """

@@ -5,6 +5,8 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import mdlm_jax
 
@@ -72,6 +74,8 @@ def test_an_import_changes_no_hook_no_signal_and_no_logger():
 
 LAZY = """
 import sys
+import tomllib
+from pathlib import Path
 import mdlm_jax
 
 heavy = {"flax", "grain", "optax", "orbax", "tokenizers", "ml_collections", "matplotlib"}
@@ -128,3 +132,13 @@ def test_no_room_names_a_module_that_is_gone():
     for room in rooms():
         named = set(re.findall(r"^\| `(\w+)` \|", room.__doc__, flags=re.MULTILINE))
         assert named == {module.name for module in pkgutil.iter_modules(room.__path__)}
+
+
+def test_the_wheel_holds_every_room():
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(root).parts)
+        for path in (root / "mdlm_jax").rglob("__init__.py")
+    }
+    assert {*listed} == found | {"mdlm_jax.configs"}

@@ -5,6 +5,7 @@
 | `experiment` | a whole config, checked |
 | `config_json` | the config.json of a run, as this version reads it |
 | `config_of_run` | the config file that `--config=RUN/config.json` stands for |
+| `following` | keys that follow others, where one thing can be meant |
 | `families` | what can be trained: one file each |
 | `following` | keys that follow where two contradict each other and one thing can be meant |
 | `program` | from an experiment and a mesh to the compiled training step |

@@ -18,9 +18,13 @@ and evaluation are imported when they are first asked for (`mdlm_jax.networks.be
 
 import contextlib
 import importlib
+from typing import TYPE_CHECKING
 
 from mdlm_jax import moved
 from mdlm_jax.host.interrupts import held_back, starts_command
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from mdlm_jax.writing.model import Model, load
 
 moved.install()
 

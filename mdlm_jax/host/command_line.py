@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -165,7 +165,7 @@ def bad_input() -> Iterator[None]:
         refuse(endings.one_line(error))
 
 
-def refuse(error: object) -> None:
+def refuse(error: object) -> NoReturn:
     """Prints one line and exits with code 2."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT)

@@ -69,6 +69,15 @@ RULES = (
     Rule("model.attention", ("model.window",), _attention_of_window, least=COMMAND_LINE),
     _of_local("model.window"),
     _of_local("model.global_every"),
+    Rule(
+        "model.attention_backend",  # which computes the same
+        ("model.global_every",),
+        lambda flat: (
+            "auto"
+            if flat["model.global_every"] and flat["model.attention_backend"] == "splash"
+            else flat["model.attention_backend"]
+        ),
+    ),
     _unless_set("model.class_dropout", "model.classes", 0.0),
     Rule(
         "model.embedding_norm",

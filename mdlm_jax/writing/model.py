@@ -9,7 +9,7 @@ model.denoiser  # for the functions of mdlm_jax.diffusion
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -104,6 +104,15 @@ class Model:
         """
         return bert.denoiser(params, self.encoder, valid=valid, label=label)
 
+    @overload
+    def fill(self, text: str, *, samples: None = None, **options: Any) -> str: ...
+    @overload
+    def fill(self, text: str, *, samples: int, **options: Any) -> list[str]: ...
+    @overload
+    def fill(self, text: Sequence[str], *, samples: None = None, **options: Any) -> list[str]: ...
+    @overload
+    def fill(self, text: Sequence[str], *, samples: int, **options: Any) -> list[list[str]]: ...
+
     def fill(
         self,
         text: str | Sequence[str],
@@ -147,6 +156,17 @@ class Model:
         written = self._write(asked, None, samples, seed, batch_size, options)
         return written[0] if isinstance(text, str) else written
 
+    @overload
+    def answer(self, prompt: str | Messages, *, samples: None = None, **options: Any) -> str: ...
+    @overload
+    def answer(self, prompt: str | Messages, *, samples: int, **options: Any) -> list[str]: ...
+    @overload
+    def answer(
+        self, prompt: Sequence[str], *, samples: None = None, **options: Any
+    ) -> list[str]: ...
+    @overload
+    def answer(self, prompt: Sequence[str], *, samples: int, **options: Any) -> list[list[str]]: ...
+
     def answer(
         self,
         prompt: str | Messages | Sequence[str],
@@ -182,7 +202,8 @@ class Model:
                 "fill(text + '{mask:16}'), which continues a text"
             )
         single = isinstance(prompt, str) or _are_messages(prompt)
-        asked = [_prompt(each, label) for each in ([prompt] if single else prompt)]
+        several: Sequence[Any] = [prompt] if single else prompt
+        asked = [_prompt(each, label) for each in several]
         for each in asked:
             if not asking.answers(each):
                 raise ValueError(f"prompt {each.text[:60]!r} has gaps: use fill(text)")

@@ -9,6 +9,7 @@ A model comes as `loss_fn(params, key, batch) -> (loss, aux)`, data as an object
 | `step` | one step: gradients, an update, a moving average |
 | `optimizer` | how gradients become updates |
 | `loop` | the training loop |
+| `best` | the best evaluation of a run so far, and when it no longer improves |
 | `checkpoints` | checkpoints; the one file that imports Orbax |
 | `metrics` | `metrics.jsonl`, and what reads it |
 | `weights_and_biases` | the same records to Weights & Biases |

@@ -1,10 +1,10 @@
-"""Compiles the training step and the sampler of a config for a TPU pod, with no TPU there.
+"""Compiles the training step and the sampler of a config for a TPU pod, without a TPU.
 
     python -m mdlm_jax.compile_check --config=bert_base_v5e --topology=v5e:4x4
 
-Tells whether they fit into the chips' memory and what takes it, how much they compute and send, and
-how long a step must take at the least. Nothing is run, no data are needed; a CPU, 2 to 10 GiB of
-memory and some minutes are (extra `tpu`). Any key of the config can be changed:
+It reports whether they fit into the chips' memory and what takes it, how much they compute and
+send, and how long a step must take at least. Nothing is run and no data are needed. It needs a CPU,
+2 to 10 GiB of memory, some minutes, and the extra `tpu`. Any key of the config can be changed:
 --config.mesh.fsdp=8. Exit codes: 0 all well; 1 it does not fit, or the partitioner gave up on an
 array and copies it whole to every chip; 2 bad input, nothing was compiled.
 """
@@ -33,7 +33,7 @@ _GIB = 2**30
 
 
 def main() -> int:
-    """Checks the programs of the flags and tells; returns the exit code."""
+    """Checks the programs of the flags, prints the reports, and returns the exit code."""
     with command_line.bad_input():
         topology = topologies.parse(_TOPOLOGY.value, _SLICES.value)
         chosen, given = command_line.chosen_config(_CONFIG), command_line.given_keys(_CONFIG)

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: a command that ran before does not compile the same again."""
+"""Compiled programs on disk, so that a command that ran before does not compile again."""
 
 import hashlib
 import importlib.util
@@ -15,16 +15,16 @@ VARIABLE = "MDLM_JAX_COMPILED"  # a folder, or 'off'
 
 _SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _SIZE = "JAX_COMPILATION_CACHE_MAX_SIZE"
-_LEAST_SECONDS = 0.2  # what compiles faster is compiled again
-_LARGEST = 4 * 2**30  # bytes; what was used longest ago goes first
+_LEAST_SECONDS = 0.2  # programs that compile faster are not kept
+_LARGEST = 4 * 2**30  # bytes; the least recently used goes first
 
 
 def keep() -> str | None:
-    """Has jax keep what it compiles; the folder, None where it does not.
+    """Makes jax keep what it compiles. Returns the folder, or None if nothing is kept.
 
-    Before anything is compiled, and after the processes of a job have found each other. Where jax's
-    own variables say it, they decide. Else it is `folder(os.environ)`, unless that cannot be made
-    or written, which is no reason to end.
+    Call it before anything is compiled, and after the processes of a job have found each other. If
+    jax's own variables are set, they decide. Otherwise it is `folder(os.environ)`, if that can be
+    made and written; if not, the command goes on without.
     """
     if not jax.config.jax_enable_compilation_cache:
         return None
@@ -49,12 +49,12 @@ def keep() -> str | None:
 
 
 def folder(environment: Mapping[str, str], processes: int = 1) -> Path | None:
-    """Where compiled programs are kept, None where they are not.
+    """The folder of compiled programs, or None if they are not kept.
 
-    `$MDLM_JAX_COMPILED` says so; by default `compiled` in `paths.cache_folder()`. Of several
-    processes only the first would write, and the others would wait for what it had no need to
-    compile: then only a folder is taken that somebody named. In it each kind of processor has a
-    folder of its own, for what was compiled for one may crash another.
+    It is `$MDLM_JAX_COMPILED`, or by default `compiled` in `paths.cache_folder()`. With several
+    processes only the first would write, and the others could wait for a program that it does not
+    compile. So there the folder must be named. Each kind of processor has its own folder within,
+    because a program that was compiled for one may crash another.
     """
     named = environment.get(VARIABLE)
     if named == "off" or (processes > 1 and not named):
@@ -64,7 +64,7 @@ def folder(environment: Mapping[str, str], processes: int = 1) -> Path | None:
 
 
 def _processor() -> str:
-    """A name of the processor's kind and abilities."""
+    """A name for the processor's kind and features."""
     told = {platform.machine(), platform.processor()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

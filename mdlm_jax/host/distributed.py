@@ -14,24 +14,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdlm_jax.host import parallel
 
-# What a launcher sets where no cluster tells the processes of each other.
+# The variables of a launcher, for use without a cluster that connects the processes.
 VARIABLES = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
 
 _LONGEST_MESSAGE = 1024  # bytes
 
 
 def initialize(heartbeat_seconds: int = 100) -> None:
-    """Joins the processes of a job, before any device is touched; alone, does nothing.
+    """Joins the processes of a job, before any device is touched. A lone process does nothing.
 
-    `COORDINATOR_ADDRESS` (host:port of process 0), `NUM_PROCESSES` and `PROCESS_ID` decide where
-    they are set; else jax finds the others on TPU VMs, under SLURM (`srun`) and in indexed jobs of
-    Kubernetes (which needs the package `kubernetes`, but for TPUs).
+    If `COORDINATOR_ADDRESS` (host:port of process 0), `NUM_PROCESSES` and `PROCESS_ID` are set,
+    they decide. Otherwise jax finds the others on TPU VMs, under SLURM (`srun`) and in indexed jobs
+    of Kubernetes (which need the package `kubernetes`, except for TPUs).
 
     Args:
-      heartbeat_seconds: a process that was silent for so long is dead, and all others end.
+      heartbeat_seconds: a process that is silent for this long counts as dead, and all others end.
 
     Raises:
-      ValueError: if the variables are incomplete or no numbers.
+      ValueError: if the variables are incomplete or not numbers.
     """
     timeout = {"heartbeat_timeout_seconds": heartbeat_seconds}
     told = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
@@ -75,11 +75,11 @@ def _process_of(told: Mapping[str, str]) -> tuple[str, int, int]:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """What one process refuses in the `with`, all refuse, so that none waits for it in vain.
+    """If one process refuses something in the `with`, all refuse, so that none waits in vain.
 
     Raises:
-      ValueError, OSError, ImportError: what was raised here; ValueError where another process
-        refused, with its message.
+      ValueError, OSError, ImportError: the error of this process. ValueError with the other's
+        message, if another process refused.
     """
     mine = None
     try:
@@ -98,34 +98,34 @@ def require_same(name: str, value: str) -> None:
     """Checks that all processes have the same `value`.
 
     Raises:
-      ValueError: they do not; in every process.
+      ValueError: in every process, if they have not.
     """
     if len(values := {*_gathered(value)}) > 1:
         raise ValueError(f"{name} differs between the processes: {', '.join(sorted(values))}")
 
 
 def of_first(number: int) -> int:
-    """The number that process 0 has, in every process; all must ask."""
+    """The number of process 0, in every process. All processes must call it."""
     return int(_gathered(str(number))[0])
 
 
 def _gathered(text: str) -> list[str]:
-    """The text of every process, in their order."""
+    """The texts of all processes, in their order."""
     if not jax.distributed.is_initialized():  # and perhaps there is no device to ask with
         return [text]
     mine = text.encode()[:_LONGEST_MESSAGE].ljust(_LONGEST_MESSAGE, b"\0")
     try:
         every = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
-    except ValueError as error:  # gloo's word for a process that died: no fault of the input
+    except ValueError as error:  # gloo raises it when a process died, which is no bad input
         raise RuntimeError(f"the processes of the job could not be asked: {error}") from error
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in every]
 
 
 def make_vote(mesh: Mesh) -> Callable[[bool], jax.Array]:
-    """`vote(flag) -> bool[]`, true in every process where one of them voted so.
+    """`vote(flag) -> bool[]`, true in every process if any of them voted so.
 
-    Every process votes, in the same order as it runs other programs. Nothing is waited for: the
-    answer is computed on the devices, before what is dispatched after it.
+    Every process votes, in the same order as it runs other programs. It does not block: the answer
+    is computed on the devices, before what is dispatched after it.
     """
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     any_of = jax.jit(jnp.any, out_shardings=parallel.replicated(mesh))

@@ -1,6 +1,6 @@
-"""How a running command prints and ends: streams that bear anything, and one line for a person.
+"""How a running command prints and ends: robust streams, and one line for each error.
 
-Nothing here happens when it is imported: `take_over` is for the process of a command alone.
+Importing it has no effect: `take_over` is only for the process of a command.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from absl import logging as absl_logging
 
-# What the machine refuses and a person can mend.
+# Errors of the machine that a user can fix.
 _ENVIRONMENT = {
     errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS,
@@ -24,35 +24,36 @@ _ENVIRONMENT = {
 
 
 def take_over() -> None:
-    """Makes this process that of a command: its streams, hooks and loggers; once."""
+    """Sets up this process as that of a command: its streams, hooks and loggers. Once."""
     if sys.excepthook is _tell:
         return
     sys.stdout, sys.stderr = map(_enduring, (sys.stdout, sys.stderr))
     sys.excepthook = _tell
     sys.unraisablehook = _tell_of_thread
     logging.getLogger("asyncio").addFilter(_is_no_echo)
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells pages of what it raises anyway
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints pages about its errors
     absl_logging.get_absl_logger().addFilter(is_worth_telling)
     absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 def reader_left() -> bool:
-    """Whether nobody reads any more what is printed, as behind `| head`: it goes nowhere."""
+    """Whether nobody reads the output any more, as behind `| head`."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return isinstance(raw, _Enduring) and raw.reader_left
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line; the system's name the file, not the number of the error."""
+    """An error in one line. Errors of the system name the file instead of the error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 
 class _Enduring(io.FileIO):
-    """A stream whose reader may leave: what is written then is dropped.
+    """A stream whose reader may leave; output after that is dropped.
 
-    A command goes on, for it may have files to write; who only prints asks `reader_left`.
+    The command goes on, because it may have files to write. A command that only prints asks
+    `reader_left`.
     """
 
     reader_left = False
@@ -67,7 +68,7 @@ class _Enduring(io.FileIO):
 
 
 def _enduring(stream: TextIO | None) -> TextIO | None:
-    """The stream, which shows as an escape what its encoding lacks; None where there is none."""
+    """The stream, with escapes for characters that its encoding lacks; None if there is none."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
@@ -82,11 +83,11 @@ def _enduring(stream: TextIO | None) -> TextIO | None:
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Of what ends a command, one line where a person can mend it, else the traceback."""
+    """Prints what ends a command: one line if a user can fix it, else the traceback."""
     if _was_interrupted(error):
         print("interrupted; what was saved is whole", file=sys.stderr)
-        # End as Ctrl-C ends a program, at once: threads that still compile or write would crash in
-        # an interpreter that takes itself apart.
+        # End at once, as Ctrl-C does: threads that still compile or write would crash in an
+        # interpreter that shuts down.
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -99,17 +100,17 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Also where a library made another error of it: TensorStore does, while it is imported."""
+    """Also if a library turned it into another error, as TensorStore does during its import."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__
     return error is not None
 
 
 def _tell_of_thread(unraisable: Any) -> None:
-    """Of errors in foreign threads, all but the echo of one that ends the command and is told.
+    """Prints errors of other threads, except the echo of an error that already ends the command.
 
     When a read or write of a checkpoint fails, Orbax gives up on the others and closes their event
-    loop; TensorStore's threads, which finish them later, find it closed and would print that into
+    loop. TensorStore's threads finish them later, find the loop closed, and would print that into
     the middle of our line.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
@@ -117,12 +118,12 @@ def _tell_of_thread(unraisable: Any) -> None:
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:
-    """The same echo from tasks that nobody waits for any more: all else is told."""
+    """Drops the same echo from abandoned tasks, and prints all else."""
     return "exception was never retrieved" not in record.getMessage()
 
 
 def is_worth_telling(record: logging.LogRecord) -> bool:
-    """Of Orbax, which tells pages of each save and of each error that it raises, warnings alone."""
+    """Limits Orbax to warnings: it prints pages about each save and each error that it raises."""
     if "orbax" not in Path(record.pathname).parts:
         return True
     return record.levelno >= logging.WARNING and not record.exc_info

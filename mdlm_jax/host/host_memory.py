@@ -12,16 +12,16 @@ _MOST_KEPT = 2**31 - 1  # in bytes; mallopt takes an int
 
 
 def keep_freed() -> bool:
-    """Where XLA computes on the CPU, lets the C library keep freed blocks and give them out again.
+    """Lets the C library keep and reuse freed blocks, if XLA computes on the CPU.
 
-    XLA allocates what a call computes in anew each time. glibc takes large blocks from the system
-    and returns them at once, so that every page of theirs is cleared and mapped at its first touch,
-    again and again: 12,000 page faults a step of the quickstart, and two fifths of its time. With
-    this the whole process keeps what it once needed, but for blocks above 1 GiB and what is free
-    above 2 GiB at the heap's end.
+    XLA allocates its memory anew for each call. glibc takes large blocks from the system and
+    returns them at once, so each page is cleared and mapped again at its first touch: 12,000 page
+    faults a step of the quickstart, and two fifths of its time. After this call the process keeps
+    the memory that it once needed, except for blocks above 1 GiB and free memory above 2 GiB at the
+    end of the heap.
 
     Returns:
-      Whether it does that here; elsewhere than under glibc and on JAX's CPU backend, nothing.
+      Whether it took effect. It does nothing without glibc or on another backend.
     """
     if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
         return False

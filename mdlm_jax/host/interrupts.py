@@ -1,4 +1,4 @@
-"""Ctrl-C where nobody can take it: kept until somebody can."""
+"""Ctrl-C at moments when it cannot be handled: it is kept until it can."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ from pathlib import Path
 def starts_command() -> bool:
     """Whether the package is imported to run `python -m mdlm_jax.something`, or `mdlm something`.
 
-    Then, and then alone, the process is ours to change.
+    Only then is the process ours to change.
     """
     first = (getattr(sys, "argv", []) or [""])[0]
     if Path(first).stem == "mdlm":  # the console script
@@ -26,10 +26,10 @@ def starts_command() -> bool:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Around the import of jax: Ctrl-C waits, and is raised as KeyboardInterrupt behind it.
+    """Around the import of jax: Ctrl-C waits and is raised as KeyboardInterrupt afterwards.
 
-    In the midst of it, its C++ would abort Python ("terminate called"), and NumPy would tell of a
-    broken installation. Whoever handles the signal otherwise keeps it, and threads other than the
+    During the import, its C++ would abort Python ("terminate called"), and NumPy would report a
+    broken installation. Another handler of the signal stays in place, and threads other than the
     main one never get it.
     """
     if (

@@ -20,10 +20,10 @@ PyTree = Any
 
 AXES = ("data", "fsdp", "tensor")
 
-# Mesh axes that rows (the leading axis of a batch) are split over.
+# Mesh axes over which rows (the leading axis of a batch) are split.
 ROW_AXES = ("data", "fsdp")
 
-# Logical axis -> mesh axis. What is not named here ("layers", "positions", None) is not sharded.
+# Logical axis -> mesh axis. Other names ("layers", "positions", None) are not sharded.
 RULES = {
     "embed": "fsdp",
     "heads": "tensor",
@@ -39,7 +39,7 @@ def available_devices() -> list[jax.Device]:
     """`jax.devices()`.
 
     Raises:
-      ValueError: if those that JAX_PLATFORMS asks for are not there.
+      ValueError: if the devices of JAX_PLATFORMS are not there.
     """
     try:
         return jax.devices()
@@ -54,9 +54,9 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of all devices with the axes `("data", "fsdp", "tensor")`.
 
-    On TPUs neighbours in the mesh are neighbours in the torus; over several slices, `data` alone
-    crosses the slow network between them. Elsewhere devices stand in the order of their processes,
-    so that `tensor`, the innermost axis, stays within a host.
+    On TPUs neighbours in the mesh are neighbours in the torus, and with several slices only `data`
+    crosses the slow network between them. Elsewhere devices are in the order of their processes, so
+    `tensor`, the innermost axis, stays within a host.
 
     Args:
       data: devices over which rows are split and parameters are copied; -1 means the rest.
@@ -85,7 +85,7 @@ def make_mesh(
 def _arranged(devices: list[jax.Device], shape: tuple[int, ...], asked: str) -> np.ndarray:
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
-    # The devices of a topology of one slice, which is not there, do not number it.
+    # The devices of a topology with one slice have no slice number.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *within = shape
     if data % slices:
@@ -101,8 +101,8 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, ...], asked: str) -> 
 def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
     """The `NamedSharding` of every parameter, by `RULES`.
 
-    An array axis stays whole where its name has no rule, where the mesh axis does not divide it,
-    and where an earlier axis of the same array already took that mesh axis.
+    An array axis stays whole if its name has no rule, if the mesh axis does not divide it, or if an
+    earlier axis of the same array already took that mesh axis.
 
     Args:
       mesh: from `make_mesh`.
@@ -131,7 +131,7 @@ def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
 
 
 def require_sharded(mesh: Mesh, placed: PyTree, shapes: PyTree) -> None:
-    """Checks that `fsdp` splits the parameters, all but a few.
+    """Checks that `fsdp` splits nearly all parameters.
 
     Args:
       mesh: from `make_mesh`.
@@ -176,7 +176,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch's rows are split."""
+    """The number of parts into which a batch's rows are split."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
@@ -188,9 +188,9 @@ def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 
 def mesh_in_use() -> AbstractMesh | None:
-    """The mesh in `use`, where it is one of `make_mesh`, and this is no part of a `shard_map`.
+    """The mesh in `use`, if it is from `make_mesh` and this is not within a `shard_map`.
 
-    Of a mesh with other axes, a program's own, nothing is known here: XLA decides alone.
+    With another mesh, of the user's program, XLA decides alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
     ours = {*AXES} <= {*mesh.axis_names}
@@ -200,8 +200,8 @@ def mesh_in_use() -> AbstractMesh | None:
 def spread_rows(x: Array) -> Array:
     """Keeps `x [B, ...]` split along its rows over the mesh in `use`, whole along the other axes.
 
-    Within a jitted function this tells XLA where activations lie, so that it moves parameters to
-    the rows and never rows to the parameters. Without a mesh, or where B does not split, `x`.
+    Within a jitted function this fixes where activations lie, so that XLA moves parameters to the
+    rows and never rows to the parameters. Without a mesh, or if B does not split, it returns `x`.
     """
     mesh = mesh_in_use()
     if mesh is None or x.shape[0] % row_shards(mesh):
@@ -218,7 +218,7 @@ def splits_layers() -> bool:
 def gather_parameter(x: Array, names: Sequence[str | None]) -> Array:
     """A parameter as rows need it: whole over `fsdp`, still split over `tensor`.
 
-    For parameters that are indexed. Left to itself XLA would split the rows' result as the
+    It is for parameters that are indexed. Otherwise XLA would split the rows' result as the
     parameter is split, and then move it whole ("involuntary full rematerialization").
 
     Args:
@@ -237,7 +237,7 @@ def gather_parameter(x: Array, names: Sequence[str | None]) -> Array:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Which rows of a global batch the devices of this process hold, `i64[b]` ascending.
+    """The rows of a global batch that the devices of this process hold, `i64[b]`, ascending.
 
     Processes that share rows (a `tensor` axis over several hosts) hold the same ones.
 
@@ -286,7 +286,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> dict[str
 
 
 def put_rows(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Array]:
-    """`put_batch` of a batch that every process has whole.
+    """`put_batch` for a batch that every process holds whole.
 
     Raises:
       ValueError: if the rows do not split over the mesh.

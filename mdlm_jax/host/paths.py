@@ -1,7 +1,7 @@
-"""Files and folders as users name them: of any characters, in buckets, and pipes and devices too.
+"""Files and folders as users name them: any characters, buckets, pipes and devices.
 
-What is written here is whole or not there. A pipe or a device is written to as it stands: it is
-never read, replaced, renamed onto or cut.
+A file is written whole or not at all. A pipe or a device is only written to: it is never read,
+replaced, renamed onto or truncated.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from urllib.parse import unquote
 
 from etils import epath
 
-_LONGEST_NAME = 200  # leaves room in a name of 255 bytes for what tells an incomplete file
+_LONGEST_NAME = 200  # leaves room in a name of 255 bytes for the mark of an incomplete file
 
 
 class _Literal(type(epath.Path("/"))):
-    """A path whose glob takes its pattern alone for one, not the folder's name: as pathlib's."""
+    """A path whose glob expands only the pattern and not the folder's name, as in pathlib."""
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
         """Files within the folder."""
@@ -31,9 +31,9 @@ class _Literal(type(epath.Path("/"))):
 
 
 def literal(path: str | os.PathLike) -> epath.Path:
-    """The path, in which `[`, `*` and `?` are letters like others; what is made of it is so too.
+    """The path with `[`, `*` and `?` as plain characters, also in paths made from it.
 
-    epath globs the whole path; Orbax globs in the folders that it is given.
+    epath globs the whole path, and Orbax globs in the folders that it gets.
     """
     path = epath.Path(path)
     return _Literal(path) if is_local(path) else path
@@ -44,26 +44,25 @@ def plain(name: str | os.PathLike) -> str:
     told = str(name)
     if told[:7].lower() == "file://":
         told = told[7:].removeprefix("localhost")
-        # File managers write a space as %20; a name that holds just these signs comes first.
+        # File managers write a space as %20. A file of exactly this name comes first.
         told = told if Path(told).exists() else unquote(told)
     if not told.startswith("~"):
         return told
     try:
         return str(Path(told).expanduser())
-    except RuntimeError:  # nobody is called so: it is a name like any other
+    except RuntimeError:  # no such user: it is a plain name
         return told
 
 
 def cache() -> str:
-    """Where what can be made again is kept: $MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`."""
+    """The place of files that can be made again: $MDLM_JAX_CACHE, else `~/.cache/mdlm_jax`."""
     return plain(os.environ.get("MDLM_JAX_CACHE") or "~/.cache/mdlm_jax")
 
 
 def cache_folder(place: str | os.PathLike | None = None) -> Path:
     """The folder of this machine for a cache, by default for `cache()`.
 
-    Copies of what lies in a bucket are kept in `$XDG_CACHE_HOME/mdlm_jax`, else in
-    `~/.cache/mdlm_jax`.
+    Copies of data in a bucket are kept in `$XDG_CACHE_HOME/mdlm_jax`, else in `~/.cache/mdlm_jax`.
     """
     place = cache() if place is None else plain(place)
     if is_local(place):
@@ -72,14 +71,14 @@ def cache_folder(place: str | os.PathLike | None = None) -> Path:
 
 
 def is_local(path: str | os.PathLike) -> bool:
-    """Whether it is no bucket."""
+    """Whether the path is on this machine rather than in a bucket."""
     return "://" not in str(path)
 
 
 def is_stream(path: str | os.PathLike) -> bool:
-    """Whether it is neither file nor folder, or what this process prints to: it is only written.
+    """Whether it is neither file nor folder, or is what this process prints to.
 
-    `/dev/stdout`, `/dev/null`, a named pipe, what a shell makes of `>(gzip > x.gz)`.
+    Examples: `/dev/stdout`, `/dev/null`, a named pipe, and what a shell makes of `>(gzip > x.gz)`.
     """
     if not is_local(path):
         return False
@@ -92,16 +91,16 @@ def is_stream(path: str | os.PathLike) -> bool:
 
 
 def check_output(path: str | os.PathLike, name: str = "", kinds: tuple[str, ...] = ()) -> None:
-    """Says before anything is computed what would keep a file from being written.
+    """Checks, before anything is computed, that a file can be written.
 
     Args:
-      path: of the file.
-      name: of the flag or setting that gave it, for the message.
-      kinds: accepted ends of its name, of what is no stream; any where there are none.
+      path: path of the file.
+      name: the flag or setting that gave it, for the message.
+      kinds: accepted endings of the name, except for streams; by default any.
 
     Raises:
-      ValueError: there is no such folder, a folder stands where the file is meant, or it may not be
-        written, or its name ends otherwise.
+      ValueError: its folder does not exist, the path is a folder, it may not be written, or its
+        name has another ending.
     """
     if not is_local(path):
         return
@@ -122,10 +121,10 @@ def check_output(path: str | os.PathLike, name: str = "", kinds: tuple[str, ...]
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file whole or not at all, in UTF-8; a link to one goes on being a link.
+    """Writes a file whole or not at all, in UTF-8. A link to a file stays a link.
 
     Raises:
-      OSError: it cannot be written; what was there is untouched.
+      OSError: it cannot be written; the former content is untouched.
     """
     made = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     if not is_local(path):  # buckets write whole objects
@@ -151,9 +150,9 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def appending(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A local file to write behind its end, or a stream; made if it is missing.
+    """A local file to append to, or a stream. A missing file is made.
 
-    What this process prints to is written between what it prints, also where it is a file.
+    If it is what this process prints to, lines go between the printed ones, also in a file.
     """
     own = None
     if is_stream(path):
@@ -170,7 +169,7 @@ def appending(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def settle(file: BinaryIO) -> None:
-    """When it returns, no crash can lose what was written to the file; a stream has it."""
+    """After it, no crash can lose what was written; a stream has received it."""
     file.flush()
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         os.fsync(file.fileno())
@@ -179,7 +178,7 @@ def settle(file: BinaryIO) -> None:
 def _own_stream(status: os.stat_result) -> int | None:
     """The descriptor by which this process prints to it."""
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
-        if stream is None:  # started without it, the descriptor is perhaps another file's
+        if stream is None:  # started without it, so the descriptor may be another file's
             continue
         with contextlib.suppress(OSError):
             if os.path.samestat(status, os.fstat(descriptor)):

@@ -27,12 +27,12 @@ _NEVER = {"qk_norm": False, "time_conditioning": False, "classes": 0}
 
 
 class Description(NamedTuple):
-    """What a config.json says.
+    """The contents of a config.json.
 
     Attributes:
       family: whose it is.
-      config: of the encoder; its mask_id is 0, as config.json does not tell it.
-      mask_id: where our own `write` has told it, else None.
+      config: of the encoder; its mask_id is 0, because config.json does not hold it.
+      mask_id: if our own `write` has written it, else None.
       position_offset: rows of the position table before that of the first position.
       type_rows: rows of the token-type table.
       tied: whether the output layer's matrix is the embedding table.
@@ -49,12 +49,12 @@ class Description(NamedTuple):
 def read(folder: Path) -> Description:
     """Reads the config.json of a folder.
 
-    A dropout rate of the attention weights is not followed: `bert.Config.dropout` says why.
+    A dropout rate of the attention weights is ignored; `bert.Config.dropout` says why.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged, of another family, or tells of what the encoder does not compute;
-        the key and what is accepted are named.
+      ValueError: it is damaged, of another family, or asks for what the encoder does not compute.
+        The message names the key and what is accepted.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -77,10 +77,10 @@ def write(config: bert.Config, pad_id: int | None) -> tuple[Family, dict[str, An
 
     Args:
       config: of the model.
-      pad_id: the padding token, where it is known.
+      pad_id: the padding token, if known.
 
     Raises:
-      ValueError: no family computes what it does; every field that stands in the way is named.
+      ValueError: no family computes the same; every field that stands in the way is named.
     """
     family = BERT if config.token_types else DISTILBERT
     if config.norm_position == "pre":

@@ -1,8 +1,9 @@
-"""The families of masked language models that are read and written: one table each.
+"""The families of masked language models that can be read and written, with a table for each.
 
-A table says how the family calls our modules, and what its config.json calls the fields of
-`bert.Config`. Those here are BERT (Devlin et al. 2019) with other names: RoBERTa (Liu et al. 2019)
-begins its positions behind the padding's, DistilBERT (Sanh et al. 2019) has no token types.
+A table holds the family's names of our modules, and the keys of its config.json for the fields of
+`bert.Config`. The families here are BERT (Devlin et al. 2019) with other names. RoBERTa (Liu et al.
+2019) begins its positions behind the padding's, and DistilBERT (Sanh et al. 2019) has no token
+types.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ class Family(NamedTuple):
     Attributes:
       model_type: what config.json calls it.
       architecture: its masked language model.
-      prefix: of the encoder's names where a head stands beside it.
+      prefix: of the encoder's names, if there is a head.
       modules: path of our module, or of a lone array, to its module or array; three of them where
         ours is their stack. `{}` is the number of the block.
       head: the same, of the masked-LM head.
@@ -31,7 +32,7 @@ class Family(NamedTuple):
         name and may be absent.
       fields: field of `bert.Config` to key of config.json and the value of a key that is absent.
       fixed: values that a key must have, the first of them where it is absent.
-      written: fields that a model must have to be written as this family; none: it never is.
+      written: fields that a model must have to be written as this family; with none it never is.
       bare_first_block: whether its first block has no norm before attention.
     """
 
@@ -130,7 +131,7 @@ ROBERTA = Family(
     fixed={**_BERT_FIXED, "hidden_act": ("gelu", "gelu_python")},
 )
 
-DISTILBERT_NORM_EPS = 1e-12  # in its code; config.json does not tell it
+DISTILBERT_NORM_EPS = 1e-12  # from its code; config.json does not hold it
 _LAYER = "transformer.layer.{}."
 DISTILBERT = Family(
     model_type="distilbert",

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder here, or one of the Hugging Face hub, fetched."""
+"""The folder of a checkpoint: a local one, or one that is fetched from the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -17,15 +17,15 @@ _ACCEPTED = "accepted are a folder, or a name of the Hugging Face hub (owner/nam
 
 
 def folder(path_or_name: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint; one of the hub lies in Hugging Face's cache then.
+    """The folder of a checkpoint. One of the hub is fetched into Hugging Face's cache.
 
     Args:
       path_or_name: a folder, or a name of the hub.
-      weights: whether they are fetched too, or config.json and the tokenizer alone.
+      weights: whether to fetch them too, or only config.json and the tokenizer.
 
     Raises:
-      FileNotFoundError: nothing lies there, and it is no name of the hub.
-      ValueError: it is a file, or the hub does not give it.
+      FileNotFoundError: there is no such folder, and it is no name of the hub.
+      ValueError: it is a file, or the hub does not provide it.
     """
     path = Path(paths.plain(path_or_name))
     if path.is_dir():

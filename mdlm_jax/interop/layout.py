@@ -22,12 +22,12 @@ _FIRST_NORM = _STACKED + "attention_norm/"
 
 
 class Part(NamedTuple):
-    """What becomes a leaf of ours, or one block of it.
+    """The arrays that become a leaf of ours, or one block of it.
 
     Attributes:
-      names: of the arrays that are joined, prefix left out; none where the family has no such
-        norm, and ours there is idle.
-      shape: that each of them has.
+      names: of the arrays that are joined, without prefix; none if the family lacks the norm, and
+        ours is idle there.
+      shape: the shape of each of them.
     """
 
     names: tuple[str, ...]

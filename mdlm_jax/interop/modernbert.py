@@ -1,7 +1,7 @@
 """ModernBERT (Warner et al. 2024): its names, and the keys of its config.json that are not fields.
 
-Pre-norm with a norm on the embeddings, RoPE, gated MLPs, and local attention but for every n-th
-block, which sees all positions and turns by another theta.
+It is pre-norm with a norm on the embeddings, RoPE, gated MLPs and local attention. Every n-th block
+sees all positions and rotates by another theta.
 """
 
 from collections.abc import Mapping

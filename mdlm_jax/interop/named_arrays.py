@@ -1,4 +1,4 @@
-"""Which arrays of a checkpoint make the model: all that are needed, or none; the rest is told."""
+"""The arrays of a checkpoint that make the model: all that are needed, or an error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from mdlm_jax.interop.families import Family
 _TABLE = "encoder/embeddings/tokens"
 _POSITIONS = "embeddings.position_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
-# How checkpoints that began in TensorFlow call the two arrays of a layer norm.
+# The names of a layer norm's two arrays in checkpoints that began in TensorFlow.
 _OLD = {".gamma": ".weight", ".beta": ".bias"}
 
 
@@ -23,7 +23,7 @@ class Selected(NamedTuple):
     Attributes:
       arrays: by name, prefix left out.
       head: whether the masked-LM head is among them.
-      notes: lines that a person should read: a head that is new, arrays that are left out.
+      notes: lines for the user: a head that is new, arrays that are left out.
     """
 
     arrays: dict[str, np.ndarray]

@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A model in the machine's memory, and the lines that a person should read of it."""
+    """A model in host memory, and lines about it for the user."""
 
     pretrained: Pretrained
     notes: tuple[str, ...]
@@ -45,20 +45,20 @@ def load_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
 
     `BertForMaskedLM`, `BertForPreTraining`, `RobertaForMaskedLM`, `DistilBertForMaskedLM`,
     `ModernBertForMaskedLM`, and models of these families without their masked-LM head, whose head
-    is then new. What is new, left out or assumed is told on stderr, a line each. RoBERTa's
+    is then new. Each thing that is new, left out or assumed is a line on stderr. RoBERTa's
     positions are those of rows that are padded on the right.
 
     Args:
-      path_or_name: a folder; or, where nothing lies there, a name of the Hugging Face hub.
-      mask_id: the mask token, where the folder has no tokenizer that tells it.
+      path_or_name: a folder; or, if there is none, a name of the Hugging Face hub.
+      mask_id: the mask token, if the folder has no tokenizer with one.
 
     Returns:
       The model, its parameters on the default device.
 
     Raises:
       FileNotFoundError: no folder there, or a file of it is missing.
-      ValueError: a file is damaged; config.json tells of what the encoder does not compute; weights
-        are missing or of another shape (all are named); the hub does not give it; tokenizer and
+      ValueError: a file is damaged; config.json asks for what the encoder does not compute; weights
+        are missing or of another shape (all are named); the hub does not provide it; tokenizer and
         model do not fit.
       ImportError: a library that reads the file is not installed.
     """
@@ -69,7 +69,7 @@ def load_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
 
 
 def read_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> Read:
-    """As `load_pretrained`, but on no device: the parameters are NumPy arrays; prints nothing."""
+    """As `load_pretrained`, with NumPy arrays on no device. It prints nothing."""
     folder = hub.folder(path_or_name)
     described = descriptions.read(folder)
     size = described.config.vocab_size
@@ -90,9 +90,9 @@ def read_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
 
 
 def read_architecture(path_or_name: str | Path) -> bert.Config:
-    """What config.json says of the network; reads, and fetches, no weights.
+    """The network of a config.json. No weights are read or fetched.
 
-    Its mask_id is 0, as config.json does not tell it.
+    Its mask_id is 0, because config.json does not hold it.
 
     Raises:
       FileNotFoundError, ValueError: as `load_pretrained`.
@@ -103,16 +103,16 @@ def read_architecture(path_or_name: str | Path) -> bert.Config:
 def save_pretrained(folder: str | Path, pretrained: Pretrained) -> None:
     """Writes a folder that `AutoModelForMaskedLM` and `AutoTokenizer` of transformers open.
 
-    A pre-norm model is written as ModernBERT; of the others one with token types as BERT (RoBERTa's
-    too: it computes the same), one without as DistilBERT. `load_pretrained` gives the same
-    parameters again, to the bit.
+    A pre-norm model is written as ModernBERT. Of the others, one with token types is written as
+    BERT (RoBERTa's too, which computes the same), and one without as DistilBERT. `load_pretrained`
+    gives the same parameters again, to the bit.
 
     Args:
       folder: empty, or made if it is missing.
       pretrained: the model; the padding of its vocabulary is left out.
 
     Raises:
-      ValueError: the folder holds something, no family computes what the model does (the fields are
+      ValueError: the folder is not empty, no family computes the same as the model (the fields are
         named), or the parameters are not those of the config.
       ImportError: the safetensors library is not installed.
     """
@@ -136,7 +136,7 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained) -> None:
 
 @partial(jax.jit, static_argnums=0)
 def _new_head(config: bert.Config) -> PyTree:
-    """A fresh masked-LM head, always the same; of the rest of `init` nothing is computed."""
+    """A fresh masked-LM head, always the same. The rest of `init` is not computed."""
     return bert.init(jax.random.key(0), config)["head"]
 
 
@@ -154,7 +154,7 @@ def _with_mask(params: PyTree, mask_id: int) -> PyTree:
 
 
 def _without_padding(config: bert.Config, params: PyTree) -> tuple[bert.Config, PyTree]:
-    """The same model with a vocabulary that is not padded, in the machine's memory."""
+    """The same model in host memory, with a vocabulary that is not padded."""
     padded = bert.padded_leaves(config)
     shapes = jax.eval_shape(lambda: bert.init(jax.random.key(0), config))
     if jax.tree.map(np.shape, params) != jax.tree.map(lambda x: x.shape, shapes):

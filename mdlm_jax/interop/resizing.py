@@ -1,4 +1,4 @@
-"""Another vocabulary for a pretrained model: what it knows of a token goes with the token."""
+"""Another vocabulary for a pretrained model, in which known tokens keep their rows."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Resized(NamedTuple):
     """A model with another vocabulary.
 
     Attributes:
-      pretrained: its parameters in the machine's memory, the vocabulary not padded.
-      found: tokens of the vocabulary whose rows are those that the model had.
+      pretrained: the model in host memory, the vocabulary not padded.
+      found: tokens of the vocabulary that keep rows of the model.
       size: tokens of the vocabulary.
     """
 
@@ -29,20 +29,20 @@ class Resized(NamedTuple):
 def resize_vocabulary(pretrained: Pretrained, tokenizer: Tokenizer) -> Resized:
     """Gives a model the vocabulary of another tokenizer.
 
-    A token takes the row of the embeddings, and the output bias, of the token that has its role
-    (mask, separator, padding, unknown, start) or else is spelt as it is. A new token gets the mean
+    A token takes the row of the embeddings, and the output bias, of the token with the same role
+    (mask, separator, padding, unknown, start) or else the same spelling. A new token gets the mean
     of all rows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models") and
     the mean of all biases. Its logit is then the mean of the old ones in any context, and its
-    exponential at most their mean exponential (Jensen): it takes no more of the probability than
-    the old tokens do on average. With a bias of 0, where the others are negative, it could.
+    exponential is at most their mean exponential (Jensen). So it takes no more probability than an
+    old token does on average. With a bias of 0 it could take more where the others are negative.
 
     Args:
-      pretrained: the model. Where it has no tokenizer, the rows are taken to be in the order of
-        `tokenizer`, of which there must be as many.
-      tokenizer: with a mask and a separator. Ids that it leaves out get the mean too.
+      pretrained: the model. If it has no tokenizer, its rows must be as many as the tokens of
+        `tokenizer` and in their order.
+      tokenizer: one with a mask and a separator. Ids that it leaves out get the mean too.
 
     Raises:
-      ValueError: the model has no tokenizer, and another number of tokens.
+      ValueError: the model has no tokenizer and another number of tokens.
     """
     config, size = pretrained.config, data.vocabulary_size(tokenizer)
     if pretrained.tokenizer is not None:
@@ -72,7 +72,7 @@ def resize_vocabulary(pretrained: Pretrained, tokenizer: Tokenizer) -> Resized:
 
 
 def _sources(old: Tokenizer, new: Tokenizer) -> np.ndarray:
-    """For each id of `new` the id of the same token in `old`, -1 where there is none."""
+    """For each id of `new` the id of the same token in `old`, or -1."""
     source = np.full(data.vocabulary_size(new), -1)
     ids = old.get_vocab(with_added_tokens=True)
     for token, index in new.get_vocab(with_added_tokens=True).items():

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders: the mask found, or added where there is none."""
+"""Tokenizers of Hugging Face folders, with their mask, which is added if there is none."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ _PUBLISHED = {30522: 103, 28996: 103, 119547: 103, 105879: 103, 21128: 103, 5026
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer, or None, and its mask; `notes` are lines that a person should read."""
+    """A tokenizer, or None, and its mask; `notes` are lines for the user."""
 
     tokenizer: Tokenizer | None
     mask_id: int
@@ -33,11 +33,11 @@ def read(folder: Path, vocab_size: int, told: int | None = None) -> Vocabulary:
     Args:
       folder: with tokenizer.json or vocab.txt, or without.
       vocab_size: rows of the model's table.
-      told: the mask as config.json or the caller gives it, where one does.
+      told: the mask that config.json or the caller gives, if any.
 
     Raises:
       ValueError: the tokenizer is damaged, has more tokens than the model, lacks a separator, or
-        has another mask than the one that is told.
+        has another mask than `told`.
     """
     if not any((folder / name).is_file() for name in _FILES):
         return _without_tokenizer(folder, vocab_size, told)
@@ -90,7 +90,7 @@ def _without_tokenizer(folder: Path, vocab_size: int, told: int | None) -> Vocab
 
 
 def _tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """The tokenizer, and how many tokens were added to it: 0, or 1 for the mask."""
+    """The tokenizer, and the number of tokens added to it: 0, or 1 for the mask."""
     if not (folder / "tokenizer.json").is_file():
         tokenizer = data.load_tokenizer(folder)
         ids = data.special_ids(tokenizer)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp  # it teaches NumPy bfloat16, by which safetensors reads it too
+import jax.numpy as jnp  # registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 
 from mdlm_jax.data import json_text
@@ -33,9 +33,9 @@ def find(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays of a folder by name, in float32; integers are left as they are.
+    """All arrays of a folder by name, in float32; integers stay as they are.
 
-    No code that a file may hold is run: PyTorch's files are read by it with `weights_only=True`.
+    No code in a file is run: PyTorch reads its files with `weights_only=True`.
 
     Raises:
       FileNotFoundError: as `find`.
@@ -113,7 +113,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise ImportError(f"{path} needs torch 2.6 or newer to be read safely: update it")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the pickle, the zip or the file: all say it is no such file
+    except Exception as error:  # of the pickle, the zip or the file: it is no such file
         told = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
             f"{path} is no file of weights alone ({type(error).__name__}: {told})"
@@ -123,7 +123,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     strange = [str(name) for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
     if strange:
         raise ValueError(f"{path} holds more than tensors: {', '.join(strange)}")
-    # NumPy has no bfloat16 of PyTorch's; in float32 each has the same value.
+    # NumPy lacks PyTorch's bfloat16; float32 holds the same values.
     return {
         name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()
     }

@@ -1,4 +1,4 @@
-"""The programs of an experiment, compiled ahead of time for TPUs: what they need and send."""
+"""The programs of an experiment, compiled ahead of time for TPUs: their memory and traffic."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ _SMALLEST_GRADIENT = 2**20  # elements: a gradient below that may be summed in a
 
 
 def check_step(program: Program, topology: Topology) -> dict[str, Any]:
-    """Compiles the training step; what is told of it, ready for JSON."""
+    """Compiles the training step and returns its report, ready for JSON."""
     state, encoder = program.abstract_state(), program.encoder
     training, length = program.experiment.training, program.experiment.data.length
     memory = {
@@ -42,10 +42,10 @@ def check_step(program: Program, topology: Topology) -> dict[str, Any]:
 
 
 def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
-    """Compiles the sampler, a canvas of `evaluation.batch_size` rows or one a device.
+    """Compiles the sampler, with a canvas of `evaluation.batch_size` rows or one row a device.
 
-    Its loop ends by its data, so work and collectives are told of one network evaluation, of
-    `evaluation.sample_steps`.
+    The data decide when its loop ends, so work and collectives are reported for one of the
+    `evaluation.sample_steps` network evaluations.
     """
     settings, length = program.experiment.evaluation, program.experiment.data.length
     shards = parallel.row_shards(program.mesh)
@@ -83,7 +83,7 @@ def _canvas(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _compile(program: Program, topology: Topology, function, *arguments) -> dict:
-    """Compiles; what the compiler says and what it made."""
+    """Compiles, and returns what the compiler says and the program."""
     start = time.monotonic()
     error = compiled = None
     with stderr_of_compiler() as said:
@@ -115,7 +115,7 @@ def _tell(
     work: float,
     moved: float,
 ) -> dict[str, Any]:
-    """All that is told of one program."""
+    """The report of one program."""
     chip = topology.chip
     told = {
         "fits": "overflow" not in checked,
@@ -197,7 +197,7 @@ def _whole_gradients(program: Program, found: list[hlo_report.Collective]) -> li
 
 
 def _slots(program: Program) -> int:
-    """Positions of the global batch that are read out."""
+    """The number of positions of the global batch that are read out."""
     batch = jax.eval_shape(program.prepare, jax.random.key(0), 0, program.abstract_batch())
     return batch["corrupted"].positions.size
 
@@ -210,7 +210,7 @@ def _bytes_a_chip(tree: Any) -> int:
 
 
 def needed(error: str) -> int | None:
-    """Bytes a chip that the compiler says it would need."""
+    """The bytes a chip that the compiler says the program would need."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     told = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", error)
     if told is None:
@@ -237,7 +237,7 @@ def rematerialized(line: str) -> str:
 
 @contextlib.contextmanager
 def stderr_of_compiler() -> Iterator[list[str]]:
-    """Takes what is written to stderr, by libraries too; its lines are in the list afterwards."""
+    """Captures stderr, also of libraries; afterwards its lines are in the list."""
     lines: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)

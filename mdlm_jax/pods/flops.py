@@ -1,10 +1,10 @@
 """Floating-point operations of a training step and of a sampler, counted from the shapes.
 
-A multiplication and an addition are two. Matrix products alone are counted: a forward pass takes
+A multiplication and an addition are two. Only matrix products are counted: a forward pass takes
 `2 * parameters * tokens`, and attention `4 * D * (keys a query sees)` a token and layer; the
 backward pass takes twice that (Kaplan et al. 2020, section 2.1). The vocabulary projection, and
 without time conditioning and dropout the last block's MLP, are counted for the positions that are
-read out, not for all.
+read out only.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class StepFlops(NamedTuple):
 
     Attributes:
       model: what the mathematics needs.
-      recomputed: what `remat` does once more in the backward pass. (That logits read out in several
-        chunks are computed once more is left out.)
+      recomputed: what `remat` repeats in the backward pass. (Logits that are read out in several
+        chunks are computed once more too; that is not counted.)
     """
 
     model: float
@@ -35,7 +35,7 @@ def training_step(
       rows: of the global batch.
       length: tokens of a row.
       slots: positions that are read out, of all rows.
-      whole: whether all of the encoder is computed at every position, as elsewhere it is.
+      whole: whether the whole encoder is computed at every position.
     """
     late = not whole and encoder.dropout == 0 and not encoder.time_conditioning
     encoded = _encoded(encoder, rows, length, late=late)
@@ -61,7 +61,7 @@ def forward(encoder: bert.Config, rows: int, length: int) -> float:
 
 
 def _encoded(encoder: bert.Config, rows: int, length: int, *, late: bool) -> float:
-    """The encoder, but for the last block's MLP where that is computed `late`, in the readout."""
+    """The encoder, without the last block's MLP if that is computed `late`, in the readout."""
     width = encoder.width
     of_tokens = encoder.layers * (4 * width**2 + _mlp(encoder)) - late * _mlp(encoder)
     of_rows = 0
@@ -72,7 +72,7 @@ def _encoded(encoder: bert.Config, rows: int, length: int, *, late: bool) -> flo
 
 
 def _mlp(encoder: bert.Config) -> int:
-    """Its weights."""
+    """The number of its weights."""
     return (3 if encoder.gated else 2) * encoder.width * encoder.mlp_width
 
 

@@ -1,8 +1,8 @@
-"""What a compiled program sends over the network, read from its text.
+"""The network traffic of a compiled program, read from its text.
 
-How it is counted: a collective is what has one kind and channel. (The TPU compiler copies one
-operation into several computations, to run it beside others.) Within loops it counts as often as
-they run, where their number of iterations is written in the program; otherwise once.
+Operations of one kind and channel count as one collective. (The TPU compiler copies one operation
+into several computations, to run it beside others.) Within a loop it counts as often as the loop
+runs, if the program states the number of iterations, and otherwise once.
 """
 
 import math
@@ -31,10 +31,10 @@ class Collective(NamedTuple):
       kind: as in HLO.
       shapes: of its results, `("bf16", (768, 3072))`; of a reduce-scatter, of its operands.
       times: how often it runs in one run of the program.
-      bounded: False where a loop around it does not tell how often it runs.
+      bounded: False if a loop around it does not state how often it runs.
       group: devices that take part together.
       between_slices: whether the devices are one of each slice, at the same place.
-      source: the operation that it was made for.
+      source: the operation that it belongs to.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Collective(NamedTuple):
 
     @property
     def received(self) -> float:
-        """Bytes that one device receives, at the least, in all runs."""
+        """The least number of bytes that one device receives in all runs."""
         if self.kind in ("collective-permute", "collective-broadcast"):
             return self.times * self.size
         # An all-reduce is a reduce-scatter and an all-gather.
@@ -66,12 +66,12 @@ class _Computation(NamedTuple):
 
 
 def collectives(text: str, slices: int = 1) -> list[Collective]:
-    """The collectives of a compiled program that more than one device takes part in.
+    """The collectives of a compiled program in which several devices take part.
 
     Args:
       text: `compiled.as_text()`.
-      slices: that the program runs on. What goes from one to another is no collective in the text:
-        the compiler makes of each one within the slices, and of the rest a send to the runtime.
+      slices: slices that the program runs on. Traffic between slices is no collective in the text:
+        the compiler turns each into one within the slices and a send to the runtime.
     """
     computations = {each.name: each for each in _computations(text)}
     entry = next(name for name in computations if name.startswith("ENTRY "))
@@ -153,7 +153,7 @@ def _computations(text: str) -> Iterator[_Computation]:
 
 
 def _runs(computations: dict[str, _Computation], entry: str) -> dict[str, tuple[int, bool]]:
-    """How often each computation runs, and whether every loop around it told its iterations."""
+    """How often each computation runs, and whether every loop around it states its iterations."""
     runs = {entry: (1, True)}
     waiting = [entry]
     while waiting:
@@ -179,7 +179,7 @@ def _called(line: str) -> list[str]:
 
 
 def _trips(line: str, computations: dict[str, _Computation]) -> int | None:
-    """Iterations of a `while`: as the compiler tells, or what its counter is compared with."""
+    """Iterations of a `while`: as the compiler states, or what its counter is compared with."""
     told = re.search(r'known_trip_count":?\{"n":"(\d+)"', line)
     if told:
         return int(told[1])

@@ -1,4 +1,4 @@
-"""TPU slices: what there is of them, what their chips can do, and their devices with none at hand.
+"""TPU slices: which exist, the speed of their chips, and devices to compile for without TPUs.
 
 A topology is named as Google does, generation and shape in chips: `v5e:16x16`, `v5p:4x4x8`.
 """
@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs; speeds are peaks, of one chip.
+    """A generation of TPUs. Speeds are peaks of one chip.
 
     Attributes:
       flops: bfloat16 operations a second.
@@ -25,7 +25,7 @@ class Chip:
       dcn_speed: bytes a second that it receives from other slices.
       shapes: of slices, in chips.
       accelerator: prefix of the accelerator type.
-      cores: what the accelerator type counts for each chip.
+      cores: how many the accelerator type counts for each chip.
       options: of `jax.experimental.topologies.get_topology_desc`.
     """
 
@@ -55,11 +55,11 @@ def _cubes(most_chips: int) -> tuple[tuple[int, ...], ...]:
 
 
 # Shapes, peaks and bandwidths: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November
-# 2026. The documented bandwidth of the links counts both directions; here, one. Where two of those
-# pages differ (v6e: 1640 and 1600 GB/s, 3584 and 3200 Gbit/s), the larger. What a chip has of the
-# network between slices is a pod's share: 6.4 Tbit/s (v5e) and 25.6 (v6e) over 256 chips, 50 Gbit/s
-# a chip for v5p; for v4 nothing is documented, and v5p's is taken. `hbm` is what libtpu's compiler
-# says that it has.
+# 2026. The documented bandwidth of the links counts both directions, and here it counts one. Where
+# two of those pages differ (v6e: 1640 and 1600 GB/s, 3584 and 3200 Gbit/s), the larger is taken. A
+# chip's share of the network between slices is its pod's: 6.4 Tbit/s (v5e) and 25.6 (v6e) over
+# 256 chips, 50 Gbit/s a chip for v5p. Nothing is documented for v4, so v5p's figure is taken. `hbm`
+# is the figure of libtpu's compiler.
 CHIPS = {
     "v4": Chip(
         flops=275e12,
@@ -114,7 +114,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What each of its chips can do."""
+        """The generation of its chips."""
         return CHIPS[self.generation]
 
     @property
@@ -129,7 +129,7 @@ class Topology:
 
     @property
     def accelerator_type(self) -> str:
-        """What gcloud calls one slice: `v5litepod-256`, `v5p-256` (128 chips of two cores)."""
+        """gcloud's name of one slice: `v5litepod-256`, `v5p-256` (128 chips of two cores)."""
         return f"{self.chip.accelerator}-{math.prod(self.shape) * self.chip.cores}"
 
 
@@ -137,7 +137,7 @@ def parse(name: str, slices: int = 1) -> Topology:
     """The topology of a name such as `v5e:16x16`.
 
     Raises:
-      ValueError: there is no such slice; it names those that there are.
+      ValueError: there is no such slice; the message lists those that exist.
     """
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
@@ -161,7 +161,7 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Devices to compile for; nothing can run on them. Call it before JAX makes any other.
+    """Devices to compile for. Nothing can run on them. Call it before JAX makes any others.
 
     Raises:
       ImportError: libtpu is not installed.
@@ -171,8 +171,8 @@ def devices(topology: Topology) -> list[jax.Device]:
             "libtpu, which holds the compiler for TPUs, is not installed: it is in the extra `tpu` "
             "(pip install 'mdlm_jax[tpu]')"
         )
-    # libtpu reads these when it is loaded: that it is on no TPU, needs no other process, and is to
-    # tell on stderr what its compiler has to say.
+    # libtpu reads these when it is loaded: there is no TPU and no other process, and its compiler
+    # reports on stderr.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
         TPU_WORKER_HOSTNAMES="localhost",

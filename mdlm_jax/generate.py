@@ -6,6 +6,11 @@ Every [MASK] of a prompt is one token to be filled, {mask:12} is twelve of them;
 the prompt is unknown, and stays masked for the model. Without a prompt a whole row is written from
 nothing but masks. More --steps are better text, one step is BERT filling all masks at once.
 
+    python -m mdlm_jax.generate --checkpoint=google-bert/bert-base-uncased \
+        --prompt "The capital of France is [MASK]."
+
+Any BERT of Hugging Face fills gaps too: a prompt stands between its [CLS] and [SEP].
+
 A run that was trained on pairs of a prompt and a response answers a prompt without a gap, and
 must be given one.
 
@@ -40,6 +45,12 @@ from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.writing import decoding, filling, prompts, requests, sample_files
 
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Instead of --workdir: a folder of Hugging Face or a name of its hub, any BERT with its "
+    "masked-LM head.",
+)
 _PROMPTS = flags.DEFINE_multi_string(
     "prompt", [], "Text with gaps, or to be answered; may be given several times."
 )
@@ -116,7 +127,6 @@ _OUTPUT = command_line.define_path("output", None, "Write one JSON object a samp
 _SAVE = flags.DEFINE_bool(
     "save", False, "Also write samples.txt, samples.json and report.html into the workdir."
 )
-command_line.require("workdir")
 
 _OPTIONS = [field.name for field in dataclasses.fields(requests.Options)]
 
@@ -125,7 +135,7 @@ class Job(NamedTuple):
     """All that is asked for, checked.
 
     Attributes:
-      trained: the model, on the mesh.
+      model: on the mesh.
       mesh: of all devices.
       prompts: each with its label.
       canvas: a row of each prompt.
@@ -134,7 +144,7 @@ class Job(NamedTuple):
       settings: of the flags, what every record tells.
     """
 
-    trained: workdir.Trained
+    model: models.Model
     mesh: Mesh
     prompts: list[prompts.Prompt]
     canvas: prompts.Canvas
@@ -147,13 +157,12 @@ def main() -> int:
     """Fills the prompts of the flags and shows them; returns the exit code."""
     with command_line.bad_input():
         command_line.join_job()
-        folder = epath.Path(_WORKDIR.value)
         with distributed.failing_together():
             _check_flags()
             mesh = filling.make_mesh(_MESH.value)
-        trained = workdir.load(folder, weights=_WEIGHTS.value, step=_STEP.value, mesh=mesh)
+        model, card = _load(mesh)
         with distributed.failing_together():
-            job = _plan(trained, mesh, folder)
+            job = _plan(model, mesh, card)
         distributed.require_same("what is asked for", _fingerprint(job))
         with distributed.failing_together():
             done = _begin_output(job)
@@ -176,13 +185,22 @@ def main() -> int:
 
         watch(samples, console)
     written = [sample_files.write_page(Path(_HTML.value), samples)] if _HTML.value else []
-    written += sample_files.write_into(folder, samples) if _SAVE.value else []
+    if _SAVE.value:
+        written += sample_files.write_into(epath.Path(_WORKDIR.value), samples)
     for path in written:
         console.print(f"written: {path}", soft_wrap=True)
     return 0
 
 
 def _check_flags() -> None:
+    if _WORKDIR.value and _CHECKPOINT.value:
+        raise ValueError("--workdir and --checkpoint exclude each other")
+    if not (_WORKDIR.value or _CHECKPOINT.value):
+        raise ValueError("--workdir is required, or --checkpoint")
+    if _STEP.value is not None and not _WORKDIR.value:
+        raise ValueError("--step is of a run, by --workdir")
+    if _SAVE.value and not _WORKDIR.value:
+        raise ValueError("--save writes into --workdir, which is not given")
     if _PROMPTS.value and _FILE.value:
         raise ValueError("--prompt and --prompts exclude each other")
     shown = [name for name in ("watch", "json", "output") if flags.FLAGS[name].value]
@@ -198,14 +216,22 @@ def _check_flags() -> None:
         sample_files.check_writable(epath.Path(_WORKDIR.value))
 
 
-def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
+def _load(mesh: Mesh) -> tuple[models.Model, dict[str, Any]]:
+    """The model of the flags, and what `data.json` tells of a run's data."""
+    if _CHECKPOINT.value:
+        weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
+        return models.load(_CHECKPOINT.value, mesh, weights=weights), {}
+    folder = epath.Path(_WORKDIR.value)
+    trained = workdir.load(folder, weights=_WEIGHTS.value, step=_STEP.value, mesh=mesh)
+    return models.of_run(trained, _WEIGHTS.value), workdir.data_card(folder)
+
+
+def _plan(model: models.Model, mesh: Mesh, card: dict[str, Any]) -> Job:
     """Checks all that is asked for; compiles nothing."""
-    card = workdir.data_card(folder)
-    asking = prompts.asking(card, trained.tokenizer)
-    fields = prompts.fields(card, labels=bool(trained.encoder.classes))
+    asking = prompts.asking(card, model.tokenizer)
+    fields = prompts.fields(card, labels=bool(model.encoder.classes))
     asked = prompts.asked(_PROMPTS.value, _FILE.value, asking, fields)
     asked = [p if p.label is not None else p._replace(label=_LABEL.value) for p in asked]
-    model = models.of_run(trained, _WEIGHTS.value)
     options = {name: _given(name) for name in _OPTIONS if flags.FLAGS[name].present}
     try:
         request = requests.plan(
@@ -213,16 +239,20 @@ def _plan(trained: workdir.Trained, mesh: Mesh, folder: epath.Path) -> Job:
             asked,
             requests.Options(**options),
             asking=asking,
-            label_names=workdir.label_names(folder) if trained.encoder.classes else (),
+            label_names=_label_names() if model.encoder.classes else (),
         )
     except ValueError as error:  # which perhaps begins with the name of a flag
         flag = re.match(r"\w+", str(error))
         raise ValueError(f"--{error}" if flag and flag[0] in _OPTIONS else str(error)) from None
     method = request.method
     settings = {"strategy": request.strategy, "steps": method.steps}
-    settings |= _settings(trained, method.shaping)
+    settings |= _settings(model, method.shaping)
     settings |= {"end_of_text": True} if method.end_id is not None else {}
-    return Job(trained, mesh, asked, request.canvas, request.labels, method, settings)
+    return Job(model, mesh, asked, request.canvas, request.labels, method, settings)
+
+
+def _label_names() -> list[str]:
+    return workdir.label_names(epath.Path(_WORKDIR.value))  # no checkpoint has classes
 
 
 def _given(name: str) -> Any:
@@ -230,10 +260,10 @@ def _given(name: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _settings(trained: workdir.Trained, shaping: Shaping) -> dict[str, Any]:
+def _settings(model: models.Model, shaping: Shaping) -> dict[str, Any]:
     """The fields that every record of the job has: those of BERT's sampler, else what was set."""
     told = {"seed": _SEED.value}
-    told |= {"temperature": _TEMPERATURE.value, "checkpoint": trained.step}
+    told |= {"temperature": _TEMPERATURE.value, "checkpoint": _CHECKPOINT.value or model.step}
     told |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
     for name in ("blocks", "guidance", "length", "weights"):
         flag = flags.FLAGS[name]
@@ -257,8 +287,8 @@ def _fill(job: Job, first: int) -> Iterator[list[filling.Filled]]:
     if jax.process_count() > 1:
         first = int(multihost_utils.broadcast_one_to_all(np.int32(first)))
     return filling.fill(
-        job.trained.params,
-        job.trained.encoder,
+        job.model.params,
+        job.model.encoder,
         job.mesh,
         job.method,
         job.canvas,
@@ -320,7 +350,7 @@ def _record(job: Job, filled: filling.Filled) -> dict[str, Any]:
         filled,
         fill=job.canvas.fill[row],
         shown=job.canvas.shown[row],
-        tokenizer=job.trained.tokenizer,
+        tokenizer=job.model.tokenizer,
         with_tokens=bool(_WATCH.value or _HTML.value or _SAVE.value),
     )
 

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import exported
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from command_runs import command, run
 
-from mdlm_jax import data
+from mdlm_jax import data, interop
+from mdlm_jax.networks import bert
 
 GUIDE = Path(__file__).parents[1] / "docs" / "generation.md"
 PAIRS = GUIDE.with_name("pairs.md")
@@ -244,3 +247,44 @@ def test_the_guide_runs_as_it_stands(workdir):
     table = re.findall(r"^\| (`.*?) \|", GUIDE.read_text(), flags=re.MULTILINE)
     fields = {*re.findall(r"`(\w+)`", " ".join(table))}
     assert all(record.keys() <= fields for record in made)
+
+
+GOLDEN = Path(__file__).parent / "interop" / "golden" / "bert"
+
+
+def test_a_checkpoint_of_hugging_face_fills_the_gaps_of_a_sentence():
+    """In one step, coldly: the most likely token of `[CLS] text [SEP]`, by a plain forward pass."""
+    pretrained = interop.load_pretrained(str(GOLDEN))
+    tokenizer = pretrained.tokenizer
+    words = sorted(w for w in tokenizer.get_vocab() if w.isalpha() and len(w) > 2)[:3]
+    text = f"{words[0]} [MASK] {words[1]} [MASK] {words[2]}"
+    ids = tokenizer.encode(f"[CLS] {text} [SEP]", add_special_tokens=False).ids
+    logits = bert.logits(pretrained.params, pretrained.config, jnp.array([ids], jnp.int32))[0]
+    mask_id = pretrained.config.mask_id
+    best = np.argmax(np.asarray(logits.at[:, mask_id].set(-np.inf)), axis=-1)
+    filled = [int(best[i]) if token == mask_id else token for i, token in enumerate(ids)]
+    done = run(
+        "generate", f"--checkpoint={GOLDEN}", f"--prompt={text}", "--steps=1", "--temperature=0",
+        "--json",
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["text"] == data.decode(tokenizer, filled[1:-1])
+    assert told["checkpoint"] == str(GOLDEN)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--workdir is required, or --checkpoint"),
+        (
+            [f"--checkpoint={GOLDEN}", "--workdir=x"],
+            "--workdir and --checkpoint exclude each other",
+        ),
+        ([f"--checkpoint={GOLDEN}", "--save"], "--save writes into --workdir"),
+        ([f"--checkpoint={GOLDEN}", "--weights=ema"], "is no run: it has one kind of weights"),
+        (["--checkpoint=/nowhere/bert", "--prompt=a [MASK]"], "/nowhere/bert"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_one_line(flags, message):
+    done = run("generate", *flags, code=2)
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1

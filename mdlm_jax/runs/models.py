@@ -29,6 +29,7 @@ class Model(NamedTuple):
       weights: 'ema' or 'params'; None of a checkpoint of Hugging Face.
       step: of the training; None where nothing tells.
       padded: whether it was trained on rows of one text each, filled up with padding.
+      framed: whether a row is a text between BERT's `[CLS]` and `[SEP]`.
     """
 
     params: PyTree
@@ -39,6 +40,7 @@ class Model(NamedTuple):
     weights: str | None
     step: int | None
     padded: bool = False
+    framed: bool = False
 
     @property
     def family(self) -> Family:
@@ -105,4 +107,5 @@ def load(
         length=encoder.max_length,
         weights=None,
         step=None,
+        framed=True,
     )

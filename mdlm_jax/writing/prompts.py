@@ -284,6 +284,44 @@ def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     return canvas._replace(tokens=tokens.astype(np.int32), valid=valid, maskable=maskable)
 
 
+def frame_size(tokenizer: Tokenizer) -> int:
+    """Tokens that `as_framed` puts around a text."""
+    return 1 if data.special_ids(tokenizer).cls is None else 2
+
+
+def as_framed(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
+    """The canvas of a checkpoint of BERT's kind: `[CLS]`, the text, `[SEP]`, and padding.
+
+    Args:
+      canvas: of texts with gaps, as `canvas` lays them out, `frame_size` shorter than a row.
+      tokenizer: of the checkpoint; `[CLS]` is left out where it has none.
+
+    Returns:
+      Rows as long as the longest needs, rounded up to a power of two where the model takes that.
+    """
+    special = data.special_ids(tokenizer)
+    front = frame_size(tokenizer) - 1
+    inner = canvas.tokens.shape[1]
+    place = np.arange(inner + front + 1)
+    end = front + canvas.shown.sum(axis=1)[:, None]
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (front, 1)))
+
+    tokens = np.where(place < end, moved(canvas.tokens), special.pad)
+    tokens = np.where(place == end, special.sep, tokens)
+    tokens[:, :front] = special.cls
+    longest = min(1 << int(end.max(initial=1)).bit_length(), len(place))
+    framed = Canvas(
+        tokens=tokens.astype(np.int32),
+        fill=moved(canvas.fill),
+        shown=moved(canvas.shown),
+        valid=place <= end,
+        maskable=(place >= front) & (place < end),
+    )
+    return Canvas(*(part[:, :longest] for part in framed))
+
+
 def require_open_ends(canvas: Canvas, prompts: Sequence[Prompt]) -> None:
     """Says of a causal model's prompts what it cannot see: text behind a gap.
 

@@ -92,7 +92,12 @@ def plan(
         _check_causal(options)
     labels = _labels(model, asked, label_names)
     _check_guidance(model, labels, options.guidance)
-    canvas = prompts.lay_out(asked, model.tokenizer, _length(model, options.length), asking)
+    length = _length(model, options.length)
+    if model.framed:
+        length = max(length - prompts.frame_size(model.tokenizer), 1)
+    canvas = prompts.lay_out(asked, model.tokenizer, length, asking)
+    if model.framed:
+        canvas = prompts.as_framed(canvas, model.tokenizer)
     if causal:
         prompts.require_open_ends(canvas, asked)
     if model.padded:

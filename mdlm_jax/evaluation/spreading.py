@@ -1,4 +1,4 @@
-"""Whatever is computed of rows, batch by batch, on the devices of any mesh."""
+"""A function of a batch applied to all rows, on the devices of any mesh."""
 
 import functools
 from collections.abc import Callable
@@ -16,17 +16,18 @@ PyTree = Any
 def over_rows(
     of_batch: Callable[[PyTree, dict[str, jax.Array]], PyTree], mesh: Mesh | None = None
 ) -> Callable[..., list[PyTree]]:
-    """`(params, rows, batch_size, advance) -> ` what `of_batch` makes of each batch, on the host.
+    """`(params, rows, batch_size, advance) -> [of_batch(params, batch), ...]`, on the host.
 
-    `advance(n)` is called when n more rows are done.
+    `advance` is called with n whenever n more rows are done.
 
-    Compiled once for a batch size. Every row comes once, in order; the last batch is filled up with
-    rows of which nothing is maskable. A batch is no larger than all rows are.
+    The function is compiled once for a batch size. Every row comes once, in order. The last batch
+    is filled up with rows that have no maskable token. A batch is not larger than the number of
+    rows.
 
     Args:
-      of_batch: `(params, batch) -> arrays`, the batch as of `data.eval_batches`.
-      mesh: spreads the rows of a batch over its devices, and `batch_size` is rounded up to what
-        they share evenly; every process has all rows, and gets the result of all.
+      of_batch: `(params, batch) -> arrays`, for a batch of `data.eval_batches`.
+      mesh: spreads the rows of a batch over its devices; `batch_size` is rounded up to a multiple
+        of its row shards. Every process has all rows, and gets the results of all rows.
     """
     outputs = None if mesh is None else parallel.replicated(mesh)
     shards = 1 if mesh is None else parallel.row_shards(mesh)
@@ -49,7 +50,7 @@ def over_rows(
         parts = []
         for batch in data.eval_batches(rows, batch_size=size):
             parts.append(compiled(params, put(batch)))
-            if len(parts) > 1:  # one late, so that the devices never wait
+            if len(parts) > 1:  # fetched one batch late, so that the devices never wait
                 parts[-2] = jax.device_get(parts[-2])
                 advance(size)
         if parts:

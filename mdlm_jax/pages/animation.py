@@ -1,9 +1,9 @@
-"""How canvases were filled, as HTML: a small player for each sample, nothing fetched.
+"""How canvases were filled, as HTML: a small player for each sample, which loads nothing.
 
-The text of a sample stands in the page whole, each generated token in an element of its own. What
-is not yet written is covered by a soft block of the token's own size, so that no step moves the
-text, and a reader without JavaScript sees the final text, coloured by confidence. Text never
-enters the script: that reads numbers alone.
+The page holds the whole text of a sample, with an element for each generated token. A token that is
+not yet written is covered by a block of its own size, so that the text never moves. A reader
+without JavaScript sees the final text, coloured by confidence. The script reads numbers only, never
+text.
 """
 
 import math
@@ -18,24 +18,24 @@ from markupsafe import Markup
 from mdlm_jax.pages import template
 
 # A sample: {"prompt": str, "text": str, "strategy": str, "steps": int, "seed": int,
-# "tokens": [[piece, step, log_prob], ...]}. The pieces joined are the text; step is -1 where the
-# token was given, else the step from 0 that wrote it; log_prob, in nats, is what it had then.
+# "tokens": [[piece, step, log_prob], ...]}. The joined pieces are the text. `step` is the one, from
+# 0 on, that wrote the token, or -1 if it was given. `log_prob`, in nats, is its own at that step.
 Sample = Mapping[str, Any]
 
-# Probabilities at which the shade changes: closer where they are small, as in nats.
+# Probabilities at which the shade changes, denser near 0, as nats are.
 _BOUNDS = (0.01, 0.05, 0.2, 0.5)
 
 _GAPS = re.compile(r"\[MASK\]|<\|?mask\|?>|\{mask:\d+\}")
 
 
 def animation(samples: Sequence[Sample]) -> Markup:
-    """An HTML fragment that plays the samples; a URL that ends in `#step=3` opens them there.
+    """An HTML fragment that plays the samples; a URL that ends in `#step=3` opens them at step 3.
 
     Args:
-      samples: as `samples.json` holds them. Each kind stands under a heading, infilling first.
+      samples: as in `samples.json`. Each kind gets a heading, infilling first.
 
     Returns:
-      One self-contained element, for a page that is light or dark; it may stand there many times.
+      One self-contained element, for light and dark pages. A page may hold several.
     """
     kinds: dict[str, list[_Player]] = {
         "Infilling": [],
@@ -48,7 +48,7 @@ def animation(samples: Sequence[Sample]) -> Markup:
 
 
 def side_by_side(samples: Mapping[str, Sample]) -> Markup:
-    """The same of one sample a name, such as that of a run, which stands above it."""
+    """A fragment like `animation` of one sample for each name, such as a run's, with the names."""
     return _fragment([_Group("", [_player(sample, name) for name, sample in samples.items()])])
 
 
@@ -63,12 +63,12 @@ def given(sample: Sample) -> bool:
 
 
 def is_answer(sample: Sample) -> bool:
-    """Whether the text answers the prompt, which is no part of it."""
+    """Whether the text answers the prompt, and does not contain it."""
     return not given(sample) and bool(_GAPS.sub("", sample["prompt"]).strip())
 
 
 class _Token(NamedTuple):
-    """A generated token: white space around it stays outside of its block."""
+    """A generated token; white space around it is outside of its block."""
 
     before: str
     text: str
@@ -78,7 +78,7 @@ class _Token(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Text that was given, or else the generated tokens that follow it."""
+    """Given text, or else a run of generated tokens."""
 
     given: str
     tokens: Sequence[_Token]

@@ -1,4 +1,4 @@
-"""Answers as lines of a terminal: two references first, then a line as each point is measured."""
+"""Answers on a terminal: two lines of references, then a line for each point once measured."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ ITSELF, ANOTHER = "response itself", "another row's"
 FOOT = """\
 exact: every token and the end; token F1: of the tokens, in any order; length: as many tokens as the
 response; BERTScore: precision, recall and F1 by the encoder of {encoder}; all +- standard error
-over rows; evals: network evaluations a row. What another row's response scores is what knowing
-nothing of the prompt is worth: compare BERTScores with that, not with 0."""
+over rows; evals: network evaluations a row. Another row's response scores what text that ignores
+the prompt scores: compare BERTScores with that, not with 0."""
 
 _COLUMNS = (
     Column("steps", 5, number("steps", "{:d}")),

@@ -1,7 +1,7 @@
-"""One page that compares runs: their curves, figures and samples, and the keys that set them apart.
+"""One page that compares runs: their curves, figures and samples, and the keys that differ.
 
-Nats per token are comparable where the tokens are the same. Where they are not, the page says so
-and compares bits per character of the text.
+Nats per token are comparable only if the tokens are the same. If they are not, the page says so and
+compares bits per character of the text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from mdlm_jax.host import paths
 from mdlm_jax.pages import animation, plots, template
 from mdlm_jax.pages.runs import Record, Run, flat, read_run
 
-Runs = Mapping[str, Run]  # by the name that the page calls them
+Runs = Mapping[str, Run]  # by their names on the page
 
 
 def write_comparison(workdirs: Sequence[epath.Path], path: epath.Path) -> epath.Path:
-    """Writes the page; one file that needs nothing else.
+    """Writes the page, a single file that loads nothing.
 
     Args:
       workdirs: folders of runs, at least two.
@@ -29,7 +29,7 @@ def write_comparison(workdirs: Sequence[epath.Path], path: epath.Path) -> epath.
       `path`.
 
     Raises:
-      ValueError: a folder is not that of a run, is given twice, or is the only one.
+      ValueError: a folder holds no run, is given twice, or is the only one.
     """
     folders = [epath.Path(each) for each in workdirs]
     resolved = [each.resolve() for each in folders]
@@ -43,7 +43,7 @@ def write_comparison(workdirs: Sequence[epath.Path], path: epath.Path) -> epath.
 
 
 def _names(folders: Sequence[epath.Path]) -> list[str]:
-    """Names of folders, with as many of their parents as it takes to tell them apart."""
+    """Names of the folders, with as many parents as make them unique."""
     parts = 1
     while len({each.parts[-parts:] for each in folders}) < len(folders):
         parts += 1
@@ -87,7 +87,7 @@ def _same_tokens(runs: Runs) -> bool:
 
 
 def _bound(runs: Runs) -> str:
-    """What the runs' likelihoods are called together."""
+    """The name of the runs' likelihoods."""
     return " or exact ".join(sorted({run.bound for run in runs.values()}))
 
 
@@ -115,7 +115,7 @@ def _over_training(runs: Runs) -> list[tuple[str, Markup]]:
 
 
 def _rates_svg(runs: Runs, split: str | None) -> Markup:
-    """The cross-entropy of a masked token by mask rate, "" where no run has any."""
+    """The cross-entropy of a masked token by mask rate; "" if no run has a curve."""
     lines = []
     for index, run in enumerate(runs.values()):
         evaluation = _evaluation(run, split)
@@ -183,7 +183,7 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _parameters(run: Run) -> int | None:
-    """Counted from the shapes alone, which the config decides."""
+    """The number of parameters, from their shapes; the config determines these."""
     if "model" not in run.config:
         return None
     network = run.family.network
@@ -208,14 +208,14 @@ def _short(value: Any) -> str:
 
 
 def _samples(runs: Runs) -> Markup:
-    """One of each run, of a prompt that all have where there is one."""
+    """One sample of each run, of a prompt that all have if there is one."""
     sampled = {name: run.samples for name, run in runs.items() if run.samples}
     if not sampled:
         return Markup()
     prompts = [{each["prompt"] for each in samples} for samples in sampled.values()]
     first = next(iter(sampled.values()))
     shared = [each for each in first if each["prompt"] in set.intersection(*prompts)]
-    # Text from nothing but masks before others: there is more to see.
+    # Prefer text from nothing but masks: more of it is written.
     prompt = min(shared, key=animation.given, default=first[0])["prompt"]
     chosen = {
         name: max(samples, key=lambda each: (each["prompt"] == prompt, each["steps"]))

@@ -1,4 +1,4 @@
-"""Several models on one picture: the cross-entropy of a masked token against the mask rate."""
+"""A picture of several models: the cross-entropy of a masked token against the mask rate."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,23 +18,23 @@ Evaluation = Mapping[str, Any]
 
 
 def read_evaluations(paths: Sequence[str | epath.Path]) -> dict[str, Evaluation]:
-    """What `evaluate` wrote, by names that tell the files apart: their folders' where these do.
+    """What `evaluate` wrote, by names that are unique: the folders' names if these are.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a file is given twice, or is none that `evaluate` wrote.
+      ValueError: a file is given twice, or was not written by `evaluate`.
     """
     files = [epath.Path(path).resolve() for path in paths]
     if twice := [str(path) for path in files if files.count(path) > 1]:
         raise ValueError(f"{twice[0]} is given twice")
     evaluations = []
     for file in files:
-        told = json_text.load(file, finite=False)
-        if not {"nats_per_token", "tokens"} <= told.keys():
+        evaluation = json_text.load(file, finite=False)
+        if not {"nats_per_token", "tokens"} <= evaluation.keys():
             raise ValueError(
                 f"{file} holds no likelihood: give what evaluate writes, evaluation_*.json"
             )
-        evaluations.append(told)
+        evaluations.append(evaluation)
     names = [file.parent.name for file in files]
     if len({*names}) < len(names):
         names = [f"{file.parent.name}/{file.stem}" for file in files]
@@ -44,10 +44,10 @@ def read_evaluations(paths: Sequence[str | epath.Path]) -> dict[str, Evaluation]
 
 
 def curves_png(evaluations: Mapping[str, Evaluation]) -> bytes:
-    """A line a model, its bars one standard error; the legend tells its likelihood.
+    """One line for each model, with bars of one standard error and its likelihood in the legend.
 
     A model that was trained autoregressively has no mask rates: its exact cross-entropy is a level
-    line. BERT's 15 % is marked, and where all have the same unigram it is dashed.
+    line. BERT's 15 % is marked. If all evaluations have the same unigram, it is a dashed line.
 
     Args:
       evaluations: by the name of the model.
@@ -89,7 +89,7 @@ def curves_png(evaluations: Mapping[str, Evaluation]) -> bytes:
 
 
 def _draw(axes: Axes, index: int, name: str, evaluation: Evaluation) -> Artist:
-    """Draws the line of a model; returns what the legend shows of it."""
+    """Draws the line of a model; returns its artist for the legend."""
     nats = evaluation["nats_per_token"]
     color = RUN_COLORS[index % len(RUN_COLORS)]
     if not evaluation.get("rate_curve"):
@@ -110,5 +110,5 @@ def _draw(axes: Axes, index: int, name: str, evaluation: Evaluation) -> Artist:
 
 
 def _same_tokens(evaluations: Iterable[Evaluation]) -> bool:
-    """Whether all scored as many tokens of as many words: one text by one tokenizer."""
+    """Whether all scored the same number of tokens and words: one text by one tokenizer."""
     return len({(each["tokens"], each.get("words")) for each in evaluations}) == 1

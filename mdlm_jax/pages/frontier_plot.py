@@ -1,4 +1,4 @@
-"""The frontier as a picture: what samples cost, and what their plainness costs in diversity."""
+"""A picture of the frontier: nats of samples against their cost, and against their diversity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mdlm_jax.pages.plots import INK, MARKERS, RUN_COLORS, STYLE, png
 Point = Mapping[str, Any]
 
 _VARIED = ("steps", "guidance", "temperature")
-_COST = {  # the left axes, by what varies along the lines
+_COST = {  # x and y of the left axes, by what varies along the lines
     "steps": ("evaluations", "nats"),
     "guidance": ("guidance", "class_accuracy"),
     "temperature": ("temperature", "nats"),
@@ -31,15 +31,16 @@ _LABELS = {
 def frontier_png(points: Sequence[Point], reference: Point, scorer: str) -> bytes:
     """Nats against entropy, beside nats against evaluations.
 
-    Points that differ only in their steps are joined, and the steps written at both ends. Where
-    there is one number of steps those of other guidance are, where there is one weight those of
-    other temperature; the left axes are then class accuracy against guidance, or nats against
-    temperature. Bars are standard errors, the star and the dotted lines are real text.
+    Points that differ only in their steps are joined, with the number of steps at both ends. If all
+    points have the same steps, those that differ only in guidance are joined; if the guidance is
+    the same too, those that differ in temperature. The left axes then show class accuracy against
+    guidance, or nats against temperature. Bars are standard errors. The star and the dotted lines
+    are real text.
 
     Args:
       points: of `frontier.measure`.
       reference: of `frontier.describe`, real text.
-      scorer: what the nats are of, for the axis.
+      scorer: the name of the scorer, for the label of the axis.
 
     Returns:
       A PNG.
@@ -71,7 +72,7 @@ def frontier_png(points: Sequence[Point], reference: Point, scorer: str) -> byte
 
 
 def _lines(points: Sequence[Point], along: str):
-    """What is joined: the points, their name, and how they are drawn."""
+    """The points of each line, its name, and its style."""
     fixed = [name for name in _VARIED if name != along and len({p[name] for p in points}) > 1]
 
     def key(point):
@@ -83,13 +84,13 @@ def _lines(points: Sequence[Point], along: str):
     for each in keys:
         color = strategies.index(each[0]) % len(RUN_COLORS)
         variant = variants.index(each[1:])
-        told = [f"{name} {value:g}" for name, value in zip(fixed, each[1:], strict=True)]
+        values = [f"{name} {value:g}" for name, value in zip(fixed, each[1:], strict=True)]
         style = {
             "color": RUN_COLORS[color],
             "marker": MARKERS[variant % len(MARKERS)],
             "linestyle": ("-", "--", ":", "-.")[variant % 4],
         }
-        yield [p for p in points if key(p) == each], ", ".join([each[0], *told]), style
+        yield [p for p in points if key(p) == each], ", ".join([each[0], *values]), style
 
 
 def _draw(axes: Axes, line: Sequence[Point], x: str, y: str, label: str, style: dict) -> None:

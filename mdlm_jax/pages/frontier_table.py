@@ -1,4 +1,4 @@
-"""The frontier as lines of a terminal: real text first, then a line as each point is measured."""
+"""The frontier on a terminal: a line of real text, then a line for each point once measured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 REAL_TEXT = "real text"
 FOOT = """\
 nats: per token, under the scorer, +- standard error; entropy: of a row's tokens, likewise;
-distinct-n, rep-4: shares of n-grams; overlap: the longest run of a row that stands in the
+distinct-n, rep-4: shares of n-grams; overlap: the longest run of a row that occurs in the
 training text, in tokens; evals: network evaluations a row; seconds: of all samples, compilation
-excluded. Fewer nats with less entropy is plainer text, not better text."""
-CLASS_FOOT = "class: rows that naive Bayes, made of the training split, gives the class asked for."
+excluded. Fewer nats with less entropy mean plainer text, not better text."""
+CLASS_FOOT = "class: the share of rows in the wanted class, by naive Bayes of the training split."
 
 
 class Column(NamedTuple):
-    """Of a table of points: its head, its width, and what it tells of a point."""
+    """A column of a table of points: its head, its width, and its cell of a point."""
 
     head: str
     width: int
@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
 
 def number(name: str, layout: str) -> Callable[[Mapping[str, Any]], str]:
-    """The cell of a number; empty where there is none."""
+    """The cell of a number; empty if it is missing."""
     return lambda row: "" if row.get(name) is None else layout.format(row[name])
 
 
@@ -91,7 +91,7 @@ def heads(layout: Table) -> str:
 
 
 def line(layout: Table, point: Mapping[str, Any]) -> str:
-    """A point of `frontier.measure`, or real text as `frontier.describe` tells it."""
+    """The line of a point of `points.measure`, or of real text from `frontier.describe`."""
     cells = [column.cell(point).rjust(column.width) for column in layout.columns]
     name = point.get("strategy", REAL_TEXT).ljust(layout.name_width)
     return "  ".join([name, *cells]).rstrip()

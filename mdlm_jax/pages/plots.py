@@ -1,4 +1,4 @@
-"""The figures of a run, as SVG to put into a page; drawn without pyplot and its global state."""
+"""The figures of a run, as SVG for a page; drawn without pyplot and its global state."""
 
 import io
 import re
@@ -14,10 +14,10 @@ from mdlm_jax.evaluation.bounds.rate_curves import BERT_RATE
 
 Records = Sequence[Mapping[str, Any]]
 
-# Each colour leaves the figure as the CSS variable beside it, so that the page can be dark.
+# In the SVG each colour becomes a CSS variable (`_VARIABLES`), so that a page may be dark.
 INK, _FAINT, _TRAINING = "#1c2024", "#d8dce1", "#8fb3d9"
 _MODEL, _UNIGRAM, _BIGRAM = "#0b5cad", "#8a6d1a", "#b0452f"
-# Of the runs that are compared: Okabe and Ito's colours, told apart with any sight, darkened a bit.
+# Of compared runs: Okabe and Ito's colours, which colour-blind readers distinguish, a bit darker.
 RUN_COLORS = (
     "#0072b1",
     "#d55e01",
@@ -73,13 +73,13 @@ def training_svg(
     """Training loss and validation likelihood over steps, in nats per token.
 
     Args:
-      train: records of kind "train"; those without a loss (all updates skipped) are left out.
-      evaluations: records of kind "eval"; the bars are their `text_error`. Those
-        without a number are left out.
+      train: records of kind "train". Those without a loss (all updates skipped) are left out.
+      evaluations: records of kind "eval". The bars are their `text_error`. Those without a number
+        are left out.
       unigram: cross-entropy of a unigram on the validation tokens, drawn as a line.
-      bigram: the same of a bigram.
-      loss: what the legend calls the training loss.
-      validation: what it calls the evaluations.
+      bigram: cross-entropy of a bigram.
+      loss: the name of the training loss in the legend.
+      validation: the name of the evaluations in the legend.
 
     Returns:
       An `<svg>` element.
@@ -134,7 +134,7 @@ def rate_curve_svg(curve: Records, nelbo: float) -> str:
 
 
 def calibration_svg(curve: Records) -> str:
-    """How often the most likely token is right, and how probable the model finds it, by mask rate.
+    """Accuracy and mean confidence of the most likely token, by mask rate.
 
     Args:
       curve: points `{"rate": in (0, 1], "accuracy": ..., "confidence": ...}`.
@@ -183,7 +183,7 @@ def throughput_svg(train: Records) -> str:
 
 
 class Line(NamedTuple):
-    """A run in a figure that compares runs: its place in the palette, and its points."""
+    """A run in a figure that compares runs: its index in the palette, and its points."""
 
     index: int
     x: Sequence[float]
@@ -191,7 +191,7 @@ class Line(NamedTuple):
 
 
 def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False) -> str:
-    """A line a run, in its colour and dash; who is who stands beside the figure (`swatch`).
+    """One line for each run, in its colour and dash; the page is the legend (`swatch`).
 
     Args:
       lines: of the runs that have points.
@@ -221,7 +221,7 @@ def comparison_svg(lines: Sequence[Line], *, x: str, y: str, share: bool = False
 
 
 def swatch(index: int) -> tuple[str, str]:
-    """Of a run's line the style of a CSS border, and the CSS variable of its colour."""
+    """The style of a run's line as a CSS border style, and the CSS variable of its colour."""
     dash = _DASHES[index // len(RUN_COLORS) % len(_DASHES)][1]
     return dash, _VARIABLES[RUN_COLORS[index % len(RUN_COLORS)]]
 
@@ -234,7 +234,7 @@ def png(figure: Figure) -> bytes:
 
 
 def _mark_bert(axes: Axes) -> None:
-    """Mask rates along x, and the one that BERT is trained at."""
+    """Mask rates along x, and a mark at BERT's."""
     axes.axvline(BERT_RATE, color=_BIGRAM, linestyle=":", label="BERT's 15 %")
     axes.set_xlim(0, 1.02)
     axes.set(xlabel="mask rate")
@@ -252,9 +252,9 @@ def _svg(figure: Figure, description: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]  # HTML takes no XML declaration
+    svg = svg[svg.index("<svg") :]  # HTML has no XML declaration
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="\w+_\d+"', "", svg)  # of groups, the same in every figure
+    svg = re.sub(r' id="\w+_\d+"', "", svg)  # the ids of groups repeat in every figure
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)

@@ -1,4 +1,4 @@
-"""The page of a run: `report.html`, one file that needs nothing else, made of what the run left."""
+"""The page of a run: `report.html`, a single file that loads nothing, made of the run's files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ _LIKELIHOOD = (
 def write_report(workdir: str | epath.Path) -> epath.Path:
     """Writes `report.html` into the folder of a run; an old one is replaced at once.
 
-    Every file but `config.json` may be missing: its section is then left out.
+    Every file but `config.json` may be missing; its section is then left out.
 
     Args:
       workdir: holds `config.json`, `metrics.jsonl`, `evaluation_*.json`, `samples.json` and
@@ -76,13 +76,15 @@ def _page(run: Run) -> str:
 
 
 def _sizes(model: Record) -> Iterator[str]:
-    yield from (f"{model[key]} {key}" for key in ("layers", "heads") if key in model)
+    for key, one in (("layers", "layer"), ("heads", "head")):
+        if key in model:
+            yield f"{model[key]} {one if model[key] == 1 else key}"
     if "width" in model:
         yield f"width {model['width']}"
 
 
 def _drawings(run: Run, curve: Sequence[Record]) -> dict[str, Markup]:
-    """The figures as `<svg>`: empty where there is nothing to draw, and no keys if all are."""
+    """The figures as `<svg>`, "" where there is nothing to draw; an empty dict if all are ""."""
     paced = [each for each in run.train if each.get("tokens_per_second")]
     calibrated = all(point.get("calibration_error") is not None for point in curve)
     drawings = {
@@ -124,7 +126,7 @@ def _sizes_of_splits(card: Record) -> list[list[str]]:
 
 
 def _config(config: Record) -> Iterator[tuple[str, Entries]]:
-    """Sections of the configuration: their names, "" of what is in none, and their keys."""
+    """Sections of the configuration with their keys; keys outside a section come first, as ""."""
     if loose := [(key, each) for key, each in config.items() if not isinstance(each, Mapping)]:
         yield "", loose
     for key, each in config.items():

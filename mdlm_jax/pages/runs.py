@@ -1,4 +1,4 @@
-"""What a run left in its folder, and what follows from it: the material of every page."""
+"""What a run left in its folder, read: the contents of every page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 
 
 class Run(NamedTuple):
-    """What a run left in its folder; what is not there is empty.
+    """What a run left in its folder; what is missing is empty.
 
     Attributes:
       name: of the folder.
@@ -42,12 +42,12 @@ class Run(NamedTuple):
 
     @property
     def final(self) -> Record:
-        """The evaluation that a page is about: of the test split, or of what there is."""
+        """The evaluation that a page shows first: of the test split, or else of another one."""
         return self.evaluations.get("test") or next(iter(self.evaluations.values()), {})
 
     @property
     def steps(self) -> int:
-        """Steps trained, 0 where no record tells."""
+        """Steps trained, 0 without records."""
         return self.train[-1]["step"] if self.train else 0
 
     @property
@@ -59,14 +59,14 @@ class Run(NamedTuple):
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What it was trained for; keys that are not known here are left out."""
+        """What it was trained for, without keys that this version does not know."""
         known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
-        told = self.config.get("objective", {})
-        return ObjectiveConfig(**{key: value for key, value in told.items() if key in known})
+        objective = self.config.get("objective", {})
+        return ObjectiveConfig(**{key: value for key, value in objective.items() if key in known})
 
     @property
     def family(self) -> Family:
-        """What names it, and builds its network."""
+        """The family that it belongs to."""
         return family_of(self.objective.name)
 
     @property
@@ -76,11 +76,11 @@ class Run(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What its likelihood is called: a bound, or where it is exact the thing itself."""
+        """The name of its likelihood: a bound, or cross-entropy if it is exact."""
         return "cross-entropy" if self.family.is_exact else "NELBO"
 
     def training_seconds(self) -> float:
-        """The steps of each record at the pace it tells; one without a pace keeps the last."""
+        """Seconds of all steps, each at the pace of its record, or else of the record before."""
         seconds, before, pace = 0.0, 0, 0.0
         for record in self.train:
             if record.get("tokens_per_second") and self.tokens_per_step:

@@ -1,4 +1,4 @@
-"""How pages are made: the templates, always escaped, and how quantities are written in them."""
+"""The jinja2 templates of the pages, which always escape, and how pages write quantities."""
 
 import functools
 import re
@@ -8,18 +8,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-NOTHING = "–"  # stands where there is no value
+NOTHING = "–"  # in place of a missing value
 
 
 def render(name: str, **values: Any) -> Markup:
-    """What `templates/NAME` makes of the values.
+    """Renders `templates/NAME` with the values.
 
     Args:
       name: of a file in `templates`.
       **values: text is escaped unless it is `Markup`.
 
     Raises:
-      jinja2.UndefinedError: the template wants a value that is missing.
+      jinja2.UndefinedError: a value that the template uses is missing.
     """
     return Markup(_environment().get_template(name).render(values))
 
@@ -46,13 +46,13 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> Markup:
-    """A file of `templates` as it stands: of our own CSS or JavaScript."""
+    """The unescaped text of a file in `templates`: CSS or JavaScript."""
     environment = _environment()
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
 def number(value: Any, layout: str = "") -> str:
-    """A value by a format specification such as ",.3f"."""
+    """A value formatted by a specification such as ",.3f"."""
     return NOTHING if value is None else format(value, layout)
 
 
@@ -83,7 +83,7 @@ def memory(size: int) -> tuple[str, str]:
 
 
 def split_links(value: Any) -> Iterator[tuple[str, str]]:
-    """Pieces of text, each with the web address that follows it or with ""."""
+    """Pieces of text, each with the web address after it, "" for none."""
     pieces = re.split(r"(https?://[^\s<>()\"']*[\w/])", str(value))
     return zip(pieces[::2], [*pieces[1::2], ""], strict=True)
 
@@ -91,7 +91,7 @@ def split_links(value: Any) -> Iterator[tuple[str, str]]:
 def rows(
     quantities: Iterable[tuple[str, str, str]], columns: Iterable[dict[str, Any]]
 ) -> list[list[str]]:
-    """The rows of a table of quantities; a quantity that no column has is left out.
+    """The rows of a table of quantities, without those that no column has.
 
     Args:
       quantities: the head of the row, the key of the value, its format specification.

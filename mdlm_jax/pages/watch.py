@@ -1,4 +1,4 @@
-"""How canvases were filled, replayed on a terminal."""
+"""Samples replayed on a terminal, as they were written."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ _FRAMES_PER_SECOND = 20
 def watch(samples: Sequence[Mapping[str, Any]], console: Console, seconds: float = 6.0) -> None:
     """Replays the samples one after the other, and leaves their final texts on the screen.
 
-    Masks are blocks as wide as the tokens that they become, so that the text stands still. What
-    was just written is bright, what was given dim. On a console that is no terminal only the final
-    texts are printed, apart by an empty line.
+    A mask is a block as wide as the token that it becomes, so that the text does not move. Tokens
+    that were just written are bright, given ones dim. On a console that is not a terminal only the
+    final texts are printed, separated by an empty line.
 
     Args:
       samples: as `samples.json` holds them (`mdlm_jax.pages.animation`).
       console: of rich.
-      seconds: that the replay of one sample takes.
+      seconds: how long the replay of one sample takes.
     """
     for index, sample in enumerate(samples):
         if index:
@@ -37,7 +37,7 @@ def watch(samples: Sequence[Mapping[str, Any]], console: Console, seconds: float
 
 
 def frame(sample: Mapping[str, Any], step: int, *, unicode: bool = True) -> Text:
-    """The canvas after so many steps; after the last, nothing is bright any more."""
+    """The canvas after `step` steps; after the last step nothing is bright."""
     text, mask = Text(), "░" if unicode else "#"
     for piece, at, _ in sample["tokens"]:
         if at >= step:

@@ -5,9 +5,9 @@
         mask_id=encoder.mask_id, max_length=encoder.max_length,
         time_conditioning=encoder.time_conditioning, draws=32, seed=0, batch_size=32,
     )
-    scored.nats  # f64[2], the smaller the likelier
+    scored.nats  # f64[2], the smaller, the more likely
 
-A row is the prompt and the continuation, and nothing behind: only the continuation is ever masked.
+A row is a prompt, its continuation, and nothing after that. Only the continuation is ever masked.
 """
 
 import functools
@@ -38,15 +38,16 @@ _SHORTEST = 16  # tokens of the shortest rows that a program is compiled for
 
 
 class Continuations(NamedTuple):
-    """What N continuations cost, given their prompts.
+    """The likelihoods of N continuations, given their prompts.
 
     Attributes:
-      nats: f64[N], the NELBO, an upper bound of `-log p(continuation | prompt)`, estimated; of an
-        autoregressive model that itself.
-      error: f64[N], the estimate's standard error, from drawing masks; 0 where nothing was drawn.
-      greedy: bool[N], whether filling the continuation greedily gives just this; None where that
-        was not asked for.
-      cut: i32[N], tokens that the prompt lost at its start, for which the row had no room.
+      nats: f64[N], an estimate of the NELBO, an upper bound of `-log p(continuation | prompt)`; for
+        an autoregressive model `-log p` itself.
+      error: f64[N], the standard error of the estimate, from drawing masks; 0 where nothing was
+        drawn.
+      greedy: bool[N], whether greedy filling gives exactly this continuation; None unless asked
+        for.
+      cut: i32[N], how many tokens were cut off the start of the prompt, to fit the row.
     """
 
     nats: np.ndarray
@@ -71,45 +72,45 @@ def log_likelihoods(
     start_id: int | None = None,
     mesh: Mesh | None = None,
 ) -> Continuations:
-    """Scores every pair; neither their order nor the batches matter, but by rounding.
+    """Scores every pair. The order of the pairs and the batches change rounding alone.
 
-    A continuation of n tokens has `2^n - 1` sets of masks. Where these are no more than the draws
-    (up to 5 tokens with 32) all are evaluated, and the bound is exact; of a single token it is the
-    likelihood itself. Longer ones are estimated. Their draws are a function of the seed and the
-    prompt's tokens (of the continuation's, where the prompt is empty): the candidates of one prompt
-    are masked alike, so that the noise of what they have in common is not in their differences,
-    and other prompts are masked independently.
+    A continuation of n tokens has `2^n - 1` sets of masks. If these are no more than the draws (up
+    to 5 tokens with 32 draws), all of them are evaluated and the bound is exact; for one token it
+    is the likelihood itself. Longer continuations are estimated. Their draws are a function of the
+    seed and the prompt's tokens, or the continuation's where the prompt is empty. So the candidates
+    of one prompt are masked alike, which keeps the noise that they share out of their differences.
+    Different prompts are masked independently.
 
-    Rows are padded, invisibly, to 16, 32, 64, ... tokens or `max_length`, and a batch to a power of
-    two or `batch_size` of them: at most two programs are compiled for each of these shapes that is
-    met, and they are kept: with the same `denoiser_of` a second call compiles nothing. An empty
-    prompt is legal, and so is an empty continuation, which costs nothing.
+    Rows are padded to 16, 32, 64, ... tokens or `max_length`, and the model does not see the
+    padding. A batch is padded to a power of two or to `batch_size` rows. At most two programs are
+    compiled for each shape. They are cached: a second call with the same `denoiser_of` does not
+    compile. The prompt may be empty. So may the continuation, whose likelihood is then 1.
 
     Greedy filling writes the most likely token at the most confident position, one token an
-    evaluation (`strategies.greedy`); of autoregressive models it is from left to right.
+    evaluation (`strategies.greedy`). Autoregressive models are filled from left to right.
 
     Args:
       denoiser_of: builds the denoiser of a batch, which has "tokens" and "valid" [B, L] and "label"
         [B], -1 for none, from the parameters.
       params: of the model.
       pairs: N prompts, each with a continuation.
-      mask_id: the mask token. In a prompt it is a word that nobody knows.
+      mask_id: the mask token. A prompt may hold it: it stands for an unknown token there.
       max_length: tokens of the longest row. A prompt that does not fit loses its start.
-      time_conditioning: whether the denoiser looks at the time, over which the bound is then a mean
-        too: all continuations are estimated.
+      time_conditioning: whether the denoiser uses the time. The bound is then a mean over times
+        too, and every continuation is estimated.
       draws: corruptions of each row, at least 2.
       seed: of the draws.
-      batch_size: rows at a time, rounded up to what the mesh's devices share evenly.
+      batch_size: rows at a time, rounded up to a multiple of the mesh's row shards.
       greedy: also fill the continuations greedily, at one network evaluation a token.
-      schedule: that the model was trained with; turns the mask rate into the time it is told.
-      start_id: of an autoregressive model the token before the first; None for masked diffusion.
+      schedule: that the model was trained with; it turns the mask rate into the time.
+      start_id: for an autoregressive model, the token before the first; None for masked diffusion.
       mesh: spreads the rows of a batch over its devices.
 
     Raises:
       ValueError: fewer than 2 draws, or a continuation that is longer than a row or holds the mask.
     """
     if draws < 2:
-        raise ValueError(f"draws is {draws}, at least 2 are needed to tell the error")
+        raise ValueError(f"draws is {draws}, at least 2 are needed for an error")
     for number, (_, continuation) in enumerate(pairs):
         _check(continuation, number, mask_id, max_length)
     few = 0 if time_conditioning else (draws + 1).bit_length() - 1  # 2^few - 1 <= draws
@@ -160,8 +161,8 @@ def _scorer(
 ) -> Callable[..., tuple[Array, Array, Array | None]]:
     """`(params, key, batch, drawn) -> nats f32[B], variance f32[B], bool[B]`, jitted and kept.
 
-    `drawn` tells whether the bound is estimated, or computed over all sets of masks of up to
-    `longest` tokens; the last is None where greedy filling was not asked for.
+    `drawn` says whether the bound is estimated, or else computed over all sets of masks of up to
+    `longest` tokens. The last result is None unless greedy filling was asked for.
     """
 
     @functools.partial(
@@ -220,7 +221,7 @@ def _is_greedy(
     tokens, maskable = batch["tokens"], batch["maskable"]
     filled = sample(
         denoiser,
-        jax.random.key(0),  # of which nothing greedy depends
+        jax.random.key(0),  # greedy filling draws nothing
         jnp.where(maskable, mask_id, tokens),
         mask_id=mask_id,
         steps=maskable.sum(axis=1).max(),
@@ -247,8 +248,9 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], bool]]:
     """The pairs' indices and rows, `size` at a time, and whether they have more than `few` tokens.
 
-    Those of a program together, and within it by the length of the continuation: sets of masks and
-    greedy filling take as long as the longest of a batch. What a batch lacks are rows of nothing.
+    Pairs that share a compiled program come together, sorted by the length of the continuation:
+    enumeration and greedy filling take as long as the longest row of the batch. A batch that is not
+    full is filled up with empty rows.
     """
 
     def program(index: int) -> tuple[int, bool]:
@@ -283,7 +285,7 @@ def _batch(pairs: Sequence[Pair], length: int, size: int) -> dict[str, np.ndarra
 
 
 def _number(ids: Sequence[int]) -> int:
-    """A row's number for its noise, in [0, 2^31), from what must share it."""
+    """The number that a row's noise is drawn by, in [0, 2^31): equal for equal ids."""
     return zlib.crc32(np.asarray(ids, np.int32).tobytes()) >> 1
 
 

@@ -1,4 +1,4 @@
-"""Likelihood of a split of text: the NELBO with its two errors, or the chain rule's, exact."""
+"""Likelihood of a split of text: the NELBO with its two errors, or exactly by the chain rule."""
 
 import functools
 import math
@@ -33,9 +33,9 @@ _NORMAL_95 = 1.959964  # standard errors to each side of a 95 % interval
 
 @functools.lru_cache(maxsize=64)
 def denoiser_of(encoder: bert.Config) -> DenoiserOf:
-    """The encoder as the denoiser of an evaluation batch, told its padding, and any labels.
+    """The encoder as the denoiser of an evaluation batch, given its padding and its labels.
 
-    The same function for the same encoder, so that what was compiled with it serves again.
+    The same encoder gives the same function, so that functions compiled with it are reused.
     """
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Denoiser:
@@ -61,15 +61,15 @@ def make_nelbo(
 ) -> OfRows:
     """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
 
-    A fourth argument `advance(n)` is told of every n rows that are done. The same
-    arguments give the same function, so that what was compiled serves again.
+    A fourth argument `advance` is called with n whenever n more rows are done. The same arguments
+    give the same function, so that compiled programs are reused.
 
     Args:
       denoiser_of: builds the denoiser of a batch from the parameters.
       mask_id: the mask token.
-      seed: of the draws; a row's draws are a function of it and of the row's number.
+      seed: of the draws. A row's draws are a function of the seed and the row's number.
       draws: corruptions of each row, at least 2.
-      schedule: of the training, by which a denoiser is told the time.
+      schedule: that the model was trained with; it turns the mask rate into the time.
       mesh: as of `spreading.over_rows`.
     """
 
@@ -92,7 +92,7 @@ def make_nelbo(
 def make_causal_likelihood(
     denoiser_of: DenoiserOf, *, start_id: int, mesh: Mesh | None = None
 ) -> OfRows:
-    """The same, exact, of a model that was trained autoregressively.
+    """As `make_nelbo`, but exact: for a model that was trained autoregressively.
 
     Args:
       denoiser_of: builds the denoiser of a batch from the parameters.
@@ -112,10 +112,10 @@ def make_causal_likelihood(
 
 
 def summary(likelihood: Likelihood) -> dict[str, Any]:
-    """The figures of a likelihood, in nats but where the name says otherwise.
+    """The figures of a likelihood, in nats unless the name says otherwise.
 
-    `interval` is that of 95 % for the text that the rows are a sample of, `text_error` to both
-    sides; both are None for a single row.
+    `interval` is the 95 % confidence interval for the text that the rows are a sample of, from
+    `text_error`. Both are None for a single row.
     """
     nats, error = float(likelihood.nats_per_token), float(likelihood.text_error)
     reach = _NORMAL_95 * error
@@ -132,7 +132,7 @@ def summary(likelihood: Likelihood) -> dict[str, Any]:
 
 
 def per_text_unit(nats_per_token: float, tokens: int, size: TextSize) -> dict[str, float | int]:
-    """The same likelihood by words and by characters, in which tokenizers compare.
+    """The same likelihood a word and a character, which compare between tokenizers.
 
     Args:
       nats_per_token: of the text.

@@ -1,8 +1,8 @@
-"""N-gram models: what counting reaches, in the units of the model's likelihood.
+"""N-gram models of the training text: baselines in the units of the model's likelihood.
 
-They score the tokens that the model does (separators too, padding not; of pairs the response, the
-prompt being its context), and treat rows as independent, as it does: the first token of a row has
-no context, the second that of one token.
+They score the same tokens as the model (`Rows.counted`): separators but not padding, and of pairs
+the response, with the prompt as its context. Rows are independent, as they are for the model: the
+first token of a row has no context, and the second token has a context of one.
 """
 
 from typing import NamedTuple
@@ -11,18 +11,18 @@ import numpy as np
 
 from mdlm_jax.data import Rows
 
-# Tokens that are counted: of a longer text, those of evenly spaced rows. A minute, at most.
+# A longer text is counted in evenly spaced rows of so many tokens in all: at most a minute.
 COUNTED = 2**26
 _CHUNK = 2**22
 
 
 class Counts(NamedTuple):
-    """The n-grams of one order within rows; an n-gram is the number of its ids in base V.
+    """Counts of the n-grams of one order within rows; an n-gram is its ids as a number in base V.
 
     Attributes:
-      ngrams: i64[G], those that occur, sorted.
-      counts: i64[G], how often: c(h, w).
-      contexts: i64[H], their first n - 1 tokens h, sorted.
+      ngrams: i64[G], the n-grams that occur, sorted.
+      counts: i64[G], how often each occurs: c(h, w).
+      contexts: i64[H], the first n - 1 tokens h of each, sorted and distinct.
       totals: i64[H], `c(h) = sum_w c(h, w)`.
       successors: i64[H], T(h), the number of distinct w that follow h.
     """
@@ -47,14 +47,15 @@ class NGram(NamedTuple):
 
 
 def fit(train: Rows, vocab_size: int, order: int) -> NGram:
-    """Counts an n-gram model with Witten-Bell interpolation; nothing is tuned.
+    """Counts an n-gram model with Witten-Bell interpolation; it has no parameters to tune.
 
-    `p(w | h) = (c(h, w) + T(h) p(w | h')) / (c(h) + T(h))` with h the n - 1 tokens before w in its
-    row, and h' these without the first; `p(w | h')` alone after an h that nothing ever followed.
-    It ends in the add-one unigram. (Witten and Bell 1991; Chen and Goodman 1999, section 2.4.)
+    `p(w | h) = (c(h, w) + T(h) p(w | h')) / (c(h) + T(h))`, where h is the n - 1 tokens before w in
+    its row, and h' is h without its first token. Where h is never followed by a token, it is `p(w |
+    h')`. The recursion ends in the add-one unigram. (Witten and Bell 1991; Chen and Goodman 1999,
+    section 2.4.)
 
     Args:
-      train: rows that are counted; of more than 2**26 tokens, evenly spaced rows of so many.
+      train: rows that are counted; if they hold more than 2**26 tokens, evenly spaced rows are.
       vocab_size: V; every id is below it.
       order: n, at least 1.
 
@@ -73,13 +74,13 @@ def fit(train: Rows, vocab_size: int, order: int) -> NGram:
         tokens, counted = np.asarray(part.tokens, np.int64), part.counted
         unigrams += np.bincount(tokens[counted], minlength=vocab_size)
         for i, n in enumerate(range(2, order + 1)):
-            # What stands before a token that counts is text too.
+            # The context of a counted token may hold tokens that are not counted.
             found[i] = _merge(*found[i], _ngrams(tokens, n, vocab_size)[counted[:, n - 1 :]])
     return NGram(unigrams / unigrams.sum(), tuple(_counts(*each, vocab_size) for each in found))
 
 
 def token_nats(model: NGram, rows: Rows) -> np.ndarray:
-    """`-log p` of every token given those before it in its row, 0 where it does not count.
+    """`-log p` of every token given those before it in its row, 0 where it is not counted.
 
     Returns:
       f64[N, L], nats.
@@ -92,7 +93,7 @@ def token_nats(model: NGram, rows: Rows) -> np.ndarray:
 
 
 def evenly(rows: Rows) -> Rows:
-    """Rows of at most `COUNTED` tokens, evenly spaced: they may be sorted by label."""
+    """Evenly spaced rows, of at most `COUNTED` tokens in all: rows may be sorted by label."""
     return rows[:: max(-(-rows.tokens.size // COUNTED), 1)]
 
 
@@ -162,7 +163,7 @@ def _ngrams(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
 
 
 def _merge(keys: np.ndarray, counts: np.ndarray, more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys, sorted, and their counts, with those of `more` counted in."""
+    """Distinct keys, sorted, and their counts, after adding the keys in `more`."""
     more, more_counts = np.unique(more, return_counts=True)
     keys, where = np.unique(np.concatenate([keys, more]), return_inverse=True)
     return keys, np.bincount(where, np.concatenate([counts, more_counts])).astype(np.int64)
@@ -177,7 +178,7 @@ def _counts(ngrams: np.ndarray, counts: np.ndarray, vocab_size: int) -> Counts:
 
 
 def _looked_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values of the wanted keys, 0 for those absent; `keys` is sorted."""
+    """The value of each wanted key, 0 where it is absent; `keys` is sorted."""
     if not keys.size:
         return np.zeros(wanted.shape, np.int64)
     at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)

@@ -31,8 +31,8 @@ def make_rate_curve(
 ) -> Callable[..., list[Point]]:
     """`(params, rows, batch_size) -> points`, one a rate: the NELBO's integrand.
 
-    A fourth argument `advance(n)` is told of every n rows that are done. One corruption of each row
-    at each rate.
+    Each row is corrupted once at each rate. A fourth argument `advance` is called with n whenever n
+    more rows are done.
 
     A point has "rate"; "nats", the mean cross-entropy of a masked token, with "error", its standard
     error over the rows (None of a single row); "accuracy", the share of masked tokens whose most
@@ -43,8 +43,9 @@ def make_rate_curve(
     Args:
       denoiser_of: builds the denoiser of a batch from the parameters.
       mask_id: the mask token.
-      seed: of the masks; those of a row are a function of it, the rate and the row's number.
-      schedule: of the training, by which a denoiser is told the time.
+      seed: of the masks. The masks of a row are a function of the seed, the rate and the row's
+        number.
+      schedule: that the model was trained with; it turns the mask rate into the time.
       rates: in (0, 1].
       mesh: as of `spreading.over_rows`.
     """
@@ -77,8 +78,9 @@ def make_rate_curve(
 def trapezoid(curve: Sequence[Point]) -> float:
     """The mean of the curve over the rates from 0 to 1 by the trapezoidal rule, nats per token.
 
-    The NELBO is the mean over every count of masks, and this a few rates of it joined by straight
-    lines, the first reaching level to 0: a check by other draws, and no bound.
+    A check of the NELBO by other draws, and not a bound itself. The NELBO is the mean over every
+    count of masks. Here a few rates are joined by straight lines, and the curve is level from the
+    first rate down to 0.
     """
     rates = [0.0, *(point["rate"] for point in curve)]
     nats = [curve[0]["nats"], *(point["nats"] for point in curve)]

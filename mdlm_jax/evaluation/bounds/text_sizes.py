@@ -1,4 +1,4 @@
-"""How many words and characters rows of tokens are: units in which tokenizers compare."""
+"""How many words and characters rows of tokens hold: units that compare between tokenizers."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,11 +12,11 @@ _ROWS = 256  # decoded at a time
 
 
 class TextSize(NamedTuple):
-    """Of a text.
+    """The size of a text.
 
     Attributes:
-      words: runs of characters that are no white space.
-      characters: Unicode code points; each separator of texts is one.
+      words: runs of characters other than white space.
+      characters: Unicode code points; each separator counts as one.
     """
 
     words: int
@@ -24,11 +24,11 @@ class TextSize(NamedTuple):
 
 
 def text_size(rows: data.Rows, tokenizer: Tokenizer) -> TextSize:
-    """The size of what the tokens say, as the tokenizer writes them out.
+    """The size of the text that the tokens decode to.
 
-    Packed rows are one stream: a word that two rows share counts once. Where the tokenizer changes
-    text (lower case, unknown characters), what it makes of the text is counted. Of pairs the
-    response is.
+    Packed rows are one stream: a word that continues in the next row counts once. If the tokenizer
+    changes text (lower case, unknown characters), the changed text is counted. Of pairs only the
+    response is counted.
 
     Args:
       rows: of a split, in order.
@@ -44,8 +44,8 @@ def text_size(rows: data.Rows, tokenizer: Tokenizer) -> TextSize:
 
 
 def _documents(rows: data.Rows, separator: int) -> Iterator[np.ndarray]:
-    """The tokens of each text that count, its separator at the end; of padded rows, of each row."""
-    rest = np.zeros(0, np.int64)  # what may go on in the next rows
+    """The counted tokens of each document with its separator, or of each row that is not packed."""
+    rest = np.zeros(0, np.int64)  # a document that may continue in the next rows
     for first in range(0, len(rows), _ROWS):
         part = rows[first : first + _ROWS]
         tokens = np.asarray(part.tokens)

@@ -1,12 +1,11 @@
-"""Answers beside the responses that were wanted: of models that were trained on pairs.
+"""Answers compared with the wanted responses, for models that were trained on pairs.
 
     wanted = answers.responses(rows.tokens, rows.prompts, separator)
     written = answers.responses(filled, rows.prompts, separator)
     answers.describe(written, wanted, separator, similarity)
 
-Whether an answer is the response, token for token, holds where there is one right answer; BERTScore
-is for what may be said in several ways. Neither means much by itself: tell those of another row's
-response beside them.
+Exact match suits questions with one right answer. BERTScore suits those that may be answered in
+several ways. Neither means much by itself: report the scores of another row's response beside them.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ Similarity = Callable[[Rows, Rows], BertScore]
 
 
 def responses(tokens: np.ndarray, prompts: np.ndarray, separator: int) -> Rows:
-    """What stands behind each prompt, to its first separator or else to the row's end.
+    """The tokens after each prompt, up to the first separator or else to the row's end.
 
     Args:
       tokens: integers [N, L], rows of pairs, as training has them or as a model filled them.
@@ -45,16 +44,16 @@ def responses(tokens: np.ndarray, prompts: np.ndarray, separator: int) -> Rows:
 
 
 def another(wanted: Rows, seed: int) -> Rows:
-    """Of each row another row's response, each once: real text, to another prompt.
+    """For each row another row's response, each used once: real text, for another prompt.
 
-    Which one is drawn: rows that are next to each other, or so many apart, may have much in common.
+    The order is drawn, because rows at a fixed distance may have much in common.
 
     Raises:
       ValueError: there is a single row.
     """
     if len(wanted) < 2:
         raise ValueError(
-            "another row's response is what answers are compared with: at least 2 rows are needed, "
+            "answers are compared with another row's response: at least 2 rows are needed, "
             f"not {len(wanted)}"
         )
     order = np.random.default_rng(seed).permutation(len(wanted))
@@ -64,19 +63,18 @@ def another(wanted: Rows, seed: int) -> Rows:
 
 
 def exact_match(written: Rows, wanted: Rows) -> np.ndarray:
-    """1 where all tokens are the wanted ones and the answer ends where it should, else 0: f64[N].
+    """1 where the answer is the response, token for token, and ends with it, else 0: f64[N].
 
-    As SQuAD counts it (Rajpurkar et al. 2016, section 6.1), of tokens as they are: neither case nor
-    punctuation is forgiven.
+    SQuAD's exact match (Rajpurkar et al. 2016, section 6.1), but case and punctuation count.
     """
     return np.all(written.tokens == wanted.tokens, axis=1).astype(float)
 
 
 def token_f1(written: Rows, wanted: Rows, separator: int) -> np.ndarray:
-    """The F1 of the tokens of each answer, in any order, separators left out: f64[N].
+    """The F1 of the tokens of each answer, in any order, without separators: f64[N].
 
-    Twice the tokens that both have, each as often as both have it, over the tokens of both
-    (Rajpurkar et al. 2016, section 6.1; there of words). 1 where both are empty.
+    Twice the number of shared tokens (as multisets) over the number of tokens of both (Rajpurkar et
+    al. 2016, section 6.1, who count words). 1 where both are empty.
     """
     f1 = []
     for pair in zip(written.tokens, wanted.tokens, strict=True):
@@ -112,9 +110,9 @@ def describe(written: Rows, wanted: Rows, separator: int, similarity: Similarity
         "length_right": length_right(written, wanted, separator),
         **{f"bertscore_{name}": values for name, values in score._asdict().items()},
     }
-    told: Point = {"rows": len(wanted)}
+    point: Point = {"rows": len(wanted)}
     for name, values in measured.items():
         mean = text_metrics.mean(values)
-        told[name] = mean.value
-        told[f"{name}_error"] = None if np.isnan(mean.error) else mean.error
-    return told
+        point[name] = mean.value
+        point[f"{name}_error"] = None if np.isnan(mean.error) else mean.error
+    return point

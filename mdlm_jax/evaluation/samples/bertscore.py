@@ -1,11 +1,12 @@
-"""BERTScore: how much of what one text says another says too, by the states of their tokens.
+"""BERTScore: how similar two texts are, by an encoder's hidden states of their tokens.
 
     states = [features.of_tokens(params, encoder, rows) for rows in (written, wanted)]
     bertscore.score(written, states[0], wanted, states[1]).f1  # f64[N]
 
-(Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT".) It compares row i with row
-i, so it is for text that has a counterpart: filled in, rewritten, translated. The scores depend on
-the encoder, and for unrelated text are far from 0: tell those of other real text beside them.
+(Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT".) Row i is compared with row
+i, so it suits text that has a counterpart: filled in, rewritten, translated. The scores depend on
+the encoder. They are far from 0 for unrelated text: report the scores of other real text beside
+them.
 """
 
 from typing import NamedTuple

@@ -1,12 +1,12 @@
-"""Features of rows of tokens: what an encoder of ours makes of them, for MAUVE and BERTScore.
+"""Features of rows of tokens by an encoder of this library, for MAUVE and BERTScore.
 
     trained = workdir.load(folder)
     rows = features.reencode(samples, tokenizer, trained.tokenizer, trained.encoder.max_length)
     features.of_rows(trained.params, trained.encoder, rows)  # f32[N, D]
 
-A model's own features see what it has learned to see: better the encoder of another run than of the
-one that wrote the samples. Means over tokens tell words and topics, and of a small encoder little
-of the order of words.
+Take the encoder of another run than the one that wrote the samples: a model's own features see only
+what it has learned. Means over tokens reflect words and topics; those of a small encoder reflect
+little of the word order.
 """
 
 from functools import lru_cache
@@ -35,12 +35,12 @@ def of_rows(
 ) -> np.ndarray:
     """The mean over a row's tokens of the encoder's last hidden states, padding left out.
 
-    The text is read without masks, at time 0 and with no class told.
+    The text is read without masks, at time 0 and without a class.
 
     Args:
       params: of the encoder.
-      encoder: what they are the parameters of.
-      rows: N rows of its own tokens; see `reencode`.
+      encoder: the config of the encoder.
+      rows: N rows in the encoder's own tokens; see `reencode`.
       batch_size: rows at a time; one program is compiled for each size.
       mesh: as of `spreading.over_rows`.
 
@@ -71,8 +71,8 @@ def of_tokens(
 def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: int) -> data.Rows:
     """Rows of one tokenizer in the tokens of another, document by document.
 
-    Rows that fit as they are, of the same tokenizer, stay. A separator becomes the other's; what
-    exceeds `length` is cut off; a row without text becomes a single separator.
+    Rows of the same tokenizer that fit are returned as they are. A separator becomes the other's
+    separator. A row is cut after `length` tokens. A row without text becomes one separator.
 
     Args:
       rows: N rows.
@@ -81,7 +81,7 @@ def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: in
       length: of the rows that are returned.
 
     Returns:
-      N padded rows `[N, length]` with their labels: one shape, whatever the text.
+      N padded rows `[N, length]` with their labels, of the same shape for any text.
     """
     if tokenizer.to_str() == other.to_str() and rows.tokens.shape[1] <= length:
         return rows
@@ -90,7 +90,7 @@ def reencode(rows: data.Rows, tokenizer: Tokenizer, other: Tokenizer, length: in
     documents = (data.decode(tokenizer, part) for row in parts for part in row)
     encoded = data.encode_documents(other, documents)  # each ended by a separator
     found = [np.concatenate([next(encoded) for _ in row]) for row in parts]
-    # What comes after the last separator is no whole document.
+    # A separator was added after the last piece, which is no whole document: cut it off.
     found = [row[: max(len(row) - 1, 1)][:length] for row in found]
     sizes = np.array([len(row) for row in found], np.int32)
     tokens = np.full((len(found), length), pad, np.int32)
@@ -128,7 +128,7 @@ def _states(
     states = bert.hidden_states(params, encoder, tokens, jnp.zeros(len(tokens)), valid=lengths)
     states = states.astype(jnp.float32)
     weight = jnp.ones(tokens.shape) if valid is None else valid.astype(jnp.float32)
-    # What comes out at padding means nothing, perhaps not even a number.
+    # The states at padding are undefined, and may be nan.
     states = jnp.where(weight[..., None] > 0, states, 0.0)
     if not pooled:
         return states

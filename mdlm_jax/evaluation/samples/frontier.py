@@ -1,10 +1,10 @@
 """The frontier: what samples are worth and what they cost, for strategies, steps and temperatures.
 
-Every point is rows that the model wrote, beside as many rows of real text: how plain they are to
-another model (nats), how diverse they are (entropy, distinct-n, repetition), and the network
-evaluations and seconds that they took. The frontier of nats and entropy, and not either of them
-alone, compares samplers (Pynadath et al. 2026, "Generative Frontiers"): lower temperature buys nats
-with entropy at any quality.
+A point describes rows that the model wrote, beside as many rows of real text: how predictable they
+are to another model (nats), how diverse they are (entropy, distinct-n, repetition), and how many
+network evaluations and seconds they took. Compare samplers by the frontier of nats and entropy, not
+by either alone (Pynadath et al. 2026, "Generative Frontiers"): a lower temperature trades entropy
+for nats at any quality.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ _REPEATED = 4  # the n of repetition
 
 
 class Judges(NamedTuple):
-    """What rows are measured by, beside themselves.
+    """What rows are measured with.
 
     Attributes:
-      scorer: nats of each row under another model.
-      train: the training split, whose runs of tokens samples may repeat.
-      classifier: of models with classes, else None.
-      mauve: of rows, against real text; None where no encoder reads them.
+      scorer: gives the nats of each row under another model.
+      train: the training split, from which samples may repeat runs of tokens.
+      classifier: for models with classes, else None.
+      mauve: gives the MAUVE of rows against real text; None without an encoder.
     """
 
     scorer: Scorer
@@ -39,16 +39,16 @@ class Judges(NamedTuple):
 
 
 def reference_rows(rows: data.Rows, count: int) -> data.Rows:
-    """Rows of real text to compare with: evenly spaced, and as evenly of all labels as there are.
+    """Rows of real text to compare with, evenly spaced, and of all labels alike where they can be.
 
     Args:
       rows: a split.
-      count: how many are wanted; all are taken where there are fewer.
+      count: how many rows; if the split has fewer, all of them.
     """
     turn = np.empty(len(rows))
     for label in np.unique(rows.labels):
         of_label = np.flatnonzero(rows.labels == label)
-        # Any first so many of these are spread over the label's rows.
+        # Any prefix of this order is spread over the label's rows.
         turn[of_label] = np.argsort(np.argsort(_spread(len(of_label)), kind="stable"))
     chosen = np.sort(np.argsort(turn, kind="stable")[:count])
     return rows[chosen]
@@ -66,7 +66,7 @@ def describe(rows: data.Rows, judges: Judges) -> Point:
     """
     nats = text_metrics.mean(judges.scorer(rows), rows.lengths)
     entropy = text_metrics.mean(text_metrics.unigram_entropy(rows))
-    told = {
+    figures = {
         "rows": len(rows),
         "tokens": int(rows.lengths.sum()),
         "nats": nats.value,
@@ -78,22 +78,22 @@ def describe(rows: data.Rows, judges: Judges) -> Point:
     }
     overlaps = memorisation.longest_overlaps(rows, judges.train)
     memorised = text_metrics.mean(overlaps.astype(float))
-    told |= {
+    figures |= {
         "memorised": memorised.value,
         "memorised_error": memorised.error,
         "memorised_longest": int(overlaps.max()),
     }
     if judges.mauve is not None:
-        told["mauve"] = judges.mauve(rows)
+        figures["mauve"] = judges.mauve(rows)
     if judges.classifier is not None:
         right = naive_bayes.classify(judges.classifier, rows) == rows.labels
         accuracy = text_metrics.mean(right.astype(float))
-        told |= {"class_accuracy": accuracy.value, "class_accuracy_error": accuracy.error}
-    return {name: None if value != value else value for name, value in told.items()}
+        figures |= {"class_accuracy": accuracy.value, "class_accuracy_error": accuracy.error}
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def _spread(count: int) -> np.ndarray:
-    """Numbers in [0, 1) whose order visits 0..count-1 so that any beginning is spread out."""
+    """Numbers in [0, 1) that sort 0..count-1 so that any prefix is spread out."""
     bits = max(count - 1, 1).bit_length()
     places = np.arange(count)
     return sum(((places >> i) & 1) / 2.0 ** (i + 1) for i in range(bits))

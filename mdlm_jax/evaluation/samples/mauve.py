@@ -1,4 +1,4 @@
-"""MAUVE: how much of one distribution of texts another covers, and the other way round.
+"""MAUVE: how similar two distributions of texts are.
 
     written = features.of_rows(params, encoder, samples)  # f32[N, D]
     mauve.score(features.of_rows(params, encoder, test), written).score
@@ -6,10 +6,10 @@
 (Pillutla et al. 2021, "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence
 Frontiers"; Pillutla et al. 2023, "MAUVE Scores for Generative Models: Theory and Practice".)
 
-The score depends on the features, on the number of rows and on the number of clusters: compare
-only where all three are equal, and beside the score of other real text against the same real text,
-which is what no model need exceed. The paper takes 5,000 rows; of a few hundred the score tells
-broken text from sound, and little more.
+The score depends on the features, the number of rows and the number of clusters: compare scores
+only where all three are equal. Report the score of other real text against the same real text too:
+a model need not exceed that. The paper takes 5,000 rows. With a few hundred the score separates
+broken text from sound text, and little more.
 
 The clusters are found as the authors' package `mauve-text` finds them (rows of unit length, the
 principal components that hold 90 % of the variance, k-means from random points, the best of 5
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SCALE = 5.0  # c of the paper
-_WEIGHTS = np.linspace(1e-6, 1 - 1e-6, 25)  # of the mixtures; the ends of the curve are known
+_WEIGHTS = np.linspace(1e-6, 1 - 1e-6, 25)  # of the mixtures; the curve's ends are added exactly
 _EXPLAINED = 0.9  # share of the variance that is kept
 _STARTS = 5
 _ITERATIONS = 500  # at most; the assignment settles long before
@@ -34,10 +34,10 @@ class Mauve(NamedTuple):
 
     Attributes:
       score: the area under the frontier, in (0, 1]; 1 where the two agree.
-      frontier: f64[M, 2], `exp(-c KL(Q | R))` and `exp(-c KL(P | R))`, from (1, 0) to (0, 1): the
-        first falls with what Q writes that P does not, the second with what it misses of P.
-      p: f64[K], share of the rows of P in each cluster.
-      q: f64[K], of Q.
+      frontier: f64[M, 2], `exp(-c KL(Q | R))` and `exp(-c KL(P | R))`, from (1, 0) to (0, 1). The
+        first falls where Q writes what P does not, the second where Q misses what P writes.
+      p: f64[K], the share of P's rows in each cluster.
+      q: f64[K], the share of Q's rows.
     """
 
     score: float
@@ -47,7 +47,7 @@ class Mauve(NamedTuple):
 
 
 def check_installed() -> None:
-    """Says at once what `score` would miss.
+    """Checks that `score` has the library that it needs.
 
     Raises:
       ImportError: scikit-learn is not installed.
@@ -59,21 +59,21 @@ def check_installed() -> None:
 def score(
     p_features: np.ndarray, q_features: np.ndarray, *, clusters: int | None = None, seed: int = 0
 ) -> Mauve:
-    """MAUVE of two sets of texts: their features are clustered, their histograms compared.
+    """MAUVE of two sets of texts: their features are clustered together, and histograms compared.
 
-    Both sets are clustered together; `of_histograms` says what follows.
+    `of_histograms` compares the histograms.
 
     Args:
       p_features: f[N, D], of real text.
-      q_features: f[M, D], of what was written. The two can be exchanged but for the clusters that
-        k-means happens to find.
+      q_features: f[M, D], of samples. Exchanging the two changes the score only through the
+        clusters that k-means finds.
       clusters: K; by default a tenth of the smaller set, at least 2.
       seed: of k-means.
 
     Raises:
       ImportError: scikit-learn is not installed.
-      ValueError: features are no matrices of equal width, are empty or not finite, or there are
-        fewer rows than clusters.
+      ValueError: the features are not matrices of equal width, are empty or not finite, or there
+        are fewer rows than clusters.
     """
     check_installed()
     p_features, q_features = _checked("p_features", p_features), _checked("q_features", q_features)
@@ -97,15 +97,14 @@ def of_histograms(p: np.ndarray, q: np.ndarray) -> Mauve:
 
     With `R_w = w P + (1 - w) Q` the frontier is the curve of
     `(exp(-c KL(Q | R_w)), exp(-c KL(P | R_w)))` for w in (0, 1), with its ends (1, 0) and (0, 1);
-    c = 5 (Pillutla et al. 2021, equation 1). It falls, so the trapezoids along it are the
-    area, whichever axis is integrated over.
+    c = 5 (Pillutla et al. 2021, equation 1). The area under it is computed by the trapezoidal rule.
 
     Args:
       p: f[K], not negative, sums to 1.
       q: f[K], likewise.
 
     Raises:
-      ValueError: they are no two distributions over as many clusters.
+      ValueError: they are not two distributions over the same number of clusters.
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     if p.ndim != 1 or p.shape != q.shape:
@@ -135,7 +134,7 @@ def _checked(name: str, features: np.ndarray) -> np.ndarray:
 
 
 def _clusters(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """The cluster of each row, i[N]; there are fewer than asked for where rows are equal."""
+    """The cluster of each row, i[N]; equal rows leave fewer clusters than were asked for."""
     from sklearn.cluster import KMeans  # a second, and of an extra
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import normalize
@@ -144,8 +143,8 @@ def _clusters(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     different = len(np.unique(features, axis=0))
     if different == 1:
         return np.zeros(len(features), int)  # no variance to explain
-    # Random starts, as the authors take them: better ones (k-means++) tell P and Q apart a little
-    # better, and gave scores that were lower by some 0.006 than theirs on the same features.
+    # Random starts, as the authors take them. k-means++ separates P and Q a little better, and gave
+    # scores about 0.006 lower than theirs on the same features.
     k_means = KMeans(
         min(clusters, different),
         init="random",

@@ -1,11 +1,11 @@
-"""Memorisation: the longest run of tokens of each row that stands in the training split.
+"""Memorisation: the longest run of tokens of each row that occurs in the training split.
 
     memorisation.longest_overlaps(samples, train)  # i64[N], tokens
 
-Real text overlaps with the training split too (phrases, quotations, tables), so tell the samples'
-overlaps beside those of rows of the test split that are as long: what stands above these is copied.
-(Carlini et al. 2023, "Quantifying Memorization Across Neural Language Models", count such runs
-after a prompt of the training text; here there is none.)
+Real text overlaps with the training split too (phrases, quotations, tables). Compare the overlaps
+of samples with those of equally long rows of the test split: what exceeds these is copied. (Carlini
+et al. 2023, "Quantifying Memorization Across Neural Language Models", count such runs after a
+prompt from the training text; here is no prompt.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,22 +15,22 @@ import numpy as np
 
 from mdlm_jax.data import Rows
 
-# Tokens of the training split that are walked at a time, and tokens of the rows that are looked
-# for in one pass over it: their automaton takes about a kilobyte for each.
+# Tokens of the training split that are processed at a time.
 _CHUNK = 2**22
+# Tokens of the rows that one pass searches for: their automaton takes about a kilobyte a token.
 _BLOCK = 2**20
 
 
 class _Automaton(NamedTuple):
-    """The suffix automaton of some texts: every run of theirs leads from state 0 to one state.
+    """The suffix automaton of some texts: each of their runs leads from state 0 to one state.
 
     Attributes:
       edges: i64[E], `state * base + symbol` of every edge, sorted: often more than 32 bits.
-      targets: i64[E], where it leads.
-      base: symbols are 1..base-1; 0 is none of them.
-      links: i64[S], the state of the longest suffix that stands in more places; -1 of state 0.
+      targets: i64[E], the state that each edge leads to.
+      base: symbols are 1..base-1; 0 is no symbol.
+      links: i64[S], the state of the longest suffix that occurs in more places; -1 for state 0.
       lengths: i32[S], tokens of the longest run that leads to the state.
-      ends: for each text the states of its beginnings of 1, 2, ... tokens.
+      ends: for each text, the states of its prefixes of 1, 2, ... tokens.
     """
 
     edges: np.ndarray
@@ -42,12 +42,12 @@ class _Automaton(NamedTuple):
 
 
 def longest_overlaps(rows: Rows, train: Rows) -> np.ndarray:
-    """Of each row the most consecutive tokens that stand consecutively in one training row.
+    """The length of each row's longest run of tokens that occurs within one training row.
 
-    Exact: the rows become a suffix automaton (Blumer et al. 1985, "The smallest automaton
-    recognizing the subwords of a text"), and many training rows at a time walk through it. One pass
-    over the training split, which may be mapped from disk, for every 2**20 tokens of the rows; some
-    million tokens a second. Runs lie within rows, as that is what a model was shown; separators
+    The result is exact: the rows become a suffix automaton (Blumer et al. 1985, "The smallest
+    automaton recognizing the subwords of a text"), and many training rows are matched with it at a
+    time. One pass over the training split, which may be mapped from disk, serves 2**20 tokens of
+    the rows. Runs lie within training rows, because a model is trained on whole rows. Separators
     count, padding does not.
 
     Args:
@@ -75,7 +75,7 @@ def _overlaps(texts: Sequence[np.ndarray], train: Rows) -> np.ndarray:
     cuts = np.cumsum([len(text) for text in texts])[:-1]
     automaton = _automaton([part.tolist() for part in np.split(symbols + 1, cuts)])
 
-    symbol_of = np.zeros(alphabet[-1] + 2, np.int64)  # the last is for all ids above
+    symbol_of = np.zeros(alphabet[-1] + 2, np.int64)  # the last entry stands for all higher ids
     symbol_of[alphabet] = np.arange(1, len(alphabet) + 1)
     best = np.zeros(len(automaton.links), np.int32)
     for part in train.chunks("train", _CHUNK):
@@ -87,17 +87,17 @@ def _overlaps(texts: Sequence[np.ndarray], train: Rows) -> np.ndarray:
 
 
 def _walk(automaton: _Automaton, symbols: np.ndarray, best: np.ndarray) -> None:
-    """Walks rows of symbols, i64[n, L], side by side.
+    """Matches rows of symbols, i64[n, L], with the automaton, all rows in parallel.
 
-    After each symbol a row is in the state of its longest suffix that stands in the texts, and
-    knows its length. Raises `best[state]`, i32[S], to the longest length seen there.
+    After each symbol a row is in the state of its longest suffix that occurs in the texts, of a
+    known length. `best[state]`, i32[S], is raised to the longest length seen in that state.
     """
     state = np.zeros(len(symbols), np.int64)
     length = np.zeros(len(symbols), np.int32)
     for symbol in np.ascontiguousarray(symbols.T):
         target = _follow(automaton, state, symbol)
         length += 1
-        # Where nothing leads on, shorten the suffix until something does, or nothing is left.
+        # Where no edge leads on, shorten the suffix until one does or the suffix is empty.
         stuck = np.flatnonzero(target < 0)
         while stuck.size:
             shorter = np.where(symbol[stuck] > 0, automaton.links[state[stuck]], -1)
@@ -113,24 +113,24 @@ def _walk(automaton: _Automaton, symbols: np.ndarray, best: np.ndarray) -> None:
 
 
 def _follow(automaton: _Automaton, state: np.ndarray, symbol: np.ndarray) -> np.ndarray:
-    """Where symbols lead from states, i64[n]; -1 where nowhere."""
+    """The states that symbols lead to from states, i64[n]; -1 where there is no edge."""
     edge = state * automaton.base + symbol
     at = np.minimum(np.searchsorted(automaton.edges, edge), len(automaton.edges) - 1)
     return np.where(automaton.edges[at] == edge, automaton.targets[at], -1)
 
 
 def _reach(automaton: _Automaton, best: np.ndarray) -> np.ndarray:
-    """Tokens of the longest suffix that was met in the training split, of each state: i32[S].
+    """For each state, tokens of its longest suffix that occurs in the training split: i32[S].
 
     Args:
       automaton: of the texts.
-      best: i32[S], of the runs that lead to each state the longest that was met, 0 if none was.
+      best: i32[S], the longest run found that leads to each state, 0 if none was found.
     """
     reach, links, lengths = best.tolist(), automaton.links.tolist(), automaton.lengths.tolist()
-    order = np.argsort(automaton.lengths, kind="stable").tolist()[1:]  # a link leads to a shorter
+    order = np.argsort(automaton.lengths, kind="stable").tolist()[1:]  # links lead to shorter ones
     for state in reversed(order):
         if reach[state]:
-            reach[links[state]] = lengths[links[state]]  # a run was met, and so its suffixes
+            reach[links[state]] = lengths[links[state]]  # where a run occurs, so do its suffixes
     for state in order:
         reach[state] = reach[state] or reach[links[state]]
     return np.array(reach, np.int32)
@@ -148,14 +148,14 @@ def _automaton(texts: Sequence[list[int]]) -> _Automaton:
         return len(edges) - 1
 
     def redirect(state: int, symbol: int, old: int | None, new: int) -> int:
-        """Turns the edges to `old` of a state and its links to `new`; returns where this ends."""
+        """Redirects edges from `old` to `new`, along a state's links; returns the last state."""
         while state >= 0 and edges[state].get(symbol) == old:
             edges[state][symbol] = new
             state = links[state]
         return state
 
     def target(state: int, symbol: int) -> int:
-        """Where an edge leads, after splitting off the runs there that do not come over it."""
+        """The state an edge leads to, split from the runs that do not pass over this edge."""
         old = edges[state][symbol]
         if lengths[old] == lengths[state] + 1:
             return old
@@ -192,7 +192,7 @@ def _automaton(texts: Sequence[list[int]]) -> _Automaton:
 
 
 def _blocks(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Consecutive texts of some `_BLOCK` tokens: the first, and the one after the last."""
+    """Consecutive texts of about `_BLOCK` tokens: the index of the first, and of the one after."""
     first = tokens = 0
     for i, size in enumerate(sizes):
         if tokens and tokens + size > _BLOCK:

@@ -1,4 +1,4 @@
-"""Naive Bayes: which class a row of tokens belongs to, judged by counts of the training text."""
+"""Naive Bayes: which class a row of tokens belongs to, by token counts of the training text."""
 
 from typing import NamedTuple
 
@@ -23,15 +23,15 @@ class NaiveBayes(NamedTuple):
 
 
 def fit(train: Rows, vocab_size: int, classes: int) -> NaiveBayes:
-    """Counts rows and tokens of each class, every count plus one.
+    """Counts the rows and tokens of each class, with one added to every count.
 
     `p(c) = (rows of c + 1) / (rows + C)` and `p(w | c) = (c(w, c) + 1) / (sum_w c(w, c) + V)`, with
-    c(w, c) how often w occurs in rows of class c. (Manning, Raghavan and Schuetze 2008,
-    "Introduction to Information Retrieval", section 13.2.)
+    c(w, c) the number of times that w occurs in rows of class c. (Manning, Raghavan and Schuetze
+    2008, "Introduction to Information Retrieval", section 13.2.)
 
     Args:
-      train: rows with labels in [0, classes); of more than 2**26 tokens, evenly spaced rows of so
-        many are counted.
+      train: rows with labels in [0, classes); if they hold more than 2**26 tokens, evenly spaced
+        rows are counted.
       vocab_size: V; every id is below it.
       classes: C.
     """
@@ -51,7 +51,7 @@ def fit(train: Rows, vocab_size: int, classes: int) -> NaiveBayes:
 def classify(model: NaiveBayes, rows: Rows) -> np.ndarray:
     """The most likely class of each row, `argmax_c log p(c) + sum_i log p(w_i | c)`: i64[N].
 
-    Of equals the first. Padding says nothing.
+    The first of equal classes. Padding is ignored.
     """
     text = rows.text
     scores = [np.where(text, of_class[rows.tokens], 0.0).sum(axis=1) for of_class in model.tokens]

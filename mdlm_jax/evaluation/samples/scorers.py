@@ -1,11 +1,11 @@
-"""Scorers: what other models than the one that wrote it think of a text.
+"""Scorers: the likelihood of a text under another model than the one that wrote it.
 
     score = scorers.scorer("trigram", train, tokenizer, vocab_size)
     nats = score(rows)  # f64[N], of each row
 
-Of samples this is called generative perplexity. It says how plain a text is to the scorer, not how
-good: the same frequent words over and over score best. Never tell it without the entropy of the
-samples, nor without the score of real text.
+For samples this is called generative perplexity. It measures how predictable a text is to the
+scorer, not how good it is: the same frequent words over and over score best. Always report it with
+the entropy of the samples and with the score of real text.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def scorer(spec: str, train: data.Rows, tokenizer: Tokenizer, vocab_size: int) -
 
 
 def trigram(train: data.Rows, vocab_size: int) -> Scorer:
-    """The Witten-Bell trigram of the training split: needs nothing else, and nothing is tuned.
+    """The Witten-Bell trigram of the training split, which has no parameters to tune.
 
     Raises:
       ValueError: as `ngrams.fit`.
@@ -59,11 +59,11 @@ def trigram(train: data.Rows, vocab_size: int) -> Scorer:
 def hugging_face(name: str, tokenizer: Tokenizer) -> Scorer:
     """A causal language model of Hugging Face, run by PyTorch.
 
-    Each row is decoded to text and read by the model's own tokenizer: its documents are preceded by
-    the start of text (or else the end of text) and each is closed by the end of text where the row
-    has a separator, so that separators cost what an end of text does. Rows longer than the model
-    reads are scored in windows that overlap by half. What the score is divided by afterwards are
-    the tokens of the row, not the model's, so that scorers with different vocabularies compare.
+    Each row is decoded to text and read by the model's own tokenizer. The row begins with the start
+    of text, or else the end of text. A separator of the row becomes the end of text, and is scored
+    as such. Rows that are longer than the model's context are scored in windows that overlap by
+    half. Divide the score by the tokens of the row, not by the model's tokens: then scorers with
+    different vocabularies compare.
 
     Args:
       name: of the hub, or a folder with model and tokenizer.
@@ -86,9 +86,9 @@ def hugging_face(name: str, tokenizer: Tokenizer) -> Scorer:
         theirs = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name).eval()
     except (OSError, ValueError) as error:
-        told = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"scorer 'hf:{name}': no causal language model with its tokenizer there ({told})"
+            f"scorer 'hf:{name}': no causal language model with its tokenizer there ({reason})"
         ) from None
     end = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.bos_token_id
     start = theirs.bos_token_id if theirs.bos_token_id is not None else end
@@ -128,10 +128,10 @@ def _encoded(texts: list[str], theirs: Any, start: int, end: int) -> list[int]:
 
 
 def _windows(ids: list[int], size: int | None) -> Iterator[tuple[list[int], int]]:
-    """Pieces of at most `size` ids, and from which place on each is to be scored.
+    """Pieces of at most `size` ids, and the position from which each piece is scored.
 
-    Every id but the first is scored once, after at least half a window of context if there is so
-    much before it.
+    Every id but the first is scored once, with at least half a window of context if so much text
+    precedes it.
     """
     size = max(size or len(ids), 2)
     scored = 1
@@ -142,7 +142,7 @@ def _windows(ids: list[int], size: int | None) -> Iterator[tuple[list[int], int]
 
 
 def _window_nats(torch: Any, model: Any, parts: tuple, filler: int) -> np.ndarray:
-    """Nats of each piece, f64[n]. What is filled up on the right, a causal model never sees."""
+    """Nats of each piece, f64[n]. A causal model does not see the filler on the right."""
     longest = max(len(ids) for ids, _ in parts)
     tokens = torch.tensor([ids + [filler] * (longest - len(ids)) for ids, _ in parts])
     with torch.inference_mode():

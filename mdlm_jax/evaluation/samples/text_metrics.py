@@ -1,7 +1,7 @@
 """Diversity of rows of tokens, counted from the tokens alone: no model, no reference text.
 
-Every metric counts the tokens that the likelihood does: separators too, padding not. All depend on
-how long the rows are, and `distinct` on how many: compare like with like.
+Every metric counts separators but not padding. Every metric depends on the length of the rows, and
+`distinct` on their number: compare only rows of the same length and number.
 """
 
 from typing import NamedTuple
@@ -21,8 +21,8 @@ class Mean(NamedTuple):
 def unigram_entropy(rows: Rows) -> np.ndarray:
     """Entropy of the tokens of each row, `-sum_w c(w) / L log(c(w) / L)`: f64[N], nats.
 
-    Of each sample by itself, to be averaged over samples, as papers on masked diffusion report it
-    beside generative perplexity (Zheng et al. 2025, "Masked Diffusion Models are Secretly
+    It is taken of each sample and then averaged over samples, as papers on masked diffusion report
+    it beside generative perplexity (Zheng et al. 2025, "Masked Diffusion Models are Secretly
     Time-Agnostic Masked Models"; earlier Dieleman et al. 2022, CDCD). At most log L.
 
     Args:
@@ -40,12 +40,12 @@ def unigram_entropy(rows: Rows) -> np.ndarray:
 def distinct(rows: Rows, n: int) -> float:
     """Distinct n-grams over all n-grams, of all rows together (Li et al. 2016, distinct-n).
 
-    In (0, 1]; it falls with the amount of text, so compare equally many rows. Li et al. divide by
-    the number of tokens: here 1 says that none occurs twice. nan if no row has n tokens.
+    In (0, 1]. It falls with the amount of text: compare equally many rows. Li et al. divide by the
+    number of tokens; here 1 means that no n-gram occurs twice. nan if no row has n tokens.
 
     Args:
       rows: N rows.
-      n: tokens of an n-gram, which lies within a row.
+      n: tokens of an n-gram. An n-gram lies within one row.
 
     Raises:
       ValueError: rows are no matrix, or there is an empty one; n < 1.
@@ -55,7 +55,7 @@ def distinct(rows: Rows, n: int) -> float:
 
 
 def repetition(rows: Rows, n: int = 4) -> np.ndarray:
-    """Of each row the share of n-grams that stand earlier in it, `1 - distinct / all`: f64[N].
+    """The share of each row's n-grams that occurred earlier in it, `1 - distinct / all`: f64[N].
 
     seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training". In
     [0, 1); nan of a row with fewer than n tokens.
@@ -75,13 +75,14 @@ def repetition(rows: Rows, n: int = 4) -> np.ndarray:
 
 
 def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Mean:
-    """Mean over rows with its standard error, which takes the rows as independent.
+    """Mean over rows with its standard error, for independent rows.
 
-    With weights the ratio `sum(values) / sum(weights)`: nats of rows over their tokens. Its error
-    is that of the residuals `values - ratio * weights`, as rows that are longer count more.
+    With weights it is the ratio `sum(values) / sum(weights)`, such as nats of rows over their
+    tokens. The error is then that of the residuals `values - ratio * weights`: longer rows count
+    more.
 
     Args:
-      values: f[N]; nan is left out.
+      values: f[N]; nan is ignored.
       weights: f[N], positive; 1 by default.
 
     Returns:

@@ -45,3 +45,12 @@ def test_the_hooks_and_templates_can_be_read():
         assert hook["entry"].split()[0] in checked, hook["id"]
     for template in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
         assert yaml.safe_load(template.read_text()), template
+
+
+def test_the_installation_page_lists_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    page = (ROOT / "docs/installation.md").read_text()
+    rows = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert [extra for extra in extras if f"`{extra}`" not in rows] == []

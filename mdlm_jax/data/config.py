@@ -27,40 +27,41 @@ class Config:
     """What text, and how it becomes rows.
 
     Attributes:
-      source: a key of `SOURCES`, 'text_files', or the name of a dataset of TensorFlow Datasets
-        ('lm1b', 'wiki40b/en'). Where `files` are named, the default is 'text_files'.
-      files: of text_files, the training text: globs separated by commas ('books/*.txt,
+      source: 'wikipedia_summaries' (the embedded corpus), 'text_files', or the name of a dataset of
+        TensorFlow Datasets ('lm1b', 'wiki40b/en'). If `files` are named, it defaults to
+        'text_files'.
+      files: for text_files, the training text: globs separated by commas ('books/*.txt,
         gs://bucket/notes-*.jsonl.gz'). Files end in .txt (.text, .md) or .jsonl (.ndjson,
-        .jsonlines, .json with an object a line), each perhaps with .gz, or in .parquet. A folder is
-        what `save_to_disk` of Hugging Face `datasets` wrote; a DatasetDict brings its splits.
-      validation_files: of text_files, likewise; '' holds the split out of the training text.
-      test_files: likewise.
-      documents: of text_files, what one document of a .txt is: 'file', 'paragraph' (they end at
-        blank lines) or 'line'. One document must fit in memory.
-      text_field: of .jsonl, tables and TensorFlow Datasets, the field or column that is the text.
-      label_field: likewise, the label, a string or an integer; '' is no labels.
-      prompt_field: likewise, the prompt to which the text is the response (a supervised pair: only
-        responses are masked, and learned); '' is text alone. It needs rows 'padded'.
-      messages_field: of .jsonl and tables, likewise but a list of `{"role", "content"}`: the last,
-        the assistant's, is the response, those before it are the prompt; '' is none.
-      chat_template: of messages, the path of a Jinja file that writes them out as Hugging Face's
-        chat templates do, or of a tokenizer_config.json that holds one; '' is a plain one of our
-        own.
-      held_out: share of the training text that becomes each of validation and test, where the
-        source has no such split.
-      split_by: how it is held out: 'documents' (by a hash of each document's text) or 'position'
-        (the last of the characters are test, those before them validation, cutting through
-        documents: as is the custom with text8 and with single books). Where a hash leaves a split
-        without a document, as of a single file, 'documents' is 'position'.
+        .jsonlines, .json with an object a line), optionally with .gz, or in .parquet. A folder is
+        one that `save_to_disk` of Hugging Face `datasets` wrote; a DatasetDict brings its splits.
+      validation_files: the same for the validation split; '' holds the split out of the training
+        text.
+      test_files: the same for the test split.
+      documents: for text_files, what one document of a .txt is: 'file', 'paragraph' (ended by blank
+        lines) or 'line'. One document must fit in memory.
+      text_field: for .jsonl, tables and TensorFlow Datasets, the field or column with the text.
+      label_field: the field or column with the label, a string or an integer; '' for no labels.
+      prompt_field: the field or column with the prompt to which the text is the response. Only
+        responses of such pairs are masked and learned. It needs rows 'padded'. '' for text alone.
+      messages_field: for .jsonl and tables, the field or column with a list of `{"role",
+        "content"}`. The last message, the assistant's, is the response, and those before it are the
+        prompt. '' for none.
+      chat_template: for messages, the path of a Jinja file that writes them out as Hugging Face's
+        chat templates do, or of a tokenizer_config.json that holds one. '' for a plain template.
+      held_out: share of the training text that becomes each of validation and test, if the source
+        has no such split.
+      split_by: how splits are held out: 'documents' (by a hash of each document's text) or
+        'position' (the last characters are test, those before them validation; documents may be
+        cut, as is usual with text8 and single books). If a hash leaves a split without a document,
+        as with a single file, 'documents' means 'position'.
       tokenizer: 'wordpiece', 'bpe' or 'characters', trained on the training text (its first 2**28
-        characters); else the path of a tokenizer.json, a folder that holds one or BERT's vocab.txt,
+        characters); or the path of a tokenizer.json, a folder that holds one or BERT's vocab.txt,
         or a name of the Hugging Face hub ('google-bert/bert-base-uncased').
-      vocab_size: of a tokenizer that is trained, the most entries of the vocabulary; one that is
-        given has its own.
-      lowercase: of a tokenizer that is trained, whether it folds case.
+      vocab_size: the most entries of a tokenizer that is trained. A given tokenizer has its own.
+      lowercase: whether a tokenizer that is trained folds case.
       length: tokens in a row.
-      rows: 'packed' (documents back to back) or 'padded' (one document, or pair, a row; what is
-        longer than a row is cut).
+      rows: 'packed' (documents back to back) or 'padded' (one document or pair a row, cut if it is
+        longer).
 
     Raises:
       ValueError: a value is impossible, or does nothing with the others; the field is named first.

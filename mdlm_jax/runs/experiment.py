@@ -1,8 +1,8 @@
-"""An experiment: all that a config file decides, checked before anything is compiled.
+"""An experiment: everything that a config file decides, checked before anything is compiled.
 
-A config file starts from `default_config()`, which holds every key there is, and changes some; the
-command line changes more with `--config.key=value`. `Experiment.of` turns the result into frozen
-dataclasses and refuses what is unknown or impossible in one line.
+A config file starts from `default_config()`, which holds every key, and changes some. The command
+line changes more with `--config.key=value`. `Experiment.of` turns the result into frozen
+dataclasses and refuses unknown or impossible values in one line.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ class ObjectiveConfig:
     Attributes:
       name: 'diffusion' (over all mask rates), 'mlm' (BERT's, at one) or 'autoregressive' (each
         token from those before it; needs model.attention 'causal').
-      schedule: of diffusion, 'linear' or 'cosine'.
-      corruption: of diffusion, 'exact' or 'bernoulli'.
-      rate: of mlm, the share of tokens that is selected.
-      curriculum_steps: of diffusion with exact counts, the highest mask rate rises in a line from
-        curriculum_rate to 1 over so many steps, from what BERT has learnt to the NELBO; 0 for none.
+      schedule: for diffusion, the masking schedule: 'linear' or 'cosine'.
+      corruption: for diffusion, how masks are drawn: 'exact' (exact counts) or 'bernoulli'.
+      rate: for mlm, the share of tokens that is selected.
+      curriculum_steps: for diffusion with exact counts, the number of steps over which the highest
+        mask rate rises linearly from curriculum_rate to 1; 0 for none.
       curriculum_rate: the highest mask rate of the first step.
-      keep: 'prefix' never masks a random prefix of each row, 'infill' what stands around a random
-        span; the loss is that of the rest. '' for neither.
+      keep: 'prefix' never masks a random prefix of each row; 'infill' never masks what stands
+        around a random span. The loss is that of the rest. '' for neither.
     """
 
     name: str = "diffusion"
@@ -84,25 +84,25 @@ class TrainingConfig:
     """The run.
 
     Attributes:
-      seed: of parameters, order of the data, and masks.
+      seed: decides the parameters, the order of the data, and the masks.
       batch_size: rows of the global batch.
-      steps: length of the run.
-      ema_decay: of the weights that are evaluated.
-      accumulation: microbatches a step.
-      log_every: steps a training record is the mean of.
+      steps: length of the run, in updates.
+      ema_decay: decay of the moving average of the weights, which is what is evaluated.
+      accumulation: number of microbatches of a step.
+      log_every: steps that one training record averages.
       save_every: steps between checkpoints.
-      keep_last: newest checkpoints to keep.
-      keep_every: keeps, beside those, every checkpoint whose step is a multiple of it; 0 for none.
-      keep_best: keeps the checkpoint whose evaluation was best, too, and saves one at an evaluation
-        that is better than all before it.
-      patience: so many evaluations in a row that are no better than the best end the run; 0 for
-        none.
-      max_bad_steps: this many updates in a row that are not finite end the run.
-      heartbeat_seconds: of several processes, one that was silent for so long is dead: all end.
-      watchdog_seconds: a process in which no step finishes for so long ends; 0 to wait for ever.
+      keep_last: number of newest checkpoints to keep.
+      keep_every: also keeps every checkpoint whose step is a multiple of it; 0 for none.
+      keep_best: also keeps the checkpoint with the best evaluation, and saves one at each
+        evaluation that is better than all before it.
+      patience: ends the run after this many evaluations in a row without a new best; 0 for never.
+      max_bad_steps: ends the run after this many updates in a row that are not finite.
+      heartbeat_seconds: with several processes, one that is silent for this long counts as dead,
+        and all end.
+      watchdog_seconds: ends a process in which no step finishes for this long; 0 waits for ever.
       watchdog_startup_seconds: the same before the first step and in evaluations, which compile.
-      tensorboard: also write TensorBoard files (extra `tensorboard`).
-      wandb: also write to this project at Weights & Biases (extra `wandb`); '' for none.
+      tensorboard: also writes TensorBoard files (extra `tensorboard`).
+      wandb: also writes to this project at Weights & Biases (extra `wandb`); '' for none.
     """
 
     seed: int = 0
@@ -149,7 +149,7 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations.
-      rows: of the validation split, evenly spread over it, the same each time.
+      rows: rows of the validation split, evenly spread over it, the same each time.
       draws: corruptions of each row.
       batch_size: rows evaluated at a time.
       sample_steps: network evaluations of the sample that is shown.
@@ -223,10 +223,10 @@ class Experiment:
     """A whole config.
 
     Attributes:
-      model: the keys of `bert.Config` that the data do not decide; with `start.checkpoint`, it
-        decides most of them.
-      profile_steps: 'first:last' leaves a trace of the steps first, ..., last - 1 (the first step
-        of a run is 0) in the workdir; '' for none.
+      model: the keys of `bert.Config` that the data do not decide. With `start.checkpoint`, the
+        checkpoint decides most of them.
+      profile_steps: 'first:last' writes a trace of the steps first, ..., last - 1 (the first step
+        of a run is 0) into the workdir; '' for none.
     """
 
     data: data.Config

@@ -1,4 +1,4 @@
-"""What a run starts from, and what a checkpoint decides of its model."""
+"""What a run starts from, and which part of its model a checkpoint decides."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from mdlm_jax.networks import bert
 
-# How a model is trained, compiled or computed: the config's always. All else the checkpoint says.
+# How a model is trained, compiled or computed: the config decides. The checkpoint decides the rest.
 OF_TRAINING = (
     "attention_backend",
     "class_dropout",
@@ -24,10 +24,10 @@ class StartConfig:
 
     Attributes:
       checkpoint: folder of a Hugging Face checkpoint, a name of its hub, or the folder of a run or
-        of what `export` wrote (its averaged weights): its architecture is the run's. '' for a new
+        of what `export` wrote (its averaged weights). The run has its architecture. '' is for a new
         model, which `model` describes.
-      fresh_weights: take the architecture alone, with new weights: what the pretrained ones are
-        worth, told by a run that differs in nothing else.
+      fresh_weights: takes only the architecture, with new weights. Such a run differs in nothing
+        else, so it shows what the pretrained weights are worth.
 
     Raises:
       ValueError: fresh weights of no checkpoint.

@@ -19,18 +19,19 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
     Attributes:
-      learning_rate: the peak, reached after the warm-up.
+      learning_rate: the peak, which is reached after the warm-up.
       warmup_steps: steps of linear rise from 0.
-      decay: the shape of the fall from the peak to the end of the run.
+      decay: the shape of the fall from the peak to the end of the run: 'cosine', 'linear' or
+        'constant'.
       final_fraction: the last learning rate as a fraction of the peak; unused if constant.
-      weight_decay: multiplied by the learning rate; on the leaves named `kernel` alone.
+      weight_decay: multiplied by the learning rate. It applies only to leaves named `kernel`.
       b1: decay of the mean of the gradients.
       b2: decay of the mean of their squares.
-      eps: added to the root of the latter.
+      eps: added to the root of the mean of the squares.
       clip_norm: the largest global norm of the gradient; `inf` never clips.
-      layer_decay: the learning rate falls by this factor from each block to the one below it (Clark
-        et al. 2020, ELECTRA, arXiv:2003.10555); 1 for the same everywhere.
-      freeze: names of parts that are not trained, separated by commas: 'embeddings'; '' for none.
+      layer_decay: factor of the learning rate from each block to the one below it (Clark et al.
+        2020, ELECTRA, arXiv:2003.10555); 1 for the same rate everywhere.
+      freeze: parts that are not trained, separated by commas, such as 'embeddings'; '' for none.
 
     Raises:
       ValueError: if a value is out of its range.

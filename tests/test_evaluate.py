@@ -78,11 +78,19 @@ def test_a_causal_run_goes_on_from_a_prompt(run, causal):
     assert whole["evaluations"] == LENGTH and whole["text"]
 
 
+def test_the_frontier_of_a_causal_run_has_one_way_of_writing(run, causal):
+    run("evaluate", f"--workdir={causal}", "--frontier", "--samples=4", "--split=validation")
+    (point,) = json.loads((causal / "frontier.json").read_text())["points"]
+    assert (point["strategy"], point["steps"]) == ("left_to_right", LENGTH)
+    assert point["evaluations"] == LENGTH and point["rows"] == 4
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
         ("evaluate", ["--draws=2"], "--draws does nothing for an autoregressive model"),
-        ("evaluate", ["--frontier"], "was trained autoregressively: it fills no masks"),
+        ("evaluate", ["--frontier", "--steps=4"], "--steps is for models that fill masks"),
+        ("evaluate", ["--answers"], "was trained autoregressively: it fills no masks"),
         ("generate", ["--steps=4"], "--steps is for models that fill masks"),
         ("generate", ["--prompt=a [MASK] river"], "'a [MASK] river' has text behind a gap"),
     ],

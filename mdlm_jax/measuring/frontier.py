@@ -1,5 +1,6 @@
 """`evaluate --frontier`: what the samples of a run are worth, and what they cost."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -85,16 +86,17 @@ def measure(
         if _FEATURES.value:
             mauve.check_installed()
         trained = workdir.load(folder, weights=weights, step=step, mesh=mesh)
-        if trained.family.is_causal:
-            raise ValueError(
-                f"{folder} was trained autoregressively: it fills no masks, which --frontier is of"
-            )
         if prompts.asking(workdir.data_card(folder), trained.tokenizer) is not None:
             raise ValueError(
                 f"{folder} was trained on pairs: it never wrote without a prompt, which "
                 "--frontier is of; measure its --answers"
             )
-        strategies = strategies_of(trained, _DEFAULT)
+        start_id = None
+        if trained.family.is_causal:
+            grid, strategies = _of_causal(trained, grid)
+            start_id = data.special_ids(trained.tokenizer).sep
+        else:
+            strategies = strategies_of(trained, _DEFAULT)
         if grid.guidance:
             points.check_guidance(trained.encoder)
         prepared = workdir.load_data(trained, folder)
@@ -132,6 +134,7 @@ def measure(
         seed=seed,
         batch_size=batch_size,
         mesh=mesh,
+        start_id=start_id,
     ):
         told["points"].append(point)
         paths.write(written[0], json.dumps(told, indent=2) + "\n")  # what is there survives a stop
@@ -142,6 +145,21 @@ def measure(
         print(frontier_table.CLASS_FOOT)
     print(f"written: {written[0]}, {written[1]}")
     return 0
+
+
+def _of_causal(
+    trained: workdir.Trained, grid: points.Grid
+) -> tuple[points.Grid, dict[str, Strategy]]:
+    """A causal run writes in one way: from left to right, a token an evaluation."""
+    for name in ("strategies", "steps"):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--{name} is for models that fill masks: this run was trained autoregressively, "
+                "it writes from left to right, a token an evaluation"
+            )
+    length = trained.config["data"]["length"]
+    strategy = decoding.strategy("left_to_right", SCHEDULES[trained.objective.schedule]())
+    return dataclasses.replace(grid, steps=(length,)), {"left_to_right": strategy}
 
 
 def _heading(told: dict[str, Any]) -> str:

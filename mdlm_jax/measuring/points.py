@@ -81,6 +81,7 @@ def measure(
     seed: int,
     batch_size: int,
     mesh: Mesh,
+    start_id: int | None = None,
 ) -> Iterator[Point]:
     """Samples and measures every combination; one compiled program for each strategy.
 
@@ -97,6 +98,7 @@ def measure(
       seed: of the noise; every point has the same.
       batch_size: rows sampled at a time, rounded up to what the mesh's devices share evenly.
       mesh: whose devices share the rows; the parameters lie on it.
+      start_id: of a causal network, the token before a row; None of one that fills masks.
 
     Yields:
       For each point `strategy`, `steps`, `temperature`, `guidance` (None without), the metrics of
@@ -119,7 +121,7 @@ def measure(
         ):
             weighed = None if weight is None else float(weight)
             shaping = Shaping(temperature=float(temperature))
-            method = Method(strategy, shaping, steps, guidance=weighed)
+            method = Method(strategy, shaping, steps, guidance=weighed, start_id=start_id)
             write = make_writer(encoder, mesh, method)
             strengths = method.strengths()
             if not number:

@@ -38,7 +38,7 @@ def measure(
     batch_size: int,
     mesh: Mesh,
 ) -> int:
-    """Measures the answers of a run as the flags ask, prints and writes; returns the exit code."""
+    """Measures the answers of a run by the flags, prints and writes. Returns the exit code."""
     with command_line.bad_input():
         grid = points.Grid(samples=flags.FLAGS.samples, steps=frontier.values("steps", int))
         trained = workdir.load(folder, weights=weights, step=step, mesh=mesh)
@@ -84,7 +84,7 @@ def measure(
                 "evaluations": evaluations,
             }
             told["points"].append(point)
-            paths.write(path, json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+            paths.write(path, json.dumps(told, indent=2) + "\n")  # finished points survive a stop
             print(line(table, point), flush=True)
     print(answers_table.FOOT.format(encoder=told["features"] or "the run itself"))
     print(f"written: {path}")
@@ -121,7 +121,7 @@ def _make_answer(
     seed: int,
     batch_size: int,
 ) -> Callable[[Method], tuple[np.ndarray, float]]:
-    """Writes the responses of rows anew: i32[N, L], and the mean of their evaluations."""
+    """Answers the prompts of rows: i32[N, L], and the mean of the evaluations."""
     wanted = rows.maskable
     tokens = np.where(wanted, trained.encoder.mask_id, rows.tokens).astype(np.int32)
 

@@ -68,7 +68,7 @@ def measure(
     batch_size: int,
     mesh: Mesh,
 ) -> int:
-    """Measures the samples of a run as the flags ask, prints and writes; returns the exit code."""
+    """Measures the samples of a run by the flags, prints and writes. Returns the exit code."""
     with command_line.bad_input():
         grid = points.Grid(
             samples=_SAMPLES.value,
@@ -137,7 +137,7 @@ def measure(
         start_id=start_id,
     ):
         told["points"].append(point)
-        paths.write(written[0], json.dumps(told, indent=2) + "\n")  # what is there survives a stop
+        paths.write(written[0], json.dumps(told, indent=2) + "\n")  # finished points survive a stop
         print(frontier_table.line(table, point), flush=True)
     paths.write(written[1], frontier_png(told["points"], told["reference"], _SCORER.value))
     print(frontier_table.FOOT)
@@ -184,7 +184,7 @@ def _judges(
     batch_size: int,
     mesh: Mesh,
 ) -> frontier.Judges:
-    """What measures the rows; MAUVE compares with `count` others of real text."""
+    """The judges of the rows; MAUVE compares with `count` other rows of real text."""
     train, size = prepared.splits["train"], prepared.vocab_size
     classes = trained.encoder.classes
     other = "validation" if split == "test" else "test"
@@ -212,12 +212,12 @@ def _mauve(
         )
 
     of_real = featurise(real)
-    # As many of both: how many clusters there are, and so the score, depends on it.
+    # Equally many of both: the number of clusters, and so the score, depends on it.
     return lambda rows: mauve.score(of_real, featurise(rows.spread(len(real)))).score
 
 
 def strategies_of(trained: workdir.Trained, default: str) -> dict[str, Strategy]:
-    """What --strategies names, by these names, as the schedule of a run has them.
+    """The strategies of --strategies by their names, with the schedule of the run.
 
     Args:
       trained: the run.

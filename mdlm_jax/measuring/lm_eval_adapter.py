@@ -25,21 +25,21 @@ _ANSWER_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 
 @register_model("mdlm_jax")
 class MaskedDiffusion(LM):
-    """A model of this library, in one process, on all devices that this has.
+    """A model of this library, in one process, on all of its devices.
 
     Attributes:
-      answerer: what does the work.
-      errors: of every continuation so far the standard error of its likelihood, in nats.
+      answerer: scores and writes.
+      errors: the standard error of every continuation's likelihood so far, in nats.
       cut: how many of them have a context that lost its start.
-      unscored: how many others could not be scored: they count as impossible.
+      unscored: how many others could not be scored. They count as impossible.
     """
 
     def __init__(self, name: str, *, weights: str | None = None, **settings: Any):
         """Loads it.
 
         Args:
-          name: as `models.load` takes it: the folder of a run, a checkpoint of Hugging Face.
-          weights: of a run, 'ema' (by default) or 'params'.
+          name: the folder of a run or a checkpoint of Hugging Face, as in `models.load`.
+          weights: for a run, 'ema' (the default) or 'params'.
           **settings: of `Answerer`: draws, strategy, steps, batch_size, seed.
 
         Raises:
@@ -52,9 +52,9 @@ class MaskedDiffusion(LM):
         self.cut = self.unscored = 0
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation) minus the NELBO, and whether greedy filling writes it.
+        """Minus the NELBO of each (context, continuation), and whether greedy filling writes it.
 
-        One that cannot be scored has -inf, and is told on stderr: it is never chosen.
+        A continuation that cannot be scored has -inf and is never chosen; a line on stderr says so.
         """
         pairs = [request.args for request in requests]
         scored = self.answerer.continuations(pairs, greedy=True)
@@ -77,10 +77,10 @@ class MaskedDiffusion(LM):
         return (-self.answerer.texts([request.args[0] for request in requests])).tolist()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """What is written behind each context, up to the first of its stops.
+        """Continues each context, up to the first of its stops.
 
-        How it is drawn is the answerer's to say, not the task's (`do_sample`, `temperature`). At
-        most half a row is the answer's; where a task asks for more, that is told on stderr.
+        The answerer decides how tokens are drawn, not the task (`do_sample`, `temperature`). An
+        answer has at most half a row; a line on stderr says so if a task asks for more.
         """
         longest = self.answerer.model.length // 2
         asked = [_tokens(request.args[1]) for request in requests]

@@ -1,4 +1,4 @@
-"""The points of a frontier: rows that a model writes, for every combination of a grid, measured."""
+"""The points of a frontier: measured rows of a model, for every combination of a grid."""
 
 import dataclasses
 import itertools
@@ -85,20 +85,20 @@ def measure(
 ) -> Iterator[Point]:
     """Samples and measures every combination; one compiled program for each strategy.
 
-    Sample i is asked for what row i of the reference is (of fewer, again from the first): its
-    label and its number of tokens, so that the two differ in nothing but who wrote them.
+    Sample i gets the label and the number of tokens of row i of the reference (from the first
+    again, if there are fewer), so that the two differ only in who wrote them.
 
     Args:
       params: of the encoder.
-      encoder: what they are the parameters of.
-      strategies: by the names that the points bear.
+      encoder: its config.
+      strategies: by their names in the points.
       grid: what is varied.
       reference: rows of real text.
-      judges: what the samples are measured by.
-      seed: of the noise; every point has the same.
+      judges: measure the samples.
+      seed: of the noise, the same for every point.
       batch_size: rows sampled at a time, rounded up to what the mesh's devices share evenly.
-      mesh: whose devices share the rows; the parameters lie on it.
-      start_id: of a causal network, the token before a row; None of one that fills masks.
+      mesh: its devices share the rows and hold the parameters.
+      start_id: for a causal network, the token before a row; None for one that fills masks.
 
     Yields:
       For each point `strategy`, `steps`, `temperature`, `guidance` (None without), the metrics of
@@ -150,7 +150,7 @@ def measure(
 
 
 def _canvas(batch: dict[str, np.ndarray], encoder: bert.Config, mesh: Mesh) -> dict[str, Array]:
-    """Of rows of real text nothing but their shape, their labels and their prompts, on the mesh."""
+    """The shape, the labels and the prompts of rows of real text, on the mesh."""
     maskable = batch["maskable"]
     told = {
         "tokens": np.where(maskable, np.int32(encoder.mask_id), batch["tokens"]),

@@ -1,4 +1,4 @@
-"""A trained model as one that is asked in text: how likely is this, and what comes next."""
+"""Likelihoods and continuations of text by a trained model."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ from mdlm_jax.writing import decoding, filling, prompts
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """Scores and writes text with a model; nothing is carried from one call to the next.
+    """Scores and writes text with a model. Calls are independent of each other.
 
     Special tokens that are spelt out in a text are plain text, and none are added.
 
@@ -31,8 +31,8 @@ class Answerer:
       model: from `models.load`, on the mesh.
       mesh: of the devices of this process.
       draws: corruptions of each row that is scored, at least 2.
-      strategy: how answers are written, as `decoding.strategy` takes it. A causal model writes
-        from left to right: the most likely tokens by 'greedy', else drawn ones.
+      strategy: how answers are written, as in `decoding.strategy`. A causal model writes from left
+        to right: with 'greedy' the most likely tokens, otherwise drawn ones.
       steps: network evaluations of an answer; a causal model takes one a token.
       batch_size: rows at a time.
       seed: of all noise.
@@ -55,13 +55,13 @@ class Answerer:
     def continuations(self, pairs: Sequence[tuple[str, str]], *, greedy: bool) -> Continuations:
         """The likelihoods of continuations given their contexts; see `log_likelihoods`.
 
-        A continuation that has no token of its own, more than a row, or the mask cannot be scored:
-        its nats are infinite, with the error 0, and greedy filling does not write it. The others
-        are scored as without it.
+        A continuation cannot be scored if it has no token of its own, is longer than a row, or
+        holds the mask. Then its nats are infinite with the error 0, and greedy filling does not
+        write it. The others are scored as without it.
 
         Args:
-          pairs: of a context and a continuation, split into tokens by `encode_pair`.
-          greedy: whether to tell also which of them greedy filling writes.
+          pairs: contexts and continuations; `encode_pair` splits them into tokens.
+          greedy: whether to report also which of them greedy filling writes.
         """
         tokenizer = literal(self.model.tokenizer)
         encoded = [self._scorable(tokenizer, *pair) for pair in pairs]
@@ -77,8 +77,8 @@ class Answerer:
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """The likelihood of each whole text: f64[N], nats, an upper bound of `-log p`.
 
-        A text that is longer than a row is cut into as few rows as hold it, as even as they divide,
-        which know nothing of each other: every token counts once.
+        A text longer than a row is cut into as few and as even rows as possible, and these know
+        nothing of each other. Every token counts once.
         """
         tokenizer = literal(self.model.tokenizer)
         rows = [split(_encode(tokenizer, text), self.model.length) for text in texts]
@@ -88,15 +88,15 @@ class Answerer:
         return nats
 
     def answers(self, contexts: Sequence[str], *, tokens: int) -> list[str]:
-        """What the model writes behind each context, to the first separator.
+        """Continues each context, up to the first separator.
 
-        The canvas is the context, the masks that are to be filled, and further masks up to a row of
-        the model's length, which stand for text that nobody knows; of a run of padded rows, a
-        separator and padding. A context that leaves no room for the answer loses its start.
+        The canvas is the context, the masks to be filled, and further masks up to a row of the
+        model's length, for the unknown text behind. A run of padded rows gets a separator and
+        padding instead. A context that leaves no room for the answer loses its start.
 
         Args:
           contexts: N texts.
-          tokens: of an answer, fewer than a row has.
+          tokens: the most tokens of an answer, fewer than a row has.
 
         Raises:
           ValueError: more tokens than that.
@@ -179,11 +179,11 @@ class Answerer:
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """The ids of both, split as lm-evaluation-harness does it.
 
-    White space at the end of the context goes to the continuation; both are then encoded as one
-    text, and what is longer than the context alone is the continuation.
+    White space at the end of the context goes to the continuation. Both are encoded as one text,
+    and the tokens beyond those of the context alone are the continuation.
 
     Raises:
-      ValueError: nothing is.
+      ValueError: there are none.
     """
     stripped = context.rstrip()
     prompt = _encode(tokenizer, stripped)
@@ -204,7 +204,7 @@ def _spread(values: np.ndarray, there: np.ndarray, missing: Any) -> np.ndarray:
 
 
 def split(ids: list[int], length: int) -> list[list[int]]:
-    """The ids in as few parts of at most `length` as hold them, as even as they divide."""
+    """The ids in as few and as even parts of at most `length` as possible."""
     count = -(-len(ids) // length)
     places = [len(ids) * part // count for part in range(count)]
     return [ids[first:last] for first, last in itertools.pairwise([*places, len(ids)])]
@@ -220,7 +220,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _canvas(kept: Sequence[list[int]], blanks: int, length: int, mask_id: int) -> prompts.Canvas:
-    """Rows of tokens that are kept, blanks, and masks of which nothing is wanted."""
+    """Rows of kept tokens, then blanks, then masks that are not wanted."""
     tokens = np.full((len(kept), length), mask_id, np.int32)
     for row, ids in zip(tokens, kept, strict=True):
         row[: len(ids)] = ids

@@ -20,12 +20,12 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 def strategy(spec: str, schedule: Schedule) -> Strategy:
     """The strategy that `spec` names: `exact_count`, `threshold(0.9)`, `remask(cap, eta=0.02)`.
 
-    Words are text without quotes; everything else is a Python number. The same arguments give the
-    same strategy, so that what was compiled with it serves again.
+    Words are text without quotes; everything else is a Python number. Equal arguments give equal
+    strategies, which do not recompile.
 
     Args:
       spec: a name from `STRATEGIES`, with arguments where it takes any.
-      schedule: that the model was trained with; told to the strategies that take one.
+      schedule: the model's; passed to the strategies that take one.
 
     Raises:
       ValueError: no such strategy, or arguments that it does not take, in one line.
@@ -42,7 +42,7 @@ def strategy(spec: str, schedule: Schedule) -> Strategy:
 
 
 def listing() -> str:
-    """Every strategy with its arguments and what it does, a line each."""
+    """Every strategy with its arguments and what it does, in one line each."""
     return "\n".join(
         f"- {_signature(name)}: {_phrase(function)}" for name, function in STRATEGIES.items()
     )

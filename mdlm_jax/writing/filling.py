@@ -39,8 +39,8 @@ class Filled(NamedTuple):
     Attributes:
       number: of the row in the whole job.
       tokens: i32[L].
-      step: i32[L], that wrote the token; -1 where none did.
-      log_prob: f32[L], of the token then.
+      step: i32[L], the step that wrote the token; -1 if none did.
+      log_prob: f32[L], the token's log-probability then.
       evaluations: steps in which the row needed the network.
     """
 
@@ -65,11 +65,11 @@ def fill(
     seed: int = 0,
     key: jax.Array | None = None,
 ) -> Iterator[list[Filled]]:
-    """Samples of every row of a canvas, a batch at a time, in order; every process gets all.
+    """Yields samples of every row of a canvas, a batch at a time, in order, to every process.
 
-    The noise of a row is a function of the seed and its number: neither the batch that it comes in
-    nor the mesh can change it. A batch is rounded up to what the mesh's devices share evenly, and a
-    single one to a power of two, so that few programs serve canvases of any size.
+    The noise of a row is a function of the seed and its number, so neither its batch nor the mesh
+    can change it. A batch is rounded up to what the mesh's devices share evenly, and a single one
+    to a power of two, so that few programs serve canvases of any size.
 
     Args:
       params: from `workdir.load`, placed on `mesh`.
@@ -78,8 +78,8 @@ def fill(
       method: how.
       canvas: N rows.
       labels: i32[N], of models with classes; -1 is none.
-      samples: of each row; sample s of row i has the number `i * samples + s`.
-      first: number that is begun with.
+      samples: samples of each row; sample s of row i has the number `i * samples + s`.
+      first: the number to begin with.
       batch_size: rows at a time.
       seed: of all noise.
       key: of all noise instead, of another purpose than samples.
@@ -93,7 +93,7 @@ def fill(
     size = -(-most // shards) * shards
     key = noise.derive(noise.seed_key(seed), "samples") if key is None else key
     for start in range(first, total, size):
-        # What is missing of the last batch is its last row again: one shape, one program.
+        # The last batch is filled up with its last row: one shape, one program.
         numbers = np.minimum(np.arange(start, start + size, dtype=np.int32), total - 1)
         rows = numbers // samples
         batch = {"tokens": canvas.tokens[rows], "fill": canvas.fill[rows], "number": numbers}

@@ -35,12 +35,12 @@ _OPTIONS = [field.name for field in dataclasses.fields(requests.Options)]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-    """What was trained, with its tokenizer; from `load`.
+    """A trained model with its tokenizer, made by `load`.
 
     Attributes:
       name: what was loaded.
       model: parameters, network, tokenizer and objective, as the commands have them.
-      card: of a run, the contents of its `data.json`; {} of a checkpoint of Hugging Face.
+      card: the contents of a run's `data.json`; {} for a checkpoint of Hugging Face.
       mesh: the devices that hold the parameters.
     """
 
@@ -64,12 +64,12 @@ class Model:
 
     @property
     def encoder(self) -> bert.Config:
-        """The network that the parameters are of."""
+        """The config of the network."""
         return self.model.encoder
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """From text to tokens and back."""
+        """The tokenizer: from text to tokens and back."""
         return self.model.tokenizer
 
     @property
@@ -79,28 +79,28 @@ class Model:
 
     @property
     def denoiser(self) -> Denoiser:
-        """`(tokens i32[B, L], t f32[B]) -> logits f32[.., V]`, the parameters closed over.
+        """A denoiser that closes over the parameters: `(tokens i32[B, L], t f32[B]) -> logits`.
 
-        It serves inside `jit` and outside. JAX takes what a jitted function closes over for
-        constants of the program: they are there twice, and other parameters are another program.
-        Of a large model, or to differentiate, make the parameters an argument and build the
-        denoiser from them inside: `denoiser_of`.
+        It works inside and outside of `jit`. JAX treats values that a jitted function closes over
+        as constants: they are in memory twice, and other parameters recompile. With a large model,
+        or to differentiate, make the parameters an argument and build the denoiser from them
+        inside (`denoiser_of`).
         """
         return self.denoiser_of(self.params)
 
     def denoiser_of(
         self, params: PyTree, *, valid: jax.Array | None = None, label: jax.Array | None = None
     ) -> Denoiser:
-        """The denoiser of parameters of this network, such as those of a jitted function.
+        """The denoiser of given parameters, such as the argument of a jitted function.
 
             jax.jit(lambda params, key, tokens: mdlm_jax.nelbo(
                 model.denoiser_of(params), key, tokens, mask_id=model.mask_id
             ))(model.params, key, tokens)
 
         Args:
-          params: a tree as `params` is.
+          params: a tree like `params`.
           valid: bool[B, L], False at padding, which the network does not see.
-          label: i32[B], of a model with classes; -1 is none.
+          label: i32[B], for a model with classes; -1 for none.
         """
         return bert.denoiser(params, self.encoder, valid=valid, label=label)
 
@@ -123,27 +123,27 @@ class Model:
         batch_size: int = 32,
         **options: Any,
     ) -> Any:
-        """The text with its gaps filled: `[MASK]` is one token, `{mask:12}` twelve.
+        """Fills the gaps of a text: `[MASK]` is one token, `{mask:12}` twelve.
 
-        The empty text is a whole row. What follows a text is unknown to the model. The samples are
-        those of `generate`.
+        An empty text asks for a whole row. The model does not know what follows a text. The samples
+        are those of `generate`.
 
         Args:
           text: a text, or several.
-          samples: of each text; None for the text itself and no list.
-          seed: another seed is another text.
-          label: of a model with classes: what the text is to be about.
+          samples: number of samples of each text; None returns the text itself and no list.
+          seed: another seed gives another text.
+          label: for a model with classes, what the text is about.
           batch_size: rows at a time; changes no sample.
           **options: the fields of `mdlm_jax.writing.requests.Options`: steps, strategy,
             temperature, top_k, top_p, min_p, repetition_penalty, forbid, blocks, guidance,
             end_of_text, length.
 
         Returns:
-          A text; with `samples` a list of them; of several texts a list of either.
+          A text; with `samples` a list of texts; for several texts a list of either.
 
         Raises:
-          ValueError: a text without a gap or longer than a row, an option that is unknown or
-            impossible; of a causal model, text behind a gap, or how masks are filled.
+          ValueError: a text has no gap or is longer than a row; an option is unknown or impossible;
+            for a causal model, a text goes on behind a gap, or an option is only for masks.
         """
         texts = [text] if isinstance(text, str) else list(text)
         asking = prompts.asking(self.card, self.tokenizer)
@@ -177,23 +177,23 @@ class Model:
         batch_size: int = 32,
         **options: Any,
     ) -> Any:
-        """What a run of pairs writes behind a prompt, to its end of text.
+        """Answers a prompt, with a model that was trained on pairs.
 
         Args:
-          prompt: a text; of a run of conversations also its messages, a list of dicts with "role"
-            and "content"; or several texts.
-          samples: of each prompt; None for the answer itself and no list.
-          seed: another seed is another answer.
-          label: of a model with classes.
+          prompt: a text or several; for a run of conversations also messages, a list of dicts with
+            "role" and "content".
+          samples: number of answers to each prompt; None returns the answer itself and no list.
+          seed: another seed gives another answer.
+          label: for a model with classes.
           batch_size: rows at a time; changes no sample.
-          **options: as of `fill`.
+          **options: as in `fill`.
 
         Returns:
-          A text; with `samples` a list of them; of several texts a list of either.
+          A text; with `samples` a list of texts; for several prompts a list of either.
 
         Raises:
-          ValueError: the model was not trained on pairs; a prompt that leaves no room for an
-            answer, or has gaps; or as `fill`.
+          ValueError: the model was not trained on pairs; a prompt leaves no room for an answer or
+            has gaps; or as `fill`.
         """
         asking = prompts.asking(self.card, self.tokenizer)
         if asking is None:
@@ -213,16 +213,16 @@ class Model:
     def likelihood(
         self, text: str | Sequence[str], *, draws: int = 32, seed: int = 0, batch_size: int = 32
     ) -> Likelihood:
-        """How likely the model finds text: an upper bound of `-log p` with its error.
+        """The likelihood of text: an upper bound of `-log p` with its error.
 
-        Of a model that was trained autoregressively it is exact. Special tokens that are spelt out
-        are plain text, and none are added. A text that is longer than a row of the training is cut
-        into as few rows as hold it, as even as they divide, which know nothing of each other.
+        It is exact for a model that was trained autoregressively. Special tokens that are spelt out
+        are plain text, and none are added. A text longer than a row of the training is cut into as
+        few and as even rows as possible, and these know nothing of each other.
 
         Args:
-          text: a text, or several, each of which begins a row.
-          draws: corruptions of each row, at least 2; more make the error (masks) smaller.
-          seed: of the draws.
+          text: a text, or several; each begins a row.
+          draws: corruptions of each row, at least 2; more shrink the error of the masks.
+          seed: seed of the draws.
           batch_size: rows at a time.
 
         Returns:
@@ -322,13 +322,13 @@ def load(
     step: int | str | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Loads a trained model, wherever it lies.
+    """Loads a trained model: a run, an export, or a checkpoint of Hugging Face.
 
     Args:
       name: the folder of a run or of what `export` wrote, a folder of Hugging Face's files, or a
         name of its hub.
-      weights: of a run, 'ema' (averaged, which None is, too) or 'params'.
-      step: of a run, which checkpoint: its number, or 'best' by validation; by default the newest.
+      weights: for a run, 'ema' (averaged, the default) or 'params'.
+      step: for a run, the checkpoint: its number, or 'best' by validation; by default the newest.
       mesh: from `mdlm_jax.host.parallel.make_mesh`, over which the parameters and the rows are
         spread; by default the first device of this process.
 

@@ -1,4 +1,4 @@
-"""Prompts: text with gaps or to be answered, from flags and files, and their canvases."""
+"""Prompts from flags and files (text with gaps, or text to be answered), and their canvases."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ _GAPS = re.compile(r"\{mask:([^}]*)\}")
 
 
 class Prompt(NamedTuple):
-    """What is asked for.
+    """A prompt.
 
     Attributes:
-      text: with gaps, empty for a whole row of them; or, of a run trained on pairs, to be answered.
-      label: what the text is to be about.
-      messages: a conversation that is to be answered, its last message the text.
+      text: with gaps, or empty for a whole row; or, for a run trained on pairs, to be answered.
+      label: what the text is about.
+      messages: a conversation to be answered; its last message is the text.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Prompt(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """What the fields of the run's own data are called, by which a line may ask; '' of none.
+    """The names of the fields of the run's own data, which a line of a file may use; '' for none.
 
     Attributes:
       prompt: the prompt's, beside "prompt".
@@ -52,10 +52,10 @@ class Canvas(NamedTuple):
       tokens: i32[B, L], the prompt, then masks.
       fill: bool[B, L], the masks that are wanted: the prompt's, or all of an empty prompt, or those
         of an answer.
-      shown: bool[B, L], what is text in the end: the prompt, or all of an empty prompt, or the
-        answer.
-      valid: bool[B, L], False at padding, which the model does not see; None where there is none.
-      maskable: bool[B, L], what training masks of such rows; None where it is all that is valid.
+      shown: bool[B, L], the tokens that are shown as text: the prompt, or all of an empty prompt,
+        or the answer.
+      valid: bool[B, L], False at padding, which the model does not see; None without padding.
+      maskable: bool[B, L], what training masks in such rows; None if it is all that is valid.
     """
 
     tokens: np.ndarray
@@ -66,10 +66,10 @@ class Canvas(NamedTuple):
 
 
 class Asking(NamedTuple):
-    """How a run that was trained on pairs is asked: as its prompts were written.
+    """How prompts of a run that was trained on pairs are written.
 
     Attributes:
-      template: of messages; None where a prompt is a text.
+      template: the template of messages; None if a prompt is a text.
       mask_token: how the tokenizer spells the mask.
     """
 
@@ -77,12 +77,12 @@ class Asking(NamedTuple):
     mask_token: str
 
     def answers(self, prompt: Prompt) -> bool:
-        """Whether the prompt is answered: it has no gap that is to be filled instead."""
+        """Whether the prompt is answered: it has no gap to be filled instead."""
         gaps = "[MASK]" in prompt.text or self.mask_token in prompt.text
         return prompt.messages is not None or not (gaps or _GAPS.search(prompt.text))
 
     def text(self, prompt: Prompt) -> str:
-        """The prompt as training had it; a text alone is one message of the user.
+        """The prompt as in training; a text alone is one message of the user.
 
         Raises:
           ValueError: the messages end with the assistant's, the template refuses them, or the run
@@ -102,7 +102,7 @@ class Asking(NamedTuple):
 
 
 def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:
-    """How a run is asked that was trained on the data of this card; None without pairs.
+    """How prompts of a run with this card are written; None if it was not trained on pairs.
 
     Args:
       card: contents of the run's `data.json`.
@@ -121,7 +121,7 @@ def fields(card: Mapping[str, Any], *, labels: bool) -> Fields:
 
     Args:
       card: contents of the run's `data.json`.
-      labels: whether the model takes labels; else the data's are left alone, as other fields are.
+      labels: whether the model takes labels; otherwise those of the data are ignored.
     """
     config = card.get("config", {})
     return Fields(
@@ -137,7 +137,7 @@ def asked(
     asking: Asking | None,
     fields: Fields = _USUAL,
 ) -> list[Prompt]:
-    """What is asked for: the prompts of a file, else the texts, else a whole row.
+    """The prompts: those of a file, else the texts, else one for a whole row.
 
     Raises:
       ValueError: nothing is asked of a run that was trained on pairs; or as `read`.
@@ -155,17 +155,17 @@ def asked(
 def read(path: str | Path, fields: Fields = _USUAL) -> list[Prompt]:
     """The prompts of a file, a line each.
 
-    Of `.jsonl` (`.ndjson`, `.json`) a line is an object with the text "prompt", which may be empty,
-    or with "messages", a list of objects with the texts "role" and "content"; and perhaps with
-    "label", a text or an integer. Other fields are left alone. Else the line is the prompt. Lines
-    of nothing but white space are none.
+    In `.jsonl` (`.ndjson`, `.json`) a line is an object with the text "prompt", which may be empty,
+    or with "messages", a list of objects with the texts "role" and "content"; and optionally with
+    "label", a text or an integer. Other fields are ignored. In other files the line is the prompt.
+    Lines of white space are skipped.
 
     Args:
       path: of the file.
-      fields: what the run's data call them. Where a line has such a field, that one counts.
+      fields: the names in the run's data. If a line has such a field, that one counts.
 
     Raises:
-      ValueError: a line holds no prompt, or there is none; the line is named.
+      ValueError: a line holds no prompt (it is named), or the file holds none.
       OSError: the file cannot be read.
     """
     file = reading.locate(path)
@@ -233,16 +233,17 @@ def _no_prompt(record: dict[str, Any], place: str, name: str, fields: Fields) ->
 def lay_out(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, length: int, asking: Asking | None
 ) -> Canvas:
-    """Rows of `length` tokens: gaps as `canvas` has them, and what is answered as it was trained.
+    """Rows of `length` tokens: gaps as in `canvas`, and prompts to be answered as in training.
 
-    Such a row is the prompt, a separator, and masks to its end, all of which are wanted. Special
-    tokens that are spelt out in its prompt are plain text, as they were in training.
+    A row with a prompt to be answered is the prompt, a separator, and masks to its end, all of
+    which are wanted. Special tokens that are spelt out in its prompt are plain text, as in
+    training.
 
     Args:
       prompts: B of them.
       tokenizer: of the run.
       length: tokens of a row, L.
-      asking: of a run that was trained on pairs; None answers nothing.
+      asking: for a run that was trained on pairs; None answers nothing.
 
     Raises:
       ValueError: as `canvas` and `Asking.text`; or a prompt leaves no room for an answer, or has
@@ -268,8 +269,8 @@ def lay_out(
 def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     """The canvas of a run of padded rows: a text is a whole row of its own.
 
-    What is shown ends there, with its separator where the row has room for one, as the rows of the
-    training do; behind it is padding, which the model does not see.
+    The text ends with a separator, if the row has room for one, as in training. Padding follows,
+    which the model does not see.
 
     Args:
       canvas: of texts with gaps, as `canvas` lays them out.
@@ -279,7 +280,7 @@ def as_whole_rows(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     place, size = np.arange(canvas.tokens.shape[1]), canvas.shown.sum(axis=1)[:, None]
     valid = place <= size
     tokens = np.where(place == size, special.sep, np.where(valid, canvas.tokens, special.pad))
-    # The share of masks that a network is told is of the text alone, as in training.
+    # The network's time counts the masks of the text alone, as in training.
     maskable = valid if canvas.maskable is None else canvas.maskable & valid
     return canvas._replace(tokens=tokens.astype(np.int32), valid=valid, maskable=maskable)
 
@@ -323,7 +324,7 @@ def as_framed(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
 
 
 def require_open_ends(canvas: Canvas, prompts: Sequence[Prompt]) -> None:
-    """Says of a causal model's prompts what it cannot see: text behind a gap.
+    """Refuses text behind a gap, which a causal model cannot see.
 
     Args:
       canvas: B rows.
@@ -345,7 +346,8 @@ def require_open_ends(canvas: Canvas, prompts: Sequence[Prompt]) -> None:
 def as_kept(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
     """The canvas of a run whose training keeps parts of its rows, `objective.keep`.
 
-    There the network is told the masked share of what is not kept: so of a prompt, too.
+    Such a network gets the masked share of the tokens that are not kept, so it must be the same for
+    a prompt.
 
     Args:
       canvas: of any texts, of padded rows after `as_whole_rows`.
@@ -370,7 +372,7 @@ def _answers(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
 
 
 def _blank(count: int, length: int, tokenizer: Tokenizer) -> Canvas:
-    """Rows of masks, of which none is wanted or shown."""
+    """Rows of masks, with none wanted or shown."""
     return Canvas(
         tokens=np.full((count, length), data.special_ids(tokenizer).mask, np.int32),
         fill=np.zeros((count, length), bool),
@@ -380,7 +382,7 @@ def _blank(count: int, length: int, tokenizer: Tokenizer) -> Canvas:
 
 
 def canvas(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Canvas:
-    """Rows of `length` tokens; what follows a prompt is masked, for it is unknown.
+    """Rows of `length` tokens. What follows a prompt is unknown, and so is masked.
 
     A gap is written `[MASK]`, or `{mask:12}` for twelve of them; special tokens may be spelt out.
 
@@ -429,7 +431,7 @@ def label_indices(prompts: Sequence[Prompt], names: Sequence[str]) -> np.ndarray
 
 
 def token_id(text: str, tokenizer: Tokenizer) -> int:
-    """The one token that is spelt so in the vocabulary, or else that writes the text.
+    """The one token with this spelling in the vocabulary, or else the one that writes the text.
 
     Raises:
       ValueError: there is none.
@@ -464,10 +466,10 @@ def _with_masks(prompt: str, mask_token: str, length: int) -> str:
 
 
 def _with_space(encoding: Encoding, text: str, mask_token: str, tokenizer: Tokenizer) -> np.ndarray:
-    """i32[n], the ids, and before each mask the white space that it took too much of.
+    """i32[n], the ids, with white space restored that a mask took beyond one space.
 
-    A mask takes the one space before it, which what is filled in brings along. Tokenizers take all
-    that is white, so that a gap would lose its line and its indentation.
+    A mask takes the one space before it, because the filled token brings its own. Tokenizers take
+    all white space, so a gap would lose its line and its indentation.
     """
     mask_id = tokenizer.token_to_id(mask_token)
     ids: list[int] = []

@@ -1,4 +1,4 @@
-"""From what is asked for to what the sampler takes: rows, labels and a method, all checked."""
+"""From a request to the sampler's input: rows, labels and a method, all checked."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from mdlm_jax.writing import decoding, prompts
 class Options:
     """How text is written; the defaults are those of `generate`.
 
-    A causal model writes from left to right, a token an evaluation: it takes neither steps nor
+    A causal model writes from left to right, one token an evaluation, so it takes neither steps nor
     strategy nor blocks.
 
     Attributes:
-      steps: network evaluations at the most, by default 64; one is BERT filling all masks at once.
-      strategy: what is written in each step: a name or a call, `threshold(0.9)`; by default
+      steps: the most network evaluations, by default 64; with 1, BERT fills all masks at once.
+      strategy: decides what each step writes: a name or a call such as `threshold(0.9)`; by default
         `exact_count`.
       temperature: below 1 takes likely tokens more often, 0 the most likely only.
-      top_k: draws among so many tokens, the most likely ones; None for all.
-      top_p: draws among the fewest tokens that hold so much of the probability.
-      min_p: draws among the tokens at least so many times as likely as the likeliest.
+      top_k: draws among this many most likely tokens; None for all.
+      top_p: draws among the fewest tokens that hold this much probability.
+      min_p: draws among tokens at least this many times as likely as the likeliest.
       repetition_penalty: above 1 makes tokens that stand in the row less likely.
       forbid: tokens that are never written, as text.
       blocks: parts of a row that are filled one after the other, left to right; by default one.
       guidance: weight of classifier-free guidance by the label; None for none.
-      end_of_text: whether the separator between texts ends a text; None where a prompt is answered.
+      end_of_text: whether the separator between texts ends a text; None: if a prompt is answered.
       length: tokens of a row; None for as many as in training.
     """
 
@@ -52,7 +52,7 @@ class Options:
 
 
 class Request(NamedTuple):
-    """What the sampler takes.
+    """The sampler's input.
 
     Attributes:
       canvas: a row of each prompt.
@@ -75,17 +75,17 @@ def plan(
     asking: prompts.Asking | None,
     label_names: Sequence[str] = (),
 ) -> Request:
-    """Checks what is asked for; compiles nothing.
+    """Checks a request, before anything is compiled.
 
     Args:
       model: from `models.load`.
       asked: N prompts.
       options: how they are filled.
-      asking: of a run that was trained on pairs, and is to answer prompts without a gap.
-      label_names: of a model with classes, in their order.
+      asking: for a run that was trained on pairs, which answers prompts without a gap.
+      label_names: for a model with classes, in their order.
 
     Raises:
-      ValueError: an option or a prompt that the model cannot take; it is named.
+      ValueError: the model cannot take an option or a prompt; it is named.
     """
     causal = model.family.is_causal
     if causal:

@@ -1,4 +1,4 @@
-"""Samples as records, and their files: pages, and JSON lines that a stopped job goes on writing."""
+"""Samples as records, and their files: pages, and JSON lines that a stopped job continues."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from mdlm_jax.writing.prompts import Prompt
 
 Record = dict[str, Any]
 
-# What tells one sample of a job from another; "text" and "evaluations" follow from all else.
+# What distinguishes the samples of a job; "text" and "evaluations" follow from all else.
 _RESULTS = ("text", "evaluations")
 _REQUIRED = ("prompt", "text", "strategy", "steps", "seed", "sample")
 
@@ -35,10 +35,10 @@ def record(
     """A sample for JSON: its settings, "text", "evaluations", and perhaps "tokens".
 
     Args:
-      settings: "prompt", and the other fields that tell what was asked for.
+      settings: "prompt", and the other fields of the request.
       filled: the row.
-      fill: bool[L], what was wanted of it.
-      shown: bool[L], what of it is text.
+      fill: bool[L], the positions that were wanted.
+      shown: bool[L], the positions that are text.
       tokenizer: of the model.
       with_tokens: for pages, `[piece, step, log_prob]` of each token (see `evaluation.animation`).
     """
@@ -58,7 +58,7 @@ def record(
 
 
 def text_places(filled: Filled, fill: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """bool[L], the tokens of a row that are its text; arguments as of `record`.
+    """bool[L], the tokens of a row that are its text; arguments as in `record`.
 
     A gap that was not written lies behind an end of text.
     """
@@ -66,7 +66,7 @@ def text_places(filled: Filled, fill: np.ndarray, shown: np.ndarray) -> np.ndarr
 
 
 def line(record: Record, encoding: str = "utf-8") -> str:
-    """A record as a line of a file, its tokens left out; what the encoding lacks is escaped."""
+    """A record as a line of a file, without tokens; what the encoding lacks is escaped."""
     kept = {name: value for name, value in record.items() if name != "tokens"}
     return _json(kept, encoding)
 
@@ -114,7 +114,7 @@ def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """Yields what writes records behind the others; when it returns, no crash can lose them."""
+    """Yields a function that appends records. When it returns, no crash can lose them."""
     with paths.appending(path) as file:
 
         def append(records: Sequence[Record]) -> None:
@@ -125,7 +125,7 @@ def appending(path: Path) -> Iterator[Callable[[Sequence[Record]], None]]:
 
 
 def write_page(path: Path, samples: Sequence[Record]) -> Path:
-    """A page on which the samples come to be."""
+    """A page that shows how the samples were written."""
     from mdlm_jax.pages import animation
 
     paths.write(path, animation.page(samples, "mdlm_jax samples"))
@@ -143,7 +143,7 @@ def write_into(workdir: epath.Path, samples: Sequence[Record]) -> list[Path]:
 
 
 def check_writable(workdir: epath.Path) -> None:
-    """Says at once what would keep `write_into` from writing.
+    """Checks at once that `write_into` can write.
 
     Raises:
       ValueError: as `paths.check_output`.
@@ -153,7 +153,7 @@ def check_writable(workdir: epath.Path) -> None:
 
 
 def _json(value: Any, encoding: str) -> str:
-    """JSON as readable as the encoding allows; a lone surrogate is in none."""
+    """JSON as readable as the encoding allows; lone surrogates are escaped."""
     told = json.dumps(value, ensure_ascii=False)
     try:
         told.encode(encoding)

@@ -1,4 +1,4 @@
-"""The config.json of a run: its format is checked here, and keys that are gone are dropped."""
+"""The config.json of a run: checks its format, and drops keys that no longer exist."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from etils import epath
 from mdlm_jax.data import json_text
 from mdlm_jax.runs.experiment import FORMAT
 
-# Keys that a later version has no more, with the value that all runs have now.
+# Keys that no longer exist, with the value that all runs have now.
 GONE = {"objective": {"weighting": "elbo"}}
 
 
@@ -24,11 +24,11 @@ def find(workdir: epath.Path) -> epath.Path:
 
 
 def check(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The config as this version has it.
+    """The config in the form of this version.
 
     Args:
-      config: what the file holds.
-      name: what messages call it.
+      config: the contents of the file.
+      name: its name in messages.
 
     Raises:
       ValueError: it is no config of a run, is one of a newer format, or `without_gone` raises.
@@ -50,7 +50,7 @@ def without_gone(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The config without the keys in `GONE`.
 
     Raises:
-      ValueError: such a key has another value than all runs have now.
+      ValueError: such a key has another value than that.
     """
     config = dict(config)
     for section, gone in GONE.items():

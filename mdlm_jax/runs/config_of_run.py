@@ -1,4 +1,4 @@
-"""The config file that `--config=RUN/config.json` stands for: what a run was trained with."""
+"""The config file behind `--config=RUN/config.json`: the config of a run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def get_config(path: str) -> "ml_collections.ConfigDict":
-    """The config of a run; what the data decide of its encoder is left to the data.
+    """The config of a run, without the fields of the encoder that the data decide.
 
     Raises:
       ValueError: as `config_json.check`, or a key is not known, or a value is of another type than

@@ -1,9 +1,10 @@
-"""Keys of a config that follow others, where two contradict each other and one thing can be meant.
+"""Keys of a config that follow others, if two contradict each other and only one thing can be
+meant.
 
 `--config.model.attention=full` on a config of local attention can only mean that the window goes,
-and 20 steps that a warm-up of 50 is shorter. Which of two keys was meant is told by where each was
-set: the command line beats the config file, and that the default. A key that is stronger than what
-it would follow stays, and so does one of the same strength: then the config is refused as ever.
+and with 20 steps a warm-up of 50 must be shorter. The place where each key was set decides: the
+command line beats the config file, and the file beats the default. A key that is stronger than what
+it would follow stays, and so does one of the same strength; then the config is refused as usual.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,10 +22,10 @@ class Rule(NamedTuple):
     """How a key follows others.
 
     Attributes:
-      key: that follows.
-      leads: keys that it follows; the strongest of them counts.
-      value: `flat -> ` the value that the others leave it, or its own where they agree.
-      least: how strong the lead must be.
+      key: the key that follows.
+      leads: the keys that it follows; the strongest of them counts.
+      value: `flat ->` the value that the others leave it, or its own if they agree.
+      least: the least strength of the lead.
     """
 
     key: str
@@ -45,12 +46,12 @@ def _is_exact(flat: Flat) -> bool:
 
 
 def _if(holds: Callable[[Flat], bool], key: str, value: Any) -> Callable[[Flat], Any]:
-    """The key's own value where it holds, else this one."""
+    """The key's own value if it holds, else this one."""
     return lambda flat: flat[key] if holds(flat) else value
 
 
 def _unless_set(key: str, of: str, value: Any) -> Rule:
-    """A key that means nothing while another is at 0, False or ''."""
+    """A key without meaning while another is 0, False or ''."""
     return Rule(key, (of,), _if(lambda flat: bool(flat[of]), key, value))
 
 
@@ -140,9 +141,9 @@ def experiment_of(
 def follow(
     config: Mapping[str, Any], given: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """The config with the keys of `RULES` changed where they follow; a line for each change.
+    """The config with the keys of `RULES` that follow changed, and a line for each change.
 
-    What is no key, or has a value of another type, is left to `Experiment.of`.
+    Unknown keys and values of another type are left to `Experiment.of`.
 
     Args:
       config: sections of keys.

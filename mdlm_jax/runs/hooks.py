@@ -1,4 +1,4 @@
-"""What is done now and then while a run trains: its likelihood is measured, and a text is shown."""
+"""Work at intervals of the training: measuring the likelihood and showing a text."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _SHOWN = (  # of a validation likelihood
 
 
 def make_hooks(program: Program, prepared: data.Prepared) -> dict:
-    """By `KINDS`, what is done every `evaluation.every` steps: `(state, step) -> record`."""
+    """The hooks of every `evaluation.every` steps, by `KINDS`: `(state, step) -> record`."""
     experiment, encoder, mesh = program.experiment, program.encoder, program.mesh
     settings, seed = experiment.evaluation, experiment.training.seed
     few = prepared.splits["validation"].spread(settings.rows)
@@ -57,7 +57,7 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
 
     def show(state: Any, step: int) -> dict[str, Any]:
         key = noise.derive(noise.seed_key(seed), "shown", step)
-        # Every device gets the same row: their number is the least that they share evenly.
+        # One row for each device: the least number that they share evenly.
         copies = parallel.row_shards(mesh)
         batch = {name: np.repeat(leaf, copies, axis=0) for name, leaf in canvas.items()}
         if encoder.classes:
@@ -70,7 +70,7 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
 
 
 def _method(program: Program, prepared: data.Prepared, blanks: int) -> Method:
-    """How the text is written: in `evaluation.sample_steps`, of a causal model token by token."""
+    """How the text is written: in `evaluation.sample_steps`, or token by token if causal."""
     experiment = program.experiment
     schedule = SCHEDULES[experiment.objective.schedule]()
     if experiment.family.is_causal:
@@ -82,10 +82,10 @@ def _method(program: Program, prepared: data.Prepared, blanks: int) -> Method:
 
 
 def _canvas(rows: data.Rows, mask_id: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One row of nothing but masks, as long as the first; of pairs, behind its prompt.
+    """One row of masks, as long as the first; with pairs, behind its prompt.
 
     Returns:
-      A batch of the writer, of one row; and bool[L], which of it is text.
+      A batch of one row for the writer, and bool[L], the part of it that is text.
     """
     first = next(data.eval_batches(rows[:1], batch_size=1))
     maskable = first["maskable"]

@@ -1,4 +1,4 @@
-"""A model to be measured, wherever it lies: a run, what `export` wrote, or Hugging Face's files."""
+"""A model from a run, from what `export` wrote, or from Hugging Face's files."""
 
 from typing import Any, NamedTuple
 
@@ -18,17 +18,17 @@ PyTree = Any
 
 
 class Model(NamedTuple):
-    """What is to be known of it.
+    """A model, with what is known of its training.
 
     Attributes:
       params: on the mesh.
-      encoder: their network.
+      encoder: the config of the network.
       tokenizer: of its text.
-      objective: what it was trained for.
+      objective: the objective of its training.
       length: of the rows that it was trained on, or the longest that it takes.
-      weights: 'ema' or 'params'; None of a checkpoint of Hugging Face.
-      step: of the training; None where nothing tells.
-      padded: whether it was trained on rows of one text each, filled up with padding.
+      weights: 'ema' or 'params'; None for a checkpoint of Hugging Face.
+      step: of the training; None if unknown.
+      padded: whether it was trained on padded rows, with one text each.
       framed: whether a row is a text between BERT's `[CLS]` and `[SEP]`.
     """
 
@@ -44,12 +44,12 @@ class Model(NamedTuple):
 
     @property
     def family(self) -> Family:
-        """Whose model it is."""
+        """The family of the model."""
         return family_of(self.objective.name)
 
     @property
     def exact(self) -> bool:
-        """Whether its likelihood is the chain rule's, and not a bound."""
+        """Whether its likelihood is exact, by the chain rule, and not a bound."""
         return self.family.is_exact
 
 
@@ -71,17 +71,17 @@ def of_run(trained: workdir.Trained, weights: str) -> Model:
 def load(
     name: str, mesh: Mesh, *, weights: str | None = None, step: int | str | None = None
 ) -> Model:
-    """Loads a model; of several processes all must.
+    """Loads a model. All processes must call it.
 
     Args:
-      name: the folder of a run or of what `export` wrote; else, as `interop.load_pretrained` takes
-        it, a folder of Hugging Face's files or a name of its hub, which was trained as BERT is.
-      mesh: where its parameters lie, as in training.
-      weights: of a run, 'ema' (which None is, too) or 'params'.
-      step: of a run, of which checkpoint, as of `workdir.load`.
+      name: the folder of a run or of what `export` wrote; otherwise a folder of Hugging Face's
+        files or a name of its hub, as in `interop.load_pretrained`, trained as BERT was.
+      mesh: holds the parameters, as in training.
+      weights: for a run, 'ema' (the default) or 'params'.
+      step: for a run, the checkpoint, as in `workdir.load`.
 
     Raises:
-      ValueError: `weights` or `step` of what is no run, a checkpoint without a tokenizer, or as
+      ValueError: `weights` or `step` without a run, a checkpoint without a tokenizer, or as
         `workdir.load` and `load_pretrained`.
       FileNotFoundError: as these.
       ImportError: as `load_pretrained`.

@@ -1,4 +1,4 @@
-"""From a config and a folder to all that a training needs, checked and open."""
+"""From a config and a folder to everything that training needs, checked and open."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from mdlm_jax.training.metrics import require_tensorboard
 
 
 class Job(NamedTuple):
-    """All that a run needs, checked and open."""
+    """Everything that a run needs, checked and open."""
 
     program: Program
     prepared: data.Prepared
     batches: data.TrainBatches
     workdir: epath.Path
-    steps_before: int | None  # that a run which goes on was to have, None of a new one
+    steps_before: int | None  # of a run that resumes; None for a new one
 
     @property
     def goes_on(self) -> bool:
-        """Whether something was saved already."""
+        """Whether anything was saved already."""
         return self.steps_before is not None
 
 
 def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, Any]:
-    """Checks all that can be checked before anything is compiled or written.
+    """Checks everything that can be checked before anything is compiled or written.
 
     Returns:
       The job, and the encoder as the config has it, before a mesh pads its vocabulary.
@@ -49,7 +49,7 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, Any]:
     mesh = parallel.make_mesh(**dataclasses.asdict(experiment.mesh))
     saved = workdir.saved_config(folder)
     if saved is not None and saved.get("start") == dataclasses.asdict(experiment.start):
-        # What it started from, and its tokenizer, may be gone.
+        # Its start and its tokenizer may be gone.
         architecture = workdir.read_encoder(folder) if experiment.start.checkpoint else None
         prepared = workdir.prepare_again(folder, experiment.data, saved)
     else:
@@ -69,11 +69,11 @@ def plan(experiment: Experiment, folder: epath.Path) -> tuple[Job, Any]:
 
 
 def load_start(job: Job, say: Callable[[str], None]) -> Any:
-    """The weights that a new run starts from, on the devices; None where they are fresh.
+    """The weights that a new run starts from, on the devices; None if they are fresh.
 
     Args:
       job: from `plan`.
-      say: is told in a line what was found.
+      say: called with a line about what was found.
 
     Raises:
       ValueError, OSError, ImportError: as `starting.load`.
@@ -89,7 +89,7 @@ def load_start(job: Job, say: Callable[[str], None]) -> Any:
 
 
 def _check_workdir(experiment: Experiment, folder: epath.Path) -> None:
-    """A folder; TensorBoard's files and profiles are written by libraries that know no buckets."""
+    """A local folder, because the libraries of TensorBoard and profiles cannot write to buckets."""
     if "://" not in str(folder):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--workdir={folder}: a file is there, it must be a folder")

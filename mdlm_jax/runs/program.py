@@ -1,4 +1,4 @@
-"""From an experiment and a mesh to the training step that `train` runs, `compile_check` compiles.
+"""From an experiment and a mesh to the training step that `train` and `compile_check` use.
 
 Nothing here touches a device or knows where rows come from.
 """
@@ -26,7 +26,7 @@ PyTree = Any
 
 
 class Program(NamedTuple):
-    """A run's computations and where their arrays lie.
+    """A run's computations, and the placement of their arrays.
 
     Attributes:
       experiment: the config.
@@ -49,7 +49,7 @@ class Program(NamedTuple):
     step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]]
 
     def init(self) -> TrainState:
-        """The state before the first step; no device ever holds more of it than its part."""
+        """The state before the first step. No device ever holds more than its part."""
         seed = self.experiment.training.seed
 
         def init(key: Array) -> TrainState:
@@ -63,7 +63,7 @@ class Program(NamedTuple):
         return put_parameters(params, self.encoder, self.shapes, self.shardings.params)
 
     def init_from(self, placed: PyTree) -> TrainState:
-        """The state before the first step, of parameters from `place`, which are given up."""
+        """The state before the first step, from parameters of `place`, which are donated."""
         init = functools.partial(init_state, optimizer=self.optimizer)
         return jax.jit(init, donate_argnums=0, out_shardings=self.shardings)(placed)
 
@@ -92,7 +92,7 @@ class Program(NamedTuple):
 def make_program(
     experiment: Experiment, encoder: Any, mesh: Mesh, *, start_id: int | None = None
 ) -> Program:
-    """Builds the training step of an experiment; compiles nothing.
+    """Builds the training step of an experiment, without compiling.
 
     Args:
       experiment: the config.
@@ -135,10 +135,10 @@ def make_program(
 
 
 def frozen_parameters(experiment: Experiment, encoder: Any) -> PyTree | None:
-    """Booleans, True at what `optimizer.freeze` names; None where all is trained.
+    """Booleans, True at what `optimizer.freeze` names; None if all is trained.
 
     Raises:
-      ValueError: if a name is of no parameters, or nothing is left to train.
+      ValueError: if no parameters have a name, or nothing is left to train.
     """
     parts = experiment.optimizer.frozen_parts
     if not parts:
@@ -155,7 +155,7 @@ def frozen_parameters(experiment: Experiment, encoder: Any) -> PyTree | None:
 
 
 def rate_multipliers(experiment: Experiment, encoder: Any) -> PyTree | None:
-    """Of the learning rate, `optimizer.layer_decay` to the distance to the head; None where 1."""
+    """The factor `optimizer.layer_decay ** distance to the head`; None if it is 1 everywhere."""
     decay = experiment.optimizer.layer_decay
     if decay == 1:
         return None
@@ -166,7 +166,7 @@ def rate_multipliers(experiment: Experiment, encoder: Any) -> PyTree | None:
 
 
 def place_parameters(encoder: Any, mesh: Mesh) -> tuple[PyTree, PyTree]:
-    """The shapes of the encoder's parameters, and where a mesh holds them.
+    """The shapes of the encoder's parameters, and their placement on a mesh.
 
     Raises:
       ValueError: if the mesh does not split them.
@@ -180,13 +180,13 @@ def place_parameters(encoder: Any, mesh: Mesh) -> tuple[PyTree, PyTree]:
 
 
 def put_parameters(params: PyTree, encoder: Any, shapes: PyTree, placed: PyTree) -> PyTree:
-    """Brings parameters from the machine's memory to the devices, each its part.
+    """Moves parameters from host memory to the devices; each device gets its part.
 
     Args:
-      params: arrays as of `Network.init`, whole in every process, their vocabulary not padded.
-      encoder: their network, its vocabulary padded for the mesh.
+      params: arrays as from `Network.init`, whole in every process, the vocabulary not padded.
+      encoder: the network, its vocabulary padded for the mesh.
       shapes: from `place_parameters`.
-      placed: likewise.
+      placed: from `place_parameters`.
     """
     padded = network_of(encoder).padded_leaves(encoder)
 
@@ -201,7 +201,7 @@ def put_parameters(params: PyTree, encoder: Any, shapes: PyTree, placed: PyTree)
 def make_prepare(
     experiment: Experiment, encoder: Any, *, paired: bool, start_id: int | None = None
 ) -> Prepare:
-    """`(key, step, batch) -> batch`, what the family makes of a global batch before its loss.
+    """`(key, step, batch) -> batch`, the family's preparation of a global batch for its loss.
 
     The key is that of the step.
 
@@ -209,7 +209,7 @@ def make_prepare(
       experiment: the config.
       encoder: the network.
       paired: whether neighbouring rows share slots.
-      start_id: the token before a row, of a model that reads from left to right.
+      start_id: the token before a row, for a model that reads from left to right.
     """
     return experiment.family.make_prepare(
         experiment.objective, encoder, paired=paired, start_id=start_id
@@ -217,7 +217,7 @@ def make_prepare(
 
 
 def padded_for(encoder: Any, mesh: Mesh) -> Any:
-    """The network, its vocabulary padded to what the tensor axis of the mesh divides."""
+    """The network with a vocabulary that is padded for the tensor axis of the mesh."""
     return network_of(encoder).pad(encoder, mesh.shape["tensor"])
 
 
@@ -227,7 +227,7 @@ def could_pair_rows(experiment: Experiment) -> bool:
 
 
 def pairs_rows(experiment: Experiment, mesh: Mesh) -> bool:
-    """Whether they do: where a pair never leaves its microbatch and its device."""
+    """Whether they do, because no pair leaves its microbatch or its device."""
     parts = 2 * experiment.training.accumulation * parallel.row_shards(mesh)
     return could_pair_rows(experiment) and experiment.training.batch_size % parts == 0
 

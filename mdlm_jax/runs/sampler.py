@@ -1,7 +1,7 @@
-"""The sampler of a network: one compiled program for all that differs in numbers alone.
+"""The sampler of a network: one compiled program for requests that differ only in numbers.
 
-Whoever writes text with an encoder (generation, the frontier, answers, samples during training, the
-check of a pod) takes it from here. Programs are kept: what was compiled is not compiled again.
+Everything that writes text with an encoder (generation, the frontier, answers, samples during
+training, the check of a pod) uses it. Programs are kept, so nothing is compiled twice.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ class Method:
 
     Attributes:
       strategy: from `decoding.strategy`.
-      shaping: of the denoiser.
+      shaping: shapes the denoiser.
       steps: network evaluations of a row, at least one a block.
       blocks: parts of a row that are filled one after the other, left to right.
       guidance: weight of classifier-free guidance by the rows' labels; None for none.
-      end_id: token that ends a text; None where nothing does.
-      pad_id: token that fills up a row behind it.
-      start_id: of a causal network, the token before a row; None of one that fills masks.
+      end_id: token that ends a text; None if none does.
+      pad_id: token that fills a row behind it.
+      start_id: for a causal network, the token before a row; None for one that fills masks.
 
     Raises:
       ValueError: fewer steps than blocks, or a guidance that is no number.
@@ -62,7 +62,7 @@ class Method:
             raise ValueError(f"guidance is {self.guidance}, it must be a finite number")
 
     def strengths(self) -> dict[str, float]:
-        """What is traced beside the steps: another value is not another program."""
+        """The values that are traced beside the steps; other values do not recompile."""
         weight = {} if self.guidance is None else {"guidance": self.guidance}
         return {**self.shaping.strengths(), **weight}
 
@@ -84,13 +84,13 @@ class Method:
 def make_writer(encoder: Any, mesh: Mesh, method: Method) -> Writer:
     """`(params, key, batch, steps, strengths) -> (tokens i32[B, L], Trace)`, jitted and kept.
 
-    A second call with arguments that differ in steps and strengths alone returns the same function,
-    which has compiled what it was called with before.
+    A second call whose arguments differ only in steps and strengths returns the same function with
+    its compiled programs.
 
-    `batch` has "tokens" i32[B, L] and "number" i32[B], the rows' numbers in the whole job; perhaps
-    "fill" bool[B, L], the masks that are wanted; of rows with padding at their end "valid"
-    bool[B, L], False there, which the network does not see; "maskable" bool[B, L], what may be
-    masked in training, by default all that is valid; and of models with classes "label" i32[B].
+    `batch` has "tokens" i32[B, L] and "number" i32[B], the rows' numbers in the whole job. It may
+    have "fill" bool[B, L], the masks that are wanted; "valid" bool[B, L], False at padding at the
+    end of rows, which the network does not see; "maskable" bool[B, L], what may be masked in
+    training, by default all that is valid; and for models with classes "label" i32[B].
     `strengths` are `method.strengths()` or other values of the same names.
     """
     return _kept(encoder, mesh, method.program())
@@ -122,7 +122,7 @@ def written(
     steps: int | Array,
     method: Method,
 ) -> tuple[Array, Trace]:
-    """A batch, as of `make_writer`, filled by a denoiser; for use within a jitted function."""
+    """A batch, as in `make_writer`, filled by a denoiser; for use within a jitted function."""
     return sample(
         denoiser,
         key,
@@ -143,7 +143,7 @@ def written(
 def _denoiser(
     params: PyTree, encoder: Any, batch: dict[str, Array], weight: Array | None
 ) -> Denoiser:
-    """Of a batch, guided where there is a weight, without the columns that pad the vocabulary.
+    """The denoiser of a batch, guided if there is a weight, without padding of the vocabulary.
 
     A mesh may pad it, and the last digits of a draw's noise depend on the number of columns.
     """

@@ -1,4 +1,4 @@
-"""What shapes a denoiser before it is drawn from: a temperature, a nucleus, tokens left out."""
+"""Shapes the law that tokens are drawn from: temperature, nuclei, forbidden tokens."""
 
 import dataclasses
 import math
@@ -14,15 +14,15 @@ class Shaping:
     """Transforms of a denoiser, applied in this order; the defaults change nothing.
 
     The values may be traced (`dataclasses.replace(shaping, temperature=t)` within a jitted
-    function): then that transform is applied, whatever its value.
+    function). Then that transform is applied for any value.
 
     Attributes:
       forbid: ids that are never written.
       repetition_penalty: above 1 makes tokens of the row less likely.
       temperature: below 1 is sharper, 0 takes the most likely.
-      min_p: drops tokens less than so many times as likely as the best.
-      top_k: keeps so many tokens; None for all.
-      top_p: keeps the fewest tokens that hold so much probability.
+      min_p: drops tokens less than this many times as likely as the best.
+      top_k: keeps this many tokens; None for all.
+      top_p: keeps the fewest tokens that hold this much probability.
     """
 
     forbid: tuple[int, ...] = ()
@@ -37,7 +37,7 @@ class Shaping:
         for name, value in self.changed().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name}: it is {value}, it must be a finite number")
-            getattr(transforms, name)(nothing, value)  # says what is wrong
+            getattr(transforms, name)(nothing, value)  # raises for a wrong value
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser with every transform whose value is not its default."""

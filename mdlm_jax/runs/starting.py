@@ -1,4 +1,4 @@
-"""What a run starts from, read: its network first, then its weights for the run's vocabulary."""
+"""Reads what a run starts from: the network first, then the weights for the run's vocabulary."""
 
 import sys
 
@@ -15,12 +15,12 @@ from mdlm_jax.runs.start_config import StartConfig
 
 
 def architecture(start: StartConfig) -> bert.Config | None:
-    """The network of the checkpoint, without its weights; None where a run starts from nothing.
+    """The network of the checkpoint, without its weights; None if a run starts from nothing.
 
     Its vocabulary, mask and number of positions are still those of the checkpoint.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such checkpoint, or it is none that can be read.
+      FileNotFoundError, ValueError: there is no such checkpoint, or it cannot be read.
     """
     if not start.checkpoint:
         return None
@@ -31,10 +31,10 @@ def architecture(start: StartConfig) -> bert.Config | None:
 
 
 def load(start: StartConfig, prepared: data.Prepared) -> Resized:
-    """The weights of the checkpoint, those of a run averaged, in the vocabulary of the data.
+    """The weights of the checkpoint (averaged, for a run) in the vocabulary of the data.
 
-    They are whole in the memory of every process; of several all must call. What is new or left out
-    is told on stderr, a line each, by process 0.
+    They are whole in the memory of every process, and all processes must call it. Process 0 writes
+    a line on stderr for each thing that is new or left out.
 
     Raises:
       FileNotFoundError, ValueError, ImportError: they cannot be read, do not fit the vocabulary, or
@@ -57,7 +57,7 @@ def load(start: StartConfig, prepared: data.Prepared) -> Resized:
 
 
 def _run(checkpoint: str) -> epath.Path | None:
-    """The folder of a run, or of what `export` wrote; None where it is Hugging Face's."""
+    """The folder of a run, or of what `export` wrote; None for Hugging Face's."""
     folder = reading.path(checkpoint)
     return folder if (folder / "checkpoints").is_dir() else None
 

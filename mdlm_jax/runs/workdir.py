@@ -1,4 +1,4 @@
-"""The folder of a run: what it was, beside its checkpoints.
+"""The folder of a run: its config, tokenizer and records, beside its checkpoints.
 
 lock               held by the one process that trains here
 config.json        every key of the experiment, the encoder's completed, a format version
@@ -46,12 +46,12 @@ class Trained(NamedTuple):
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What it was trained for."""
+        """The objective of its training."""
         return ObjectiveConfig(**self.config["objective"])
 
     @property
     def family(self) -> Family:
-        """Whose model it is."""
+        """The family of the model."""
         return family_of(self.objective.name)
 
 
@@ -59,9 +59,9 @@ class Claim(NamedTuple):
     """A folder that this process may train in.
 
     Attributes:
-      changes: a line for each operational key that changed since the run was last started, but for
+      changes: a line for each operational key that changed since the run was last started, except
         training.steps, which `record_steps` changes.
-      record: writes the changed config; for when the run goes on. A run that is done keeps its own.
+      record: writes the changed config when the run resumes. A run that is done keeps its own.
     """
 
     changes: list[str]
@@ -72,17 +72,17 @@ class Claim(NamedTuple):
 def claim(
     workdir: epath.Path, experiment: Experiment, encoder: Any, prepared: data.Prepared
 ) -> Iterator[Claim]:
-    """Makes the folder of a new run, or checks that it is the same run; keeps it locked.
+    """Makes the folder of a new run, or checks that it is the same run. It stays locked.
 
-    A folder in which nothing was saved yet takes any config. Of several processes one claims it
+    A folder in which nothing was saved yet takes any config. With several processes one claims it
     for all.
 
     Yields:
       The claim.
 
     Raises:
-      ValueError: the folder holds another run (the difference is shown), exported weights, or
-        something that is no run, or another process trains in it.
+      ValueError: the folder holds another run (the message shows the difference), exported weights,
+        or something that is no run, or another process trains in it.
     """
     if workdir.is_dir() and not (workdir / "config.json").exists():
         others = sorted(path.name for path in workdir.iterdir() if path.name != "lock")
@@ -118,7 +118,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield  # The system lets go of the lock when the process ends.
+        yield  # The system releases the lock when the process ends.
 
 
 def _begin(
@@ -130,7 +130,7 @@ def _begin(
     changes = []
     if goes_on:
         before = _read_config(workdir)
-        # How long the run is changes when it goes on: a start that does nothing must not tell so.
+        # The length changes only when the run resumes: a start without work must not record it.
         config["training"]["steps"] = before["training"]["steps"]
         changes = _changes(workdir, before, config)
 
@@ -145,7 +145,7 @@ def _begin(
 
 
 def record_steps(workdir: epath.Path, steps: int) -> None:
-    """Tells in the config of a run that it is of so many steps, now that it goes on to them."""
+    """Records the number of steps in the config of a run that resumes."""
     config = _read_config(workdir)
     if config["training"]["steps"] != steps:
         config["training"]["steps"] = steps
@@ -159,20 +159,20 @@ def load(
     step: int | str | None = None,
     mesh: Mesh | None = None,
 ) -> Trained:
-    """Reads the weights of a run, or what `export` wrote; of several processes all must.
+    """Reads the weights of a run, or what `export` wrote. All processes must call it.
 
     Args:
       workdir: of the run.
       weights: 'ema' or 'params'.
-      step: of which checkpoint: its number (as text, too), or 'best' by validation; by default of
-        the newest that is whole.
-      mesh: the weights are split over its devices as in training, the encoder's vocabulary padded
-        for it; by default they lie whole on a device of this process.
+      step: the checkpoint: its number (or text of it), or 'best' by validation; by default the
+        newest that is whole.
+      mesh: the weights are split over its devices as in training, with the encoder's vocabulary
+        padded for it. By default they lie whole on a device of this process.
 
     Raises:
       ValueError: the folder holds no run, one of a newer format, or a damaged checkpoint, or the
         mesh does not split the model.
-      FileNotFoundError: it holds no checkpoint yet, or not this.
+      FileNotFoundError: it holds no checkpoint yet, or not this one.
     """
     with distributed.failing_together():
         config = _read_config(workdir)
@@ -187,7 +187,7 @@ def load(
         mesh = parallel.make_mesh(devices=mine[:1]) if mesh is None else mesh
         encoder = padded_for(encoder, mesh)
         abstract = _abstract_params(encoder, mesh)
-    if step == "best":  # a run that is training may have told one process of a newer one
+    if step == "best":  # while a run trains, one process may see a newer one
         distributed.require_same("the best step", str(found))
     params, step = checkpoints.restore_params(
         workdir / "checkpoints",
@@ -200,7 +200,7 @@ def load(
 
 
 def _step_of(workdir: epath.Path, asked: int | str | None) -> int | None:
-    """The step of the checkpoint that is asked for; None for the newest."""
+    """The step of the requested checkpoint; None for the newest."""
     if asked in (None, ""):
         return None
     if asked != "best":
@@ -255,7 +255,7 @@ def _family(workdir: epath.Path, config: dict[str, Any]) -> Family:
 
 
 def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """The config.json of a run that goes on; None where nothing was saved yet.
+    """The config.json of a run that resumes; None if nothing was saved yet.
 
     Raises:
       ValueError: as `load`.
@@ -274,7 +274,7 @@ def label_names(workdir: epath.Path) -> list[str]:
     """Names of the labels of the data, in the order of the model's classes.
 
     Raises:
-      ValueError: as `data_card`, or the card does not tell them.
+      ValueError: as `data_card`, or the card lacks them.
     """
     names = data_card(workdir).get("label_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -286,7 +286,7 @@ def label_names(workdir: epath.Path) -> list[str]:
 
 
 def has_padding(config: Mapping[str, Any]) -> bool:
-    """Whether a run was trained on rows of one text each, filled up with padding.
+    """Whether a run was trained on padded rows, with one text each.
 
     Args:
       config: contents of its `config.json`.
@@ -296,7 +296,7 @@ def has_padding(config: Mapping[str, Any]) -> bool:
 
 
 def data_card(workdir: epath.Path) -> dict[str, Any]:
-    """What `data.Prepared.card` was of the data that the run was trained on.
+    """The `data.Prepared.card` of the data that the run was trained on.
 
     Raises:
       ValueError: the file does not hold an object.
@@ -308,11 +308,11 @@ def data_card(workdir: epath.Path) -> dict[str, Any]:
 def export(
     workdir: epath.Path, output: epath.Path, *, weights: str = "ema", step: int | str | None = None
 ) -> Trained:
-    """Writes the weights alone, with what `load` needs beside them, into a new folder.
+    """Writes the weights, and what `load` needs with them, into a new folder.
 
     Raises:
-      ValueError: `output` holds something, or as `load` does.
-      FileNotFoundError: as `load` does.
+      ValueError: `output` is not empty, or as `load`.
+      FileNotFoundError: as `load`.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: take another --output")
@@ -336,14 +336,14 @@ def _check_vocabulary(workdir: epath.Path, tokenizer: Tokenizer, encoder: Any) -
 
 
 def load_data(trained: Trained, workdir: epath.Path) -> data.Prepared:
-    """The data that a model was trained on, prepared again where the cache lost them.
+    """The data that a model was trained on, prepared again if the cache lost them.
 
     Args:
       trained: from `load`.
-      workdir: the same, which has the tokenizer where it came from no more.
+      workdir: of the run. It has the tokenizer, if its source is gone.
 
     Raises:
-      ValueError: they are no longer the same.
+      ValueError: the data have changed.
     """
     fingerprint = trained.config["data_fingerprint"]
     prepared = data.find_prepared(fingerprint) or prepare_again(
@@ -358,7 +358,7 @@ def load_data(trained: Trained, workdir: epath.Path) -> data.Prepared:
 
 
 def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any]) -> data.Prepared:
-    """The data of a run, whose folder has the tokenizer where it came from no more.
+    """The data of a run. Its folder has the tokenizer, if the source is gone.
 
     Args:
       workdir: of the run.
@@ -370,7 +370,7 @@ def prepare_again(workdir: epath.Path, config: data.Config, saved: dict[str, Any
     """
     if config.tokenizer in TOKENIZERS or reading.path(config.tokenizer).exists():
         return data.prepare(config)
-    if dataclasses.asdict(config) == saved["data"]:  # then there is nothing to make anew
+    if dataclasses.asdict(config) == saved["data"]:  # then nothing has to be made again
         prepared = data.find_prepared(saved["data_fingerprint"])
         if prepared is not None:
             return prepared
@@ -407,7 +407,7 @@ def _section_of(workdir: epath.Path, config: dict[str, Any], name: str) -> dict[
 
 
 def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    # What an older version could not be asked for, it did as the defaults do.
+    # An older version did what the defaults of newer keys do.
     defaults = default_config().to_dict()
     before = {
         name: defaults.get(name, {}) | value if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""What a family is: all in which one thing that can be trained differs from another.
+"""What a family is: everything in which one kind of training differs from another.
 
 A family is a file beside this one with a `FAMILY`, and a line in `families.NAMES`, by which
 `objective.name` finds it. Programs, commands and folders of runs ask the family, and know neither
@@ -28,18 +28,18 @@ class Network(NamedTuple):
     """A network, as functions of its config.
 
     Attributes:
-      configure: `fields -> config`, of the section `model` of a run's config.json.
+      configure: `fields -> config`, from the section `model` of a run's config.json.
       init: `(key, config) -> params`.
       logical_axes: `config -> tree`: names of the axes of each parameter.
       padded_leaves: `config -> paths` of the parameters that grow with a padded vocabulary.
       pad: `(config, multiple) -> config`, its vocabulary padded to a multiple of a mesh's axis.
-      check_mesh: `(config, mesh)`; a ValueError where the mesh does not split the network.
-      for_devices: `(config, platform, strict) -> config`, as the devices run it. Where they do not
-        run what the config names, a ValueError if `strict`, else what they run instead.
+      check_mesh: `(config, mesh)`; a ValueError if the mesh does not split the network.
+      for_devices: `(config, platform, strict) -> config`, as the devices run it. If they cannot run
+        what the config names, a ValueError if `strict`, else what they run instead.
       select: `(config, parts) -> tree of bool`, the parameters of the named parts.
-      distance_to_head: `config -> tree` of whole numbers, as of layer-wise learning rates.
+      distance_to_head: `config -> tree` of whole numbers, for layer-wise learning rates.
       denoiser: `(params, config, batch, label, dropout_key) -> Denoiser` of a batch, which has
-        "valid" bool `[B, L]` where rows have padding.
+        "valid" bool `[B, L]` if rows have padding.
       is_conditional: `config -> bool`, whether it takes labels.
       is_stochastic: `config -> bool`, whether training draws noise within the network.
     """
@@ -64,7 +64,7 @@ class Measure(NamedTuple):
     Attributes:
       of_rows: `(params, rows, batch_size, advance=None) -> figures`; `advance(n)` is called for
         every n rows that are done, `passes` times for each row.
-      passes: how many times the rows are gone through.
+      passes: how often it goes through the rows.
     """
 
     of_rows: Callable[..., Figures]
@@ -72,12 +72,12 @@ class Measure(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a person reads of a run, in plain text.
+    """The text about a run on its pages.
 
     Attributes:
       training: how it was trained, a sentence or more that follow "A ... encoder".
-      loss: what a legend calls its training loss.
-      loss_note: what the training loss is, and whether the likelihood can be read from it.
+      loss: the name of its training loss in a legend.
+      loss_note: what the training loss is, and whether it shows the likelihood.
     """
 
     training: str
@@ -97,16 +97,16 @@ class Family(NamedTuple):
     """One kind of training.
 
     Attributes:
-      network: what is trained.
-      check: `(objective, config)`; a ValueError where the two do not fit.
+      network: the network that is trained.
+      check: `(objective, config)`; a ValueError if the two do not fit.
       pairs_rows: `objective -> bool`, whether neighbouring rows may share slots.
-      make_prepare: `(objective, config, paired, start_id) -> Prepare`: what a batch becomes before
-        the loss, drawn for the whole global batch at once. `start_id` is the token before a row.
+      make_prepare: `(objective, config, paired, start_id) -> Prepare`: prepares a batch for the
+        loss, drawn for the whole global batch at once. `start_id` is the token before a row.
       make_loss: `config -> (params, key, batch) -> (loss, aux)`.
       make_measure: `(objective, config, start_id, seed, draws, mesh, curve) -> Measure`, with the
-        curve over mask rates where that is asked for and there is one.
-      is_exact: whether the likelihood is computed, not bounded by draws.
-      is_causal: whether text is written from left to right, a token an evaluation.
+        curve over mask rates if it is asked for and exists.
+      is_exact: whether the likelihood is exact rather than a bound.
+      is_causal: whether text is written from left to right, one token an evaluation.
       about: `objective -> About`.
     """
 

@@ -28,7 +28,7 @@ def check(objective: ObjectiveConfig, config: encoder.Config) -> None:
 def make_prepare(
     objective: ObjectiveConfig, config: encoder.Config, *, paired: bool, start_id: int | None
 ) -> Prepare:
-    """The rows one position later; nothing is drawn.
+    """The rows one position later. Nothing is drawn.
 
     Args:
       objective, config, paired: unused.
@@ -57,10 +57,10 @@ def make_measure(
     """The likelihood by the chain rule.
 
     Args:
-      objective, seed, draws, curve: unused: nothing is drawn, and no rate is masked.
+      objective, seed, draws, curve: unused, because nothing is drawn and no rate is masked.
       config: the encoder.
       start_id: as in training.
-      mesh: whose devices share the rows.
+      mesh: its devices share the rows.
     """
     del objective, seed, draws, curve
     exact = likelihoods.make_causal_likelihood(
@@ -75,7 +75,7 @@ def make_measure(
 
 
 def about(objective: ObjectiveConfig) -> About:
-    """What a person reads of a run."""
+    """The text about a run on its pages."""
     del objective
     return About(
         training="trained autoregressively, to predict each token from those before it. Its "

@@ -29,7 +29,7 @@ def configure(fields: Mapping[str, Any]) -> Config:
 
 
 def pad(config: Config, multiple: int) -> Config:
-    """The encoder, its embedding table padded to as many rows as `multiple` divides."""
+    """The encoder with its embedding table padded to a multiple of `multiple` rows."""
     if config.padded_vocab % multiple == 0:
         return config
     return dataclasses.replace(config, vocab_multiple=math.lcm(config.vocab_multiple, multiple))
@@ -48,7 +48,7 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
 def for_devices(config: Config, platform: str, *, strict: bool) -> Config:
     """The encoder with an attention backend that runs on the devices of a platform.
 
-    'auto' is decided where the devices are TPUs, which need not be JAX's own devices here.
+    'auto' is decided here for TPUs, which need not be JAX's own devices.
 
     Args:
       config: the encoder.
@@ -81,7 +81,7 @@ def denoiser(
     label: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Denoiser:
-    """The encoder as the denoiser of a batch, told its padding."""
+    """The encoder as the denoiser of a batch with its padding."""
     return bert.denoiser(
         params,
         config,
@@ -92,7 +92,7 @@ def denoiser(
 
 
 def make_loss(config: Config) -> LossFn:
-    """`(params, key, batch) -> (loss, aux)` of what a family's `prepare` left as "corrupted"."""
+    """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from a family's `prepare`."""
     stochastic = is_stochastic(config)
 
     def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:

@@ -24,7 +24,7 @@ def check(objective: ObjectiveConfig, config: encoder.Config) -> None:
 
 
 def pairs_rows(objective: ObjectiveConfig) -> bool:
-    """Where counts are exact."""
+    """Rows share slots if counts are exact."""
     return objective.corruption == "exact"
 
 
@@ -34,9 +34,9 @@ def make_prepare(
     """Draws all masks of the global batch at once, from the key of the step.
 
     Args:
-      objective: what is masked.
+      objective: decides what is masked.
       config: the encoder.
-      paired: whether neighbouring rows share slots, as `corrupt` has it.
+      paired: whether neighbouring rows share slots, as in `corrupt`.
       start_id: unused: no row has a token before it.
     """
     del start_id
@@ -58,14 +58,14 @@ def make_prepare(
 
 
 def kept(objective: ObjectiveConfig, key: Array, batch: PyTree) -> Array:
-    """bool[B, L], what may be masked: all that is text but for what `objective.keep` draws."""
+    """bool[B, L], what may be masked: all text except what `objective.keep` draws."""
     if not objective.keep:
         return batch["maskable"]
     return _KEEP[objective.keep](noise.derive(key, "prompts"), batch["maskable"])
 
 
 def with_corrupted(batch: PyTree, corrupted: Any) -> PyTree:
-    """What the loss needs of a batch."""
+    """The parts of a batch that the loss needs."""
     others = {name: batch[name] for name in ("label", "valid") if name in batch}
     return {"corrupted": corrupted, **others}
 
@@ -91,13 +91,13 @@ def make_measure(
     """The NELBO with its two errors, and the curve over mask rates.
 
     Args:
-      objective: whose schedule tells the network the time.
+      objective: its schedule gives the network's time.
       config: the encoder.
       start_id: unused.
       seed: of the draws.
       draws: corruptions of each row, at least 2.
-      mesh: whose devices share the rows.
-      curve: whether the curve is measured too: "rate_curve", and its integral.
+      mesh: its devices share the rows.
+      curve: whether to measure the curve too: "rate_curve", and its integral.
     """
     del start_id
     of_batch = likelihoods.denoiser_of(config)
@@ -125,7 +125,7 @@ def make_measure(
 
 
 def about(objective: ObjectiveConfig) -> About:
-    """What a person reads of a run."""
+    """The text about a run on its pages."""
     del objective
     return About(
         training="trained over all mask rates. That makes the network that fills in blanks a "

@@ -1,6 +1,6 @@
 """BERT's masked-LM loss: the integrand of masked diffusion at one mask rate.
 
-All else is as of masked diffusion: the model is measured by the NELBO, and writes text.
+All else is as in masked diffusion: the model is measured by the NELBO, and writes text.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def make_prepare(
 
 
 def about(objective: ObjectiveConfig) -> About:
-    """What a person reads of a run."""
+    """The text about a run on its pages."""
     rate = f"{100 * objective.rate:g}\N{NO-BREAK SPACE}%"
     return About(
         training=f"trained as BERT is, to predict {rate} of the tokens from the rest. It is "

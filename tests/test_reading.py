@@ -7,13 +7,17 @@ import json
 import tempfile
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import feather, parquet
 from tokenizers import Tokenizer, models
 
 from mdlm_jax import data, interop
 from mdlm_jax.data.corpora.chat import load_template
+from mdlm_jax.data.corpora.documents import whole
 from mdlm_jax.data.corpora.text_files import open_text_files
 from mdlm_jax.interop import descriptions
 from mdlm_jax.pages.curves_plot import read_evaluations
@@ -29,7 +33,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "é"]
 def corpus(path, **fields):
     named = {"documents": "file", "text_field": "text", "label_field": "", **fields}
     found = open_text_files({"files": str(path)}, **named).read(None)["train"]
-    return [document._replace(place="") for document in found]
+    return [document._replace(place="") for document in whole(found)]
 
 
 def records(*of):
@@ -285,6 +289,44 @@ def test_folders_may_be_written_otherwise(tmp_path, form, monkeypatch):
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     assert data.load_tokenizer(PATHS[form](folder)).token_to_id("the") == 5
     assert interop.hub.folder(PATHS[form](folder)) == folder
+
+
+# Tables, in which a row is what a line of JSON is: the same readers read them.
+TABLES = {
+    ".parquet": parquet.write_table,
+    ".PARQUET": parquet.write_table,
+    ".pq": parquet.write_table,
+    ".arrow": feather.write_feather,
+    "": lambda table, path: datasets.Dataset(table).save_to_disk(path),
+}
+
+
+def as_table(text):
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    rows = [row | {"k": str(row["k"])} if "k" in row else row for row in rows]  # of one type
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize("name", sorted(OF_LINES - {"prompt records"}))
+def test_tables_are_read_as_lines_are(tmp_path, name, suffix, monkeypatch):
+    file, text, read = READERS[name]
+    expected = straight((name, tmp_path / file, text, read))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / f"table-é{suffix}"
+    TABLES[suffix](as_table(text), path)
+    assert read(path) == expected
+    for form in PATHS.values():
+        assert read(form(path)) == expected
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_what_is_no_table_is_named(tmp_path, suffix):
+    _, text, read = READERS["rows"]
+    path = tmp_path / f"a{suffix}"
+    for contents, told in ((b"", " is empty"), (text.encode(), " is damaged: ")):
+        path.write_bytes(contents)
+        assert f"a{suffix}{told}" in refusal(read, path)
 
 
 def test_a_name_that_only_looks_like_a_url_is_a_name(tmp_path):

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from mdlm_jax.data import progress
 from mdlm_jax.data.config import Config
-from mdlm_jax.data.corpora.documents import Document, parts_of
+from mdlm_jax.data.corpora.documents import Document, parts_of, whole
 from mdlm_jax.data.stores import Store, is_url, open_store
 from mdlm_jax.data.tokens import encoding
 from mdlm_jax.data.tokens.encoding import Encode, Encoded
@@ -232,7 +232,7 @@ def _refuse(place: str, name: str, error: ValueError) -> None:
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
     size = 0
-    for document in documents:
+    for document in whole(documents):
         batch.append(document)
         size += len(document.text) + len(document.prompt or "") + 1
         if size >= _BATCH:

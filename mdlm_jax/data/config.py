@@ -38,7 +38,7 @@ class Config:
         text.
       test_files: the same for the test split.
       documents: for text_files, what one document of a .txt is: 'file', 'paragraph' (ended by blank
-        lines) or 'line'. One document must fit in memory.
+        lines) or 'line'. If documents are held out by a hash, one must fit in memory.
       text_field: for .jsonl, tables and TensorFlow Datasets, the field or column with the text.
       label_field: the field or column with the label, a string or an integer; '' for no labels.
       prompt_field: the field or column with the prompt to which the text is the response. Only

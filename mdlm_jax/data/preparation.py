@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,17 +193,22 @@ class _TrainingTexts(NamedTuple):
     documents: Iterable[Document]
 
     def __iter__(self) -> Iterator[str]:
-        left = TRAINING_CHARACTERS
         with progress.bar("training the tokenizer", None, "documents") as advance:
-            for document in self.documents:
-                for whole in (document.prompt or "", document.text):
-                    text = whole[:left]
-                    left -= len(text)
-                    yield from tokenization.cut(text)
-                    advance(0, MB=len(text) / 1e6)
-                advance(1)
-                if not left:
-                    return
+            for piece, _ in tokenization.cut_pieces(self._texts(advance)):
+                yield piece
+
+    def _texts(self, advance: Callable[..., None]) -> Iterator[tuple[str, bool]]:
+        left = TRAINING_CHARACTERS
+        for document in self.documents:
+            asked = [(document.prompt, False)] if document.prompt else []
+            for text, more in (*asked, (document.text, document.more)):
+                first = text[:left]
+                left -= len(first)
+                yield first, more and left > 0
+                advance(0, MB=len(first) / 1e6)
+            advance(not document.more)
+            if not left:
+                return
 
 
 def _write_rows(

@@ -112,7 +112,16 @@ def text(name: Name | File) -> str:
       ValueError: it is empty or no text; the file, and of what is no text line and byte are named.
       OSError: it cannot be read.
     """
-    return "".join(_texts(_file(name)))
+    return "".join(pieces(name))
+
+
+def pieces(name: Name | File) -> Iterator[str]:
+    """A file's text in pieces of about a million characters, read as they are asked for.
+
+    Raises:
+      ValueError, OSError: as `text`.
+    """
+    return _texts(_file(name))
 
 
 def lines(name: Name | File) -> Iterator[str]:

@@ -6,6 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mdlm_jax.data.corpora import text_files
+from mdlm_jax.data.corpora.documents import whole
 from mdlm_jax.data.rows import Rows
 from mdlm_jax.data.tokens import tokenization
 
@@ -31,7 +32,7 @@ def read_rows(files: str, tokenizer: Tokenizer, length: int, *, documents: str =
     corpus = text_files.open_text_files(
         {"files": files}, documents=documents, text_field="text", label_field=""
     )
-    texts = (document.text for document in corpus.read(Path())["train"])
+    texts = (document.text for document in whole(corpus.read(Path())["train"]))
     encoded = list(tokenization.encode_documents(tokenizer, texts))
     if not encoded:
         raise ValueError(f"files: {files!r} hold no text")

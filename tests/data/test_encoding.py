@@ -23,10 +23,14 @@ def batches(document):
     return st.lists(st.lists(document, max_size=4), max_size=4)
 
 
+def documents(labels, prompts):
+    return st.builds(data.Document, texts, labels, prompts, st.just(""), st.just(False))
+
+
 kinds = st.one_of(
-    batches(st.builds(data.Document, texts, st.integers(0, 3))),
-    batches(st.builds(data.Document, texts, st.sampled_from(["b", "a", "10"]))),
-    batches(st.builds(data.Document, texts, st.just(0), texts)),
+    batches(documents(st.integers(0, 3), st.none())),
+    batches(documents(st.sampled_from(["b", "a", "10"]), st.none())),
+    batches(documents(st.just(0), texts)),
 )
 
 

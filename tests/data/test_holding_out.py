@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from mdlm_jax.data.corpora.documents import Document
 from mdlm_jax.data.corpora.holding_out import hold_out, way
 
-documents = st.lists(
-    st.builds(Document, st.text("abc \n", min_size=1), st.integers(0, 2)), max_size=30
-)
+texts = st.text("abc \n", min_size=1)
+documents = st.lists(st.tuples(texts, st.integers(0, 2)).map(lambda d: Document(*d)), max_size=30)
 MANY = [Document(f"document {i}", 0) for i in range(4000)]
 
 
@@ -69,7 +68,6 @@ def test_only_what_is_missing_is_held_out(by):
 
 @given(documents, st.floats(0.01, 0.49), st.sampled_from([(), ("validation",), ("test",)]))
 def test_a_hash_that_leaves_a_split_empty_gives_way_to_position(train, share, named):
-    train = [each._replace(prompt=None) for each in train]
     given = {"train": train, **{name: [Document("named", 0)] for name in named}}
     by_hash = hold_out(given, share=share, by="documents")
     filled = all(list(part) for part in by_hash.values())

@@ -78,7 +78,7 @@ def test_a_row_is_what_a_line_of_json_is(tmp_path, monkeypatch, form, fields):
     )
     assert [row[:3] for row in found] == [line[:3] for line in lines] and len(found) >= 4
     if form != "saved":  # whose shards each begin anew
-        numbers = [place.partition(", line ")[2] for *_, place in lines]
+        numbers = [line.place.partition(", line ")[2] for line in lines]
         assert [row.place for row in found] == [f"{path.name}, row {number}" for number in numbers]
 
 

@@ -1,6 +1,6 @@
 """What a corpus is: documents in named splits, streamed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,17 +8,22 @@ from typing import NamedTuple
 class Document(NamedTuple):
     """One text and its label; of a supervised pair the response, and the prompt that asks for it.
 
+    A long text may come in pieces, one after the other, so that it is never whole in memory.
+
     Attributes:
       text: not empty.
       label: index into the corpus' `label_names`; or, where that is None, the label's name.
       prompt: of a pair, perhaps empty; None where the text is all there is.
       place: where it stands, as a person is told: a file, perhaps with the line.
+      more: whether this is a piece of a text, and the next document the piece that follows it. Of
+        the pieces together what is said here of a text holds.
     """
 
     text: str
     label: int | str
     prompt: str | None = None
     place: str = ""
+    more: bool = False
 
 
 class Corpus(NamedTuple):
@@ -47,3 +52,31 @@ class Corpus(NamedTuple):
 def parts_of(documents: Iterable[Document]) -> list[Iterable[Document]]:
     """Documents in parts that can be read at once, or in one where they know of none."""
     return documents.parts() if hasattr(documents, "parts") else [documents]
+
+
+def whole(documents: Iterable[Document], *, most: int | None = None) -> Iterator[Document]:
+    """The documents with their pieces joined; of such a text the first `most` characters."""
+    pieces: list[str] = []
+    size, within = 0, False
+    for document in documents:
+        if not (within or document.more):
+            yield document
+            continue
+        if most is None or size < most:
+            pieces.append(document.text)
+            size += len(document.text)
+        within = document.more
+        if not within:
+            yield document._replace(text="".join(pieces)[:most])
+            pieces, size = [], 0
+
+
+def without_blank(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents that are more than white space; pieces stay pieces."""
+    blank, has_text = "", False
+    for document in documents:
+        if not (has_text or document.text.strip()):
+            blank = blank + document.text if document.more else ""
+            continue
+        yield document._replace(text=blank + document.text) if blank else document
+        blank, has_text = "", document.more

@@ -5,8 +5,9 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mdlm_jax.data.corpora.documents import Document, parts_of
+from mdlm_jax.data.corpora.documents import Document, parts_of, whole, without_blank
 
 
 def hold_out(
@@ -50,10 +51,15 @@ def way(splits: Mapping[str, Iterable[Document]], *, share: float, by: str) -> s
         return by
     wanted = {*range(len(missing) + 1)}
     borders = [1 - share * left for left in range(len(missing), 0, -1)]
+    hashed = None
     for document in splits["train"]:
         if document.prompt is not None:
             return by
-        wanted.discard(bisect.bisect_right(borders, _hash(document)))
+        hashed = _update(hashed, document)
+        if document.more:
+            continue
+        wanted.discard(bisect.bisect_right(borders, _share(hashed)))
+        hashed = None
         if not wanted:
             return by
     return "position"
@@ -68,7 +74,7 @@ class _OfHash:
     high: float
 
     def __iter__(self) -> Iterator[Document]:
-        return (each for each in self.documents if self.low <= _hash(each) < self.high)
+        return (each for each in whole(self.documents) if self.low <= _hash(each) < self.high)
 
     def parts(self) -> list[Iterable[Document]]:
         return [_OfHash(part, self.low, self.high) for part in parts_of(self.documents)]
@@ -80,9 +86,19 @@ def _by_hash(documents: Iterable[Document], share: float, count: int) -> list[_O
 
 
 def _hash(document: Document) -> float:
+    return _share(_update(None, document))
+
+
+def _update(hashed: Any, document: Document) -> Any:
+    """The hash with one more piece; None is that of nothing."""
+    hashed = hashlib.sha256() if hashed is None else hashed
     text = document.text if document.prompt is None else f"{document.prompt}\n{document.text}"
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32
+    hashed.update(text.encode("utf-8"))
+    return hashed
+
+
+def _share(hashed: Any) -> float:
+    return int.from_bytes(hashed.digest()[:4], "big") / 2**32
 
 
 @dataclass(frozen=True)
@@ -94,14 +110,16 @@ class _OfCharacters:
     last: int
 
     def __iter__(self) -> Iterator[Document]:
+        return without_blank(self._cut())
+
+    def _cut(self) -> Iterator[Document]:
         start = 0
         for document in self.documents:
             if start >= self.last:
                 return
             text = document.text[max(self.first - start, 0) : self.last - start]
             start += len(document.text)
-            if text.strip():
-                yield document._replace(text=text)
+            yield document._replace(text=text, more=document.more and start < self.last)
 
 
 def _by_position(documents: Iterable[Document], share: float, count: int) -> list[_OfCharacters]:

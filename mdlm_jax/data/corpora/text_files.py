@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.corpora import saved_datasets, tables
 from mdlm_jax.data.corpora.chat import ChatTemplate, check_answered, check_messages
-from mdlm_jax.data.corpora.documents import Corpus, Document
+from mdlm_jax.data.corpora.documents import Corpus, Document, without_blank
 
 # Of what makes documents of bytes: raise it whenever that makes others of the same files.
 _READER = "2"
@@ -129,17 +129,17 @@ class _Documents:
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
             found = self._of_records(file) if file.has_fields else self._of_txt(file)
-            yield from (document for document in found if document.text.strip())
+            yield from without_blank(found)
 
     def parts(self) -> list[Iterable[Document]]:
         return [dataclasses.replace(self, files=(file,)) for file in self.files]
 
     def _of_txt(self, file: _File) -> Iterator[Document]:
+        if self.documents == "file":
+            return _in_pieces(file)
         lines = reading.lines(file.at)
         if self.documents == "line":
             texts = (line.removesuffix("\n") for line in lines)
-        elif self.documents == "file":
-            texts = ("".join(each) for each in (lines,))
         else:
             paragraphs = itertools.groupby(lines, key=lambda line: bool(line.strip()))
             texts = ("".join(each).removesuffix("\n") for is_text, each in paragraphs if is_text)
@@ -179,6 +179,16 @@ class _Documents:
         if not isinstance(text, str):
             raise ValueError(f"{place} must be a string, got {json_text.shown(text)}")
         return json_text.check_characters(text, place)
+
+
+def _in_pieces(file: _File) -> Iterator[Document]:
+    """A file that is one document, of which a piece is in memory at a time."""
+    pieces = filter(None, reading.pieces(file.at))
+    last = next(pieces)  # an empty file is refused
+    for piece in pieces:
+        yield Document(last, 0, place=file.name, more=True)
+        last = piece
+    yield Document(last, 0, place=file.name)
 
 
 def _field(record: dict[str, Any], key: str, name: str, place: str) -> Any:

@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
       path: raw file of their ids, document after document, each ended by the separator; a pair is
         its prompt and its response, each so ended.
       dtype: of the ids.
-      sizes: i32[D], tokens of each document, its separators included.
+      sizes: i64[D], tokens of each document, its separators included.
       labels: i32[D], indices into `label_names`.
       label_names: names of the labels that came by name, in the order of their coming.
       counts: documents, tokens, unknown_tokens, characters and bytes.
@@ -77,7 +77,7 @@ def write_tokens(
     """
     dtype = dtype_of(tokenizer)
     unknown = tokenization.special_ids(tokenizer).unk
-    sizes, labels, prompts = array.array("i"), array.array("i"), array.array("i")
+    sizes, labels, prompts = array.array("q"), array.array("i"), array.array("i")
     names: dict[str, int] = {}
     counts = dict.fromkeys(COUNTS, 0)
     total = len(documents) if isinstance(documents, Sized) else None
@@ -88,36 +88,44 @@ def write_tokens(
     ):
         of_pairs: collections.deque[bool] = collections.deque()  # of the documents under way
 
-        def texts() -> Iterator[str]:
-            for text, label, prompt, _ in documents:
-                index = names.setdefault(label, len(names)) if isinstance(label, str) else label
-                labels.append(index)
-                of_pairs.append(prompt is not None)
+        def texts() -> Iterator[tuple[str, bool]]:
+            within = False  # a text that comes in pieces
+            for text, label, prompt, _, more in documents:
+                if not within:
+                    index = names.setdefault(label, len(names)) if isinstance(label, str) else label
+                    labels.append(index)
+                    of_pairs.append(prompt is not None)
+                    counts["documents"] += 1
                 parts = [text] if prompt is None else [prompt, text]
                 size = sum(len(part.encode("utf-8")) for part in parts)
-                counts["documents"] += 1
                 counts["characters"] += sum(map(len, parts))
                 counts["bytes"] += size
-                advance(1, MB=size / 1e6)
-                yield from parts
+                advance(not within, MB=size / 1e6)
+                within = more
+                if prompt is not None:
+                    yield prompt, False
+                yield text, more
 
-        encoded = tokenization.encode_documents(tokenizer, texts())
-        for first in encoded:
-            parts = [first]
-            if of_pairs.popleft():
-                prompts.append(len(first))
-                parts.append(next(encoded))
-            ids = np.concatenate(parts)
+        size, is_prompt = 0, None  # of the document so far
+        for ids, is_last in tokenization.encode_pieces(tokenizer, texts()):
+            is_prompt = of_pairs[0] if is_prompt is None else is_prompt
             file.write(ids.astype(dtype).tobytes())
-            sizes.append(len(ids))
+            size += len(ids)
             counts["tokens"] += len(ids)
             if unknown is not None:
                 counts["unknown_tokens"] += int((ids == unknown).sum())
+            if is_last and is_prompt:
+                prompts.append(size)
+                is_prompt = False
+            elif is_last:
+                sizes.append(size)
+                of_pairs.popleft()
+                size, is_prompt = 0, None
 
     return Encoded(
         path,
         dtype,
-        np.array(sizes, np.int32),
+        np.array(sizes, np.int64),
         np.array(labels, np.int32),
         tuple(names),
         counts,
@@ -139,7 +147,7 @@ def join(path: Path, pieces: Iterable[tuple[np.ndarray, Encoded]], tokenizer: To
       tokenizer: which encoded them.
     """
     none = np.zeros(0, np.int32)
-    sizes, labels, prompts = [none], [none], [none]
+    sizes, labels, prompts = [np.zeros(0, np.int64)], [none], [none]
     names: dict[str, int] = {}
     counts = dict.fromkeys(COUNTS, 0)
     with path.open("wb", buffering=2**20) as file:

@@ -89,11 +89,34 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     Raises:
       ValueError: a text holds the mask all the same, as it is none of the special tokens.
     """
+    begun: list[np.ndarray] = []  # the pieces so far of a document
+    for ids, is_last in encode_pieces(tokenizer, ((text, False) for text in texts)):
+        begun.append(ids)
+        if is_last:
+            yield np.concatenate(begun)
+            begun = []
+
+
+def encode_pieces(
+    tokenizer: Tokenizer, texts: Iterable[tuple[str, bool]]
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """As `encode_documents`, of texts that are never whole in memory.
+
+    Args:
+      tokenizer: of them.
+      texts: each with whether it is a piece of a text that goes on with the next. Where they are
+        cut changes no token.
+
+    Yields:
+      Some i64[tokens] of a text, and whether they are its last, which the separator ends.
+
+    Raises:
+      ValueError: as `encode_documents`.
+    """
     special = special_ids(tokenizer)
     end = np.array([special.sep])
     plain = literal(tokenizer)
-    begun: list[np.ndarray] = []  # the pieces so far of a document
-    for chunk in _chunks(texts):
+    for chunk in _chunks(cut_pieces(texts)):
         encodings = plain.encode_batch_fast([piece for piece, _ in chunk], add_special_tokens=False)
         for encoding, (_, is_last) in zip(encodings, chunk, strict=True):
             ids = np.array(encoding.ids, np.int64)
@@ -102,10 +125,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
                     f"a document holds {mask_token(tokenizer)}, which this tokenizer must have as "
                     "a special token to read it as plain text"
                 )
-            begun.append(ids)
-            if is_last:
-                yield np.concatenate([*begun, end])
-                begun = []
+            yield (np.concatenate([ids, end]) if is_last else ids), is_last
 
 
 def cut(text: str) -> Iterator[str]:
@@ -117,6 +137,25 @@ def cut(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def cut_pieces(texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """What `cut` makes of texts that come in pieces themselves.
+
+    Args:
+      texts: each with whether it goes on with the next.
+
+    Yields:
+      A piece, and whether it is its text's last.
+    """
+    begun = ""
+    for text, more in texts:
+        *done, begun = cut(begun + text)
+        for piece in done:
+            yield piece, False
+        if not more:
+            yield begun, True
+            begun = ""
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
@@ -185,17 +224,15 @@ def _first(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
     return next((index for index in found if index is not None), None)
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of the texts, each with whether it is its text's last, some `_CHUNK` characters."""
+def _chunks(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """The pieces in lists of some `_CHUNK` characters."""
     chunk: list[tuple[str, bool]] = []
     size = 0
-    for text in texts:
-        pieces = list(cut(text))
-        for number, piece in enumerate(pieces, 1):
-            chunk.append((piece, number == len(pieces)))
-            size += len(piece)
-            if size >= _CHUNK:
-                yield chunk
-                chunk, size = [], 0
+    for piece in pieces:
+        chunk.append(piece)
+        size += len(piece[0])
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
     if chunk:
         yield chunk

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from mdlm_jax.data.config import TOKENIZERS
-from mdlm_jax.data.corpora.documents import Document
+from mdlm_jax.data.corpora.documents import Document, whole
 from mdlm_jax.data.tokens import tokenization
 from mdlm_jax.data.tokens.encoding import Encoded
 
@@ -111,7 +111,7 @@ def _chosen(encoded: Encoded, unknown: int) -> set[int]:
 
 
 def _at(documents: Iterable[Document], chosen: set[int]) -> Iterator[Document]:
-    upto = itertools.islice(documents, max(chosen) + 1)
+    upto = itertools.islice(whole(documents, most=_CHARACTERS), max(chosen) + 1)
     return (document for number, document in enumerate(upto) if number in chosen)
 
 

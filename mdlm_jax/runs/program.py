@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from optax.contrib import MuonDimensionNumbers
 
 from mdlm_jax.diffusion import noise
 from mdlm_jax.host import parallel
@@ -23,6 +24,10 @@ from mdlm_jax.training.step import make_step
 
 Array = jax.Array
 PyTree = Any
+
+
+# Axes of kernels along which they are matrices of their own.
+_SEPARATE_MATRICES = ("layers", "qkv", "gate_up", "branches", "modulation")
 
 
 class Program(NamedTuple):
@@ -115,6 +120,7 @@ def make_program(
     optimizer, schedule = make_optimizer(
         experiment.optimizer,
         training.steps,
+        matrices=matrices(experiment, encoder),
         multipliers=rate_multipliers(experiment, encoder),
         frozen=frozen,
     )
@@ -152,6 +158,26 @@ def frozen_parameters(experiment: Experiment, encoder: Any) -> PyTree | None:
             f"optimizer.freeze {experiment.optimizer.freeze!r} leaves nothing to train: name fewer"
         )
     return frozen
+
+
+def matrices(experiment: Experiment, encoder: Any) -> PyTree | None:
+    """Of each kernel its rows and columns, as Muon wants them; None where AdamW does it all.
+
+    Layers, the three of attention and the halves of a gated MLP are matrices of their own, as they
+    are multiplied by themselves; the heads of one are side by side in one matrix.
+    """
+    if experiment.optimizer.name != "muon":
+        return None
+
+    def of(path: tuple, axes: tuple[str, ...]) -> MuonDimensionNumbers | None:
+        if jax.tree_util.keystr(path[-1:], simple=True) != "kernel":
+            return None
+        places = [i for i, axis in enumerate(axes) if axis not in _SEPARATE_MATRICES]
+        columns = 2 if axes[-1] == "head_dim" else 1
+        return MuonDimensionNumbers(tuple(places[:-columns]), tuple(places[-columns:]))
+
+    axes = network_of(encoder).logical_axes(encoder)
+    return jax.tree.map_with_path(of, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
 def rate_multipliers(experiment: Experiment, encoder: Any) -> PyTree | None:

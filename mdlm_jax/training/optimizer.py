@@ -1,4 +1,4 @@
-"""AdamW with a clipped gradient, warm-up and decay, all from optax; parts slower, or frozen."""
+"""AdamW or Muon, the gradient clipped, with warm-up and decay: all from optax; parts frozen."""
 
 import dataclasses
 import math
@@ -8,18 +8,26 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 PyTree = Any
 
+NAMES = ("adamw", "muon")
 DECAYS = ("cosine", "linear", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), or Muon for the matrices.
 
     Attributes:
+      name: 'adamw', or 'muon': the kernels' momentum is made orthogonal before it is added (Jordan
+        et al. 2024, https://kellerjordan.github.io/posts/muon), each matrix by itself; embeddings,
+        biases and norms are AdamW's, without weight decay and with Nesterov's momentum.
       learning_rate: the peak, which is reached after the warm-up.
+      matrix_learning_rate: of muon, the peak for the kernels; it rises and falls with the other. It
+        is used as it is for square matrices, and times the root of outputs / inputs where a matrix
+        has more outputs than inputs. 0 with adamw.
       warmup_steps: steps of linear rise from 0.
       decay: the shape of the fall from the peak to the end of the run: 'cosine', 'linear' or
         'constant'.
@@ -37,7 +45,9 @@ class OptimizerConfig:
       ValueError: if a value is out of its range.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
+    matrix_learning_rate: float = 0.0
     warmup_steps: int = 1000
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     final_fraction: float = 0.1
@@ -50,7 +60,16 @@ class OptimizerConfig:
     freeze: str = ""
 
     def __post_init__(self):
+        muon = self.name == "muon"
+        rate = self.matrix_learning_rate
         checks = {
+            "name": (self.name in NAMES, f"be one of {', '.join(NAMES)}"),
+            "matrix_learning_rate": (
+                0 < rate < math.inf if muon else rate == 0,
+                "be positive where optimizer.name is 'muon'"
+                if muon
+                else "be 0 where optimizer.name is not 'muon'",
+            ),
             "learning_rate": (0 < self.learning_rate < math.inf, "be positive"),
             "warmup_steps": (self.warmup_steps >= 0, "be at least 0"),
             "decay": (self.decay in DECAYS, f"be one of {', '.join(DECAYS)}"),
@@ -76,16 +95,20 @@ def make_optimizer(
     config: OptimizerConfig,
     steps: int,
     *,
+    matrices: PyTree | None = None,
     multipliers: PyTree | None = None,
     frozen: PyTree | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a run of `steps` steps, and its learning rate by number of updates.
 
-    What `layer_decay` and `freeze` mean depends on the model, which gives a tree for each.
+    What Muon, `layer_decay` and `freeze` mean depends on the model, which gives a tree for each.
 
     Args:
       config: all else.
       steps: length of the run.
+      matrices: of muon, a tree as of the parameters: at each kernel an
+        `optax.contrib.MuonDimensionNumbers`, which says what its rows and columns are; None at all
+        else. Where it is None itself, the optimizer can tell its schedule, and not update.
       multipliers: of the learning rate, and so of the weight decay; a tree as of the parameters,
         each leaf broadcast against its parameter. By default all are 1.
       frozen: a tree of booleans as of the parameters, True at those that stay as they are; no
@@ -100,15 +123,8 @@ def make_optimizer(
             f"not {config.warmup_steps}"
         )
     schedule = _schedule(config, steps)
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    rule = _muon(config, matrices, schedule) if config.name == "muon" else _adamw(config, schedule)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if frozen is not None:
         labels = jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
         parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
@@ -141,6 +157,38 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree.map_with_path(
         lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
     )
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+
+
+def _muon(
+    config: OptimizerConfig, matrices: PyTree | None, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """One schedule for both parts, of which the kernels' is a multiple."""
+
+    def dimensions(params: PyTree) -> PyTree:
+        # Where Optax asks which state is a parameter's, the parameters are a node without leaves.
+        return matrices if jax.tree.leaves(params) else params
+
+    rule = optax.contrib.muon(
+        learning_rate=config.matrix_learning_rate / config.learning_rate,
+        weight_decay=config.weight_decay,
+        eps=config.eps,
+        adam_learning_rate=1.0,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+    return optax.chain(rule, optax.scale_by_schedule(schedule))
 
 
 def _schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

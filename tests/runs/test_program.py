@@ -1,6 +1,7 @@
 """What the training step of a config draws, and which parameters it leaves alone."""
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -174,6 +175,38 @@ def test_a_step_is_made_of_what_the_config_says(monkeypatch):
     assert seen["prepare"] is program.prepare and seen["shardings"] is program.shardings
     rates = [float(seen["schedule"](step)) for step in (0, 20, 40)]
     assert rates == pytest.approx([0.5, 0.275, 0.05])  # to a tenth
+
+
+def test_muon_is_told_rows_and_columns_of_each_kernel():
+    """Those that are multiplied by themselves: layers, q, k and v, a gated MLP's halves."""
+    settings = experiment(optimizer={"name": "muon", "matrix_learning_rate": 0.01})
+    encoder = dataclasses.replace(
+        settings.planned_encoder(), gated=True, mlp_width=32, time_conditioning=True
+    )
+    found = by_name(program_module.matrices(settings, encoder))
+    shapes = by_name(jax.eval_shape(lambda: bert.init(jax.random.key(0), encoder)))
+    sizes = {
+        name: tuple(math.prod(shapes[name].shape[i] for i in axes) for axes in dims)
+        for name, dims in found.items()
+        if dims is not None
+    }
+    assert {name for name in shapes if name.endswith("kernel")} == set(sizes)
+    assert sizes == {
+        "encoder/blocks/attention/qkv/kernel": (16, 16),
+        "encoder/blocks/attention/out/kernel": (16, 16),
+        "encoder/blocks/mlp/up/kernel": (16, 32),
+        "encoder/blocks/mlp/down/kernel": (32, 16),
+        "encoder/blocks/modulation/kernel": (16, 16),
+        "encoder/time/up/kernel": (256, 16),
+        "encoder/time/down/kernel": (16, 16),
+        "head/transform/kernel": (16, 16),
+    }
+    assert program_module.matrices(experiment(), encoder) is None
+
+
+def by_name(tree):
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: x is None or hasattr(x, "_fields"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 @pytest.mark.parametrize(

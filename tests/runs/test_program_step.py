@@ -93,6 +93,32 @@ def test_a_step_is_the_one_that_its_config_names():
     jax.tree.map(compare, state.ema, ema)
 
 
+def test_a_muon_step_moves_every_kernel_by_its_rate_and_lies_where_it_did():
+    """Orthogonal updates: the directions that so small a batch has a gradient in move alike."""
+    program = program_of(
+        optimizer={
+            "name": "muon", "matrix_learning_rate": 0.05, "learning_rate": 0.01,
+            "weight_decay": 0.0,
+        }
+    )  # fmt: skip
+    state = program.init()
+    before = jax.device_get(state.params)
+    state, metrics = program.step(state, parallel.put_batch(batch_of(4), MESH, 4))
+    assert jax.tree.map(lambda x: x.sharding, state) == program.shardings
+    assert float(metrics["learning_rate"]) == pytest.approx(0.01)
+    moved = jax.tree.map(np.subtract, jax.device_get(state.params), before)
+    blocks = moved["encoder"]["blocks"]
+    matrices = [
+        *np.moveaxis(blocks["attention"]["qkv"]["kernel"], 2, 1).reshape(6, 16, 16),
+        *blocks["attention"]["out"]["kernel"].reshape(2, 16, 16),
+        *blocks["mlp"]["up"]["kernel"],
+        moved["head"]["transform"]["kernel"],
+    ]
+    for matrix in matrices:
+        values = np.linalg.svd(matrix, compute_uv=False) / 0.05
+        assert (values[:4] > 0.6).all() and values[0] < 1.3, values
+
+
 def test_given_parameters_are_padded_for_the_mesh_and_given_up():
     program = program_of(vocab_multiple=8)
     given = jax.device_get(bert.init(jax.random.key(9), program_of().encoder))

@@ -4,7 +4,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from optax.contrib import MuonDimensionNumbers
 
 from mdlm_jax.training.optimizer import (
     OptimizerConfig,
@@ -208,3 +210,95 @@ def test_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup_steps must be at most the run's 5 steps, not 10"):
         make_optimizer(CONFIG, steps=5)
     assert make_optimizer(OptimizerConfig(warmup_steps=5), 5)[1](5) == pytest.approx(3e-4)
+
+
+MUON = OptimizerConfig(
+    name="muon", learning_rate=0.5, matrix_learning_rate=0.2, warmup_steps=0, decay="constant",
+    weight_decay=0.1, clip_norm=math.inf,
+)  # fmt: skip
+KERNELS = {
+    "layers": {
+        "dense": {"kernel": MuonDimensionNumbers((1,), (2,)), "bias": None},
+    },
+    "norm": {"scale": None},
+    "tokens": {"embedding": None},
+}
+
+
+def orthogonalised(gradient):
+    """Muon's first step for one matrix in numpy float64 (Jordan et al. 2024)."""
+    x = np.asarray(gradient, np.float64)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_makes_each_kernels_update_orthogonal_and_leaves_the_rest_to_adam():
+    gradient = drawn(3)
+    (updates,), _ = updates_of(make_optimizer(MUON, 10, matrices=KERNELS)[0], [gradient])
+    for layer in range(2):
+        expected = orthogonalised(gradient["layers"]["dense"]["kernel"][layer])
+        found = updates["layers"]["dense"]["kernel"][layer]
+        np.testing.assert_allclose(found, -0.2 * (expected + 0.1 * 1.0), rtol=2e-3, atol=2e-5)
+    for found, g in (
+        (updates["layers"]["dense"]["bias"], gradient["layers"]["dense"]["bias"]),
+        (updates["tokens"]["embedding"], gradient["tokens"]["embedding"]),
+    ):  # Adam's first step is the gradient's sign; Nesterov's look ahead makes it a little longer.
+        assert (np.sign(found) == -np.sign(g)).all()
+        np.testing.assert_allclose(np.abs(found), np.abs(found).ravel()[0], rtol=1e-4)
+
+
+def test_muon_takes_wide_matrices_further():
+    """By the root of outputs over inputs, so that the outputs move alike."""
+    gradient = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    config = dataclasses.replace(MUON, weight_decay=0.0)
+    sizes = []
+    for kernel in (gradient, gradient.T):
+        matrices = {"kernel": MuonDimensionNumbers((0,), (1,))}
+        params = {"kernel": jnp.zeros(kernel.shape)}
+        optimizer, _ = make_optimizer(config, 10, matrices=matrices)
+        (updates,), _ = updates_of(optimizer, [{"kernel": kernel}], params)
+        sizes.append(np.linalg.norm(updates["kernel"]))
+    assert sizes[0] / sizes[1] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_muons_parts_follow_one_schedule():
+    config = dataclasses.replace(MUON, warmup_steps=4, weight_decay=0.0, decay="linear")
+    optimizer, schedule = make_optimizer(config, 8, matrices=KERNELS)
+    flat, _ = make_optimizer(
+        dataclasses.replace(config, warmup_steps=0, decay="constant"), 8, matrices=KERNELS
+    )
+    gradients = [drawn(i) for i in range(3)]
+    (moving, state), (still, _) = updates_of(optimizer, gradients), updates_of(flat, gradients)
+    for step, (a, b) in enumerate(zip(moving, still, strict=True)):
+        factor = float(schedule(step)) / 0.5
+        jax.tree.map(lambda x, y, f=factor: np.testing.assert_allclose(x, f * y, rtol=1e-5), a, b)
+    assert int(optax.tree.get(state, "ScaleByScheduleState").count) == 3
+
+
+def test_muon_leaves_what_is_frozen_alone():
+    frozen = jax.tree.map(lambda x: False, STACKED)
+    frozen["tokens"]["embedding"] = True
+    optimizer, _ = make_optimizer(MUON, 10, matrices=KERNELS, frozen=frozen)
+    (updates,), state = updates_of(optimizer, [drawn(0)])
+    (free,), _ = updates_of(make_optimizer(MUON, 10, matrices=KERNELS)[0], [drawn(0)])
+    assert not updates["tokens"]["embedding"].any()
+    np.testing.assert_array_equal(
+        updates["layers"]["dense"]["kernel"], free["layers"]["dense"]["kernel"]
+    )
+    assert (5, 3) not in {leaf.shape for leaf in jax.tree.leaves(state)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "sgd"}, "optimizer.name must be one of adamw, muon, not 'sgd'"),
+        ({"name": "muon"}, "matrix_learning_rate must be positive where optimizer.name is 'muon'"),
+        ({"matrix_learning_rate": 0.1}, "must be 0 where optimizer.name is not 'muon'"),
+    ],
+)
+def test_a_rate_for_matrices_is_muons(changes, told):
+    with pytest.raises(ValueError, match=told):
+        OptimizerConfig(**changes)

@@ -84,7 +84,8 @@ def test_a_run_does_what_its_config_says_and_goes_on(start, capsys):
     """Autoregressive, whose first token is told by the separator alone; every number is another."""
     pytest.importorskip("tensorboardX")
     job, code = start(steps=5)
-    first, last = capsys.readouterr().out.splitlines()
+    first, last, report, then = capsys.readouterr().out.splitlines()
+    assert report == f"report: {job.workdir / 'report.html'}" and then.startswith("next: ")
     assert code == 0 and not job.goes_on
     assert f", 1 cpu device(s), logging to {job.workdir}" in first
     figure = r"\d+\.\d{3}"

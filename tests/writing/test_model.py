@@ -105,6 +105,13 @@ def test_likelihood_is_that_of_the_rooms_below(model, folder):
     assert repr(bound).endswith(f"{bound.tokens.sum()} tokens of {len(parts)} rows")
 
 
+def test_special_tokens_that_are_spelt_out_are_plain_text(model):
+    text = "[MASK] wool"
+    ids = data.tokens.tokenization.literal(model.tokenizer).encode(text).ids
+    assert model.mask_id not in ids and len(ids) > len(model.tokenizer.encode(text).ids)
+    assert model.likelihood(text, draws=2).tokens.tolist() == [len(ids)]
+
+
 def test_bert_of_hugging_face_is_loaded_and_fills():
     """A golden checkpoint of random weights, which was trained for nothing."""
     model = mdlm_jax.load(GOLDEN / "bert")

@@ -1,8 +1,8 @@
 """Corpora, tokenizers and deterministic batches of rows; knows no network.
 
 `prepare(Config(...))` gives rows of tokens, made once and cached; `train_batches` and
-`eval_batches` read them. What a name needs is loaded when it is first asked for: a config needs
-neither tokenizers nor grain.
+`eval_batches` read them. Modules are loaded when they are first used: a config needs neither
+tokenizers nor grain.
 
 | module | what it holds |
 |---|---|

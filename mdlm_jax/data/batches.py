@@ -1,4 +1,4 @@
-"""Batches of rows: training batches are a function of (seed, step), evaluation's of rows."""
+"""Batches of rows: training batches are a function of (seed, step), evaluation's of the rows."""
 
 import sys
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Training batches, of which this process reads its rows.
+    """Training batches; this process reads its own rows of them.
 
     Attributes:
-      rows: what is read, N rows.
+      rows: the N rows that are read.
       order: endless `grain.MapDataset` of row indices, every N of them a new permutation.
       batch_size: rows B of the global batch.
       local: i64[b], which of the B rows this process reads.
@@ -29,7 +29,7 @@ class TrainBatches:
     local: np.ndarray
 
     def at(self, step: int) -> Batch:
-        """The batch of a step (0, 1, ...), whichever were read before.
+        """The batch of a step (0, 1, ...), in any order.
 
         Returns:
           tokens i32[b, L], maskable bool[b, L], label i32[b], and of padded rows valid bool[b, L]
@@ -50,9 +50,9 @@ class TrainBatches:
 def train_batches(
     rows: Rows, *, batch_size: int, seed: int, local: np.ndarray | None = None
 ) -> TrainBatches:
-    """Shuffled batches without end: each epoch visits every row once, in an order of its own.
+    """Endless shuffled batches: each epoch visits every row once, in a new order.
 
-    Batches run on across the end of an epoch, so that no row is left out.
+    Batches continue across the end of an epoch, so that no row is left out.
 
     Args:
       rows: N rows.
@@ -81,7 +81,7 @@ def train_batches(
 def eval_batches(rows: Rows, *, batch_size: int) -> Iterator[Batch]:
     """Every row once, in order.
 
-    The last batch is filled up with rows of zeros that have no maskable position, whose ids go on
+    The last batch is filled up with rows of zeros without maskable positions; their ids continue
     from N.
 
     Yields:

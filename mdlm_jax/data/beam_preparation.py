@@ -1,11 +1,12 @@
 """Documents to tokens on many machines: an Apache Beam pipeline with the bytes of `encoding`.
 
-    prepare(config, encode=encoder("DataflowRunner", ["project=p", "region=r", "temp_location=gs://b/t"]))
+    prepare(config, encode=encoder("DataflowRunner", ["project=p", "region=r",
+    "temp_location=gs://b/t"]))
 
-Workers read parts of the corpus, hand batches of documents on, and encode each by itself; what a
-document becomes does not depend on the others. Each batch leaves a file, named by its place in
-the corpus. The process that started the pipeline joins them in order, and lays out the rows from
-them as it does without Beam. The tokenizer is trained there too, on the first characters alone.
+Workers read parts of the corpus, pass batches of documents on, and encode each batch by itself. The
+tokens of a document do not depend on other documents. Each batch becomes a file that is named by
+its place in the corpus. The process that started the pipeline joins them in order and lays out the
+rows as it does without Beam. It also trains the tokenizer, on the first characters only.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from mdlm_jax.data.tokens.encoding import Encode, Encoded
 # Beam's runner that needs no other machine.
 LOCAL = "DirectRunner"
 
-# Characters of a batch: what a worker holds, and hands on, at a time.
+# Characters of a batch, which a worker holds and passes on at a time.
 _BATCH = 2**20
 
 
@@ -42,16 +43,16 @@ def encoder(runner: str, options: Sequence[str] = ()) -> Encode:
     """Encodes splits as `encoding.encode_splits` does, by a Beam pipeline.
 
     Args:
-      runner: Beam's name of what runs it: 'DirectRunner' (here), 'DataflowRunner'.
+      runner: Beam's name of the runner: 'DirectRunner' (this machine), 'DataflowRunner'.
       options: of Beam, 'name=value' or 'name': 'direct_num_workers=8', 'project=my-project'. Any
-        runner but the local one needs `temp_location`, which all its machines and this one see;
-        what is written there is removed again.
+        runner but the local one needs `temp_location`, which its machines and this one see. Files
+        written there are removed again.
 
     Raises:
       ValueError: Beam does not know the runner or an option, or they do not fit.
 
     What it returns raises:
-      ValueError: what a document has wrong, as without Beam.
+      ValueError: a document is wrong, as without Beam.
       OSError: the pipeline failed.
     """
     parsed = _options(runner, options)
@@ -81,7 +82,7 @@ def check_reachable(config: Config, runner: str) -> None:
     """Checks that the machines of a runner can read the text.
 
     Raises:
-      ValueError: Dataflow's are to read what is no file in a bucket.
+      ValueError: Dataflow's machines would have to read files outside of buckets.
     """
     if runner != "DataflowRunner":
         return
@@ -130,7 +131,7 @@ def _unlogged(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _batches_place(temp: str | None, folder: Path) -> Iterator[str]:
-    """Where workers leave what they encoded, empty before and gone afterwards."""
+    """The folder of the workers' output, empty before and removed afterwards."""
     place = f"{temp.rstrip('/') if temp else folder}/batches-{uuid.uuid4().hex}"
     if not is_url(place):
         Path(place).mkdir(parents=True)
@@ -161,12 +162,12 @@ def _run(
                 | "batches to all" >> beam.Reshuffle()
                 | "encode" >> beam.ParDo(_Encode(tokenizer.to_str(), place))
             )
-    except Exception as error:  # Runners have no common class; Beam has logged the traceback.
+    except Exception as error:  # Runners have no common error class; Beam has logged the traceback.
         raise OSError(f"the Beam pipeline failed: {_last_word(error)}") from error
 
 
 def _last_word(error: Exception) -> str:
-    """What a worker raised: the last line of its traceback, where that is all Beam hands on."""
+    """The error of a worker: the last line of its traceback, if Beam passes no more on."""
     lines = [line for line in str(error).splitlines() if line and not line[0].isspace()]
     return lines[-1] if lines else type(error).__name__
 
@@ -206,7 +207,7 @@ class _Encode(beam.DoFn):
         self._version = tokenizers.__version__
 
     def setup(self):
-        if tokenizers.__version__ != self._version:  # which could read the text otherwise
+        if tokenizers.__version__ != self._version:  # another version may tokenize differently
             raise RuntimeError(
                 f"a worker has tokenizers {tokenizers.__version__}, the machine that started the "
                 f"pipeline {self._version}"
@@ -225,7 +226,7 @@ class _Encode(beam.DoFn):
 
 
 def _refuse(place: str, name: str, error: ValueError) -> None:
-    """Bad input is no failure that trying again would mend: it is told at the end."""
+    """Reports bad input at the end, because trying again would not help."""
     open_store(place).write(f"refused-{name}", str(error).encode("utf-8"))
 
 

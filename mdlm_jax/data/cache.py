@@ -1,8 +1,8 @@
 """Where prepared data is kept: a folder of this machine, one that several mount, or a bucket.
 
-A folder appears whole or not at all, whoever dies at whatever moment. Processes of one machine wait
-for each other at a lock, which the system lets go of when they end; machines wait for each other at
-a claim (`claims`), for a lock may not reach beyond one.
+A folder appears whole or not at all, even if a process dies at any moment. Processes of one machine
+wait for each other at a lock, which the system releases when they end. Machines wait for each other
+at a claim (`claims`), because a lock may not work between machines.
 """
 
 import contextlib
@@ -29,24 +29,24 @@ class Cache(NamedTuple):
     """Prepared data by name.
 
     Attributes:
-      folder: where it is read; of this machine, or shared by several.
-      bucket: where it is kept for all machines, each of which copies what it needs into `folder`;
-        None where the folder is all there is.
+      folder: where it is read, on this machine or shared by several.
+      bucket: where it is kept for all machines; each copies what it needs into `folder`. None if
+        there is only the folder.
     """
 
     folder: Path
     bucket: Store | None
 
     def obtain(self, name: str, make: Callable[[Path], None]) -> Path:
-        """The folder `name`; where it is nowhere, one process of all makes it.
+        """The folder `name`. If it does not exist, one process of all makes it.
 
         Args:
-          name: follows from all that the contents depend on.
-          make: fills an empty folder that lies beside it.
+          name: follows from everything that the contents depend on.
+          make: fills an empty folder beside it.
 
         Raises:
-          ValueError: what the bucket holds is damaged.
-          OSError: the disk is full, or the bucket cannot be used; what was begun is removed.
+          ValueError: the bucket's contents are damaged.
+          OSError: the disk is full, or the bucket cannot be used; unfinished files are removed.
         """
         path = self.folder / name
         if self._is_here(name):
@@ -66,7 +66,7 @@ class Cache(NamedTuple):
         return path
 
     def names(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and cards of all that is prepared: of the folder first, then of the bucket."""
+        """Names and cards of all prepared data: first of the folder, then of the bucket."""
         for file in sorted(self.folder.glob(f"*/{CARD}")):
             if file.parent.suffix != _INCOMPLETE:
                 yield file.parent.name, read_card(file.parent)
@@ -102,7 +102,7 @@ class Cache(NamedTuple):
             self.bucket.upload(path, name, last=CARD)
 
     def _fetch(self, name: str, holder: str) -> None:
-        """Copies a folder from the bucket; replaces one that is another's of the same name."""
+        """Copies a folder from the bucket, in place of another folder of the same name."""
         card = self._shared_card(name)
         path = self.folder / name
         with _appearing(path, holder) as incomplete:
@@ -114,7 +114,7 @@ class Cache(NamedTuple):
                     f"{found[:12]}, not the one that its {CARD} tells; remove it, and prepare it "
                     "again"
                 )
-            if path.is_dir():  # Whoever has it open goes on reading it.
+            if path.is_dir():  # A process that has it open can still read it.
                 path.rename(incomplete.with_name(f"replaced.{incomplete.name}"))
         for replaced in self.folder.glob(f"replaced.*.{holder}{_INCOMPLETE}"):
             shutil.rmtree(replaced)
@@ -135,9 +135,9 @@ def open_cache(place: str | Path | None) -> Cache:
 
 @contextlib.contextmanager
 def _one_process(folder: Path) -> Iterator[str]:
-    """Lets one process of a machine in; yields the name that it has among all machines'.
+    """Lets one process of a machine in. Yields its name among all machines.
 
-    Of two processes with one name the earlier is dead.
+    Of two processes with the same name the earlier one is dead.
     """
     with (folder / "lock").open("a+") as file:
         try:
@@ -145,15 +145,15 @@ def _one_process(folder: Path) -> Iterator[str]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            yield f"{claims.host()}-{uuid.uuid4().hex[:8]}"  # The claim alone must do.
+            yield f"{claims.host()}-{uuid.uuid4().hex[:8]}"  # Only the claim protects.
             return
         file.seek(0)
         own = file.read()
-        if not own:  # Machines may have one name, as containers do, and other folders.
+        if not own:  # Machines may share a name, as containers do, and have other folders.
             own = uuid.uuid4().hex[:8]
             file.write(own)
             file.flush()
-        yield f"{claims.host()}-{own}"  # The system lets go of the lock when the process ends.
+        yield f"{claims.host()}-{own}"  # The system releases the lock when the process ends.
 
 
 def _flock(file: Any, folder: Path) -> None:
@@ -166,10 +166,10 @@ def _flock(file: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _appearing(path: Path, holder: str) -> Iterator[Path]:
-    """An empty folder that becomes `path` when the block ends well, and vanishes when not.
+    """An empty folder that becomes `path` if the block succeeds, and is removed if not.
 
-    Removes what was left by processes that were killed: those of this machine, for it has one at
-    a time, and those at the same work, for its claim is held.
+    It removes the remains of killed processes: of this machine, which has one at a time, and of the
+    same work, whose claim is held here.
     """
     incomplete = path.with_name(f"{path.name}.{holder}{_INCOMPLETE}")
     for pattern in (f"*.{holder}{_INCOMPLETE}", f"{path.name}*{_INCOMPLETE}"):

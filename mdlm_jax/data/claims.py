@@ -1,7 +1,7 @@
-"""Work that one machine does for all: it claims it, the others wait until it is done.
+"""Work that one machine does for all: one machine claims it, and the others wait.
 
-A claim spares work and no more: what is made must appear whole, so that two who make it at once
-(the first was thought dead, and was not) do no harm.
+A claim only saves work. The result must appear whole, so that two machines that make it at once do
+no harm (if the first was thought dead and was not).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mdlm_jax.data.stores import Store
 
-# Who holds a claim says so every so many seconds; who has been silent for so many is dead.
+# Seconds between signs of life of a claim's holder, and seconds of silence after which it is dead.
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 POLL_SECONDS = 1.0
@@ -25,16 +25,16 @@ POLL_SECONDS = 1.0
 def one_at_a_time(
     store: Store, name: str, *, holder: str, done: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Yields True to the one machine that is to do some work, False to the others, after it.
+    """Yields True to the one machine that does the work, and False to the others afterwards.
 
-    Who waits and hears nothing of the claim's holder for a minute takes the claim over. Clocks of
-    different machines are never compared.
+    A machine that waits, and sees no sign of the claim's holder for a minute, takes the claim over.
+    Clocks of different machines are never compared.
 
     Args:
-      store: that all machines see.
-      name: of the claim, a file in it.
-      holder: who claims it, a word. A claim that this one holds already is of a process that was
-        killed, for it holds one at a time.
+      store: a store that all machines see.
+      name: the name of the claim, a file in it.
+      holder: the name of this claimant. If it holds the claim already, that was by a process that
+        was killed, because it holds one at a time.
       done: whether the work is done.
     """
     heard, since, told = None, 0.0, False
@@ -66,7 +66,7 @@ def one_at_a_time(
 
 @contextlib.contextmanager
 def _kept_alive(store: Store, name: str, mine: str) -> Iterator[None]:
-    """Says every few seconds that the holder is alive, and gives the claim up at the end."""
+    """Signals every few seconds that the holder is alive, and releases the claim at the end."""
     ended = threading.Event()
 
     def is_mine() -> bool:
@@ -76,7 +76,7 @@ def _kept_alive(store: Store, name: str, mine: str) -> Iterator[None]:
         count = 0
         while not ended.wait(BEAT_SECONDS):
             count += 1
-            # A beat that fails is told by its silence, not here: the work does not depend on it.
+            # A failed beat shows by its silence; the work does not depend on it.
             with contextlib.suppress(OSError):
                 if is_mine():
                     store.write(name, f"{mine} {count}".encode())
@@ -88,12 +88,12 @@ def _kept_alive(store: Store, name: str, mine: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        # What is left behind falls silent; it must not hide what the work itself raised.
+        # A claim left behind falls silent. It must not hide an error of the work itself.
         with contextlib.suppress(OSError):
             if is_mine():
                 store.remove(name)
 
 
 def host() -> str:
-    """What this machine is called, in a form that names of files may hold."""
+    """The name of this machine, in a form that file names may hold."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in socket.gethostname())

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: asked quietly, and its refusals in one line."""
+"""The Hugging Face hub: quiet requests, and errors in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def asked(subject: str, accepted: str) -> Iterator[None]:
-    """Within it the hub is asked for a file or a folder.
+    """For requests of a file or a folder of the hub.
 
     Args:
-      subject: how the message begins: what was asked for, and what it is not.
-      accepted: how the message ends: what may be asked for.
+      subject: the beginning of the message: what was asked for, and what it is not.
+      accepted: the end of the message: what is accepted.
 
     Raises:
       ValueError: in place of whatever the network, the hub or the reader of its files raised.
@@ -21,7 +21,7 @@ def asked(subject: str, accepted: str) -> Iterator[None]:
     logging.set_verbosity_error()  # it would report every retry
     try:
         yield
-    except Exception as error:  # of the network, of the hub, of `tokenizers`: all are its answer
+    except Exception as error:  # of the network, the hub or `tokenizers`
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
             f"{subject}, and the Hugging Face hub does not give it "

@@ -1,4 +1,4 @@
-"""JSON that people wrote, and the values that it must hold: its place is told where it is wrong."""
+"""JSON that people wrote, and checks of its values; errors name the place."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ def parse(text: str, place: str, *, wanted: str = "") -> Any:
 
     Args:
       text: the line.
-      place: what messages call it.
-      wanted: what a line must be, for the message of what is not JSON.
+      place: its name in messages.
+      wanted: what a line must be, for the message about text that is not JSON.
 
     Raises:
       ValueError: it is not JSON, nested too deeply, or has a number that is too long.
@@ -38,7 +38,7 @@ def parse(text: str, place: str, *, wanted: str = "") -> Any:
 
 
 def records(name: reading.Name | reading.File) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file that has one a line, each with what messages call its line.
+    """The objects of a file with one object a line, each with its line's name in messages.
 
     Raises:
       ValueError: a line is no object, or the file is no text; the file and the line are named.
@@ -52,13 +52,12 @@ def records(name: reading.Name | reading.File) -> Iterator[tuple[str, dict[str, 
 
 
 def load(name: reading.Name, of: type = dict, *, finite: bool = True) -> Any:
-    """The object, or the list, that a whole file is, such as a config.json.
+    """The object or list of a whole file, such as a config.json.
 
     Args:
       name: of the file.
       of: `dict` or `list`.
-      finite: whether NaN, Infinity and 1e999 are refused, as they are of a config; a result may
-        have been no number.
+      finite: whether NaN, Infinity and 1e999 are refused, as in a config. A result may hold them.
 
     Raises:
       ValueError: it is no such thing, or has such a number; the file and the line are named.
@@ -98,7 +97,7 @@ def label(value: Any, place: str) -> str:
 
 
 def check_characters(text: str, place: str) -> str:
-    """The text, if all of it are characters.
+    """The text, if it consists of characters.
 
     Raises:
       ValueError: it holds half of a surrogate pair, which JSON can spell.

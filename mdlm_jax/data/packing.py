@@ -33,8 +33,8 @@ class RowStream:
 def pack(tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int) -> RowStream:
     """Packs documents back to back, ordered by label (stably), into rows of `length` tokens.
 
-    Documents cross from row to row; only the last, partial row is dropped. A row across a border
-    takes the label of most of its tokens, of equals the lowest.
+    Documents cross from row to row, and only the last, partial row is dropped. A row with several
+    labels takes the label of most of its tokens, the lowest of equals.
 
     Args:
       tokens: ids of all documents end to end, separators included; perhaps mapped from disk.
@@ -57,16 +57,16 @@ def pack(tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int)
 def pad(
     tokens: np.ndarray, sizes: np.ndarray, labels: np.ndarray, length: int, pad_id: int
 ) -> RowStream:
-    """One document a row, in their order: cut after `length` tokens, or filled up with `pad_id`.
+    """One document a row, in order, cut after `length` tokens or filled up with `pad_id`.
 
     A document that is cut loses its separator with its end.
 
     Args:
-      tokens: ids of all documents end to end, separators included; perhaps mapped from disk.
+      tokens: ids of all documents end to end, with separators; may be mapped from disk.
       sizes: tokens of each document.
       labels: label of each document.
       length: tokens in a row, L.
-      pad_id: what fills up a row.
+      pad_id: fills up a row.
     """
     return _one_a_row(tokens, _starts(sizes), sizes, labels, length, pad_id)
 
@@ -81,10 +81,10 @@ def pair(
 ) -> RowStream:
     """One pair a row: prompt, separator, response, and separators to the row's end.
 
-    So a response's length is learned as its text is, and generation's canvas, the prompt and masks
-    to the row's end, is what was trained on (Nie et al. 2025, LLaDA). A response that does not fit
-    is cut, and then has no separator; a pair whose prompt leaves no room for one token of a
-    response is left out.
+    So a response's length is learned like its text, and generation's canvas (the prompt, and masks
+    to the row's end) is as in training (Nie et al. 2025, LLaDA). A response that does not fit is
+    cut and then has no separator. A pair whose prompt leaves no room for one token of a response is
+    left out.
 
     Args:
       tokens: ids of all pairs end to end, the separators behind prompt and response included;
@@ -129,7 +129,7 @@ def _slices(tokens: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _gathered(tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """Documents at `starts`, end to end, in chunks that end where a document does."""
+    """Documents at `starts`, end to end, in chunks that end with a document."""
     ends = np.cumsum(sizes, dtype=np.int64)
     first = 0
     while first < len(sizes):

@@ -1,4 +1,4 @@
-"""From a corpus to rows on disk, made once and found again by what made them."""
+"""From a corpus to rows on disk, made once and found again by their inputs."""
 
 import dataclasses
 import hashlib
@@ -24,26 +24,26 @@ from mdlm_jax.data.tokens.encoding import Encode, Encoded
 from mdlm_jax.data.tokens.loading import load_tokenizer
 from mdlm_jax.data.tokens.training import train_tokenizer
 
-# Raise it whenever the code makes other rows of the same corpus and configuration.
+# Raise it whenever the code makes other rows from the same corpus and config.
 _FORMAT = 2
 
-# Fields that came later than the format. At their defaults they are no part of the key: data that
-# were prepared before them are found again.
+# Fields that are newer than the format. At their defaults they are no part of the key, so that
+# older prepared data are found again.
 _LATER = ("prompt_field", "messages_field", "chat_template")
 
-# A tokenizer is trained on so many characters of the training split, the first ones.
+# A tokenizer is trained on this many first characters of the training split.
 TRAINING_CHARACTERS = 2**28
 
 
 def prepare(
     config: Config, cache_dir: str | Path | None = None, *, encode: Encode = encoding.encode_splits
 ) -> Prepared:
-    """Reads, tokenizes and lays out the corpus in rows, or loads what an earlier call left.
+    """Reads and tokenizes the corpus and lays it out in rows, or loads the rows of an earlier call.
 
-    The corpus is streamed: memory does not grow with its text (but by 8 bytes a document). Disk
-    space is needed for its tokens twice, 2 bytes each (4 where ids exceed 16 bits). A prepared
-    folder appears whole or not at all. Of all processes and machines that share `cache_dir` one
-    makes it, and the others wait. On a terminal, progress is shown on stderr.
+    The corpus is streamed, so memory does not grow with its text (except 8 bytes a document). Disk
+    space is needed for its tokens twice, 2 bytes each (4 if ids exceed 16 bits). A prepared folder
+    appears whole or not at all. One of all processes and machines that share `cache_dir` makes it,
+    and the others wait. On a terminal, progress is shown on stderr.
 
     Args:
       config: what to prepare.
@@ -56,9 +56,9 @@ def prepare(
     Raises:
       ModuleNotFoundError: a package that reads the corpus or the bucket is not installed.
       FileNotFoundError: there is no such tokenizer.
-      ValueError: the corpus or the tokenizer is not there, cannot be read, does not fit the rest of
-        the config, or changes while it is read; or a split is shorter than a row.
-      OSError: the disk is full, or the bucket cannot be used; what was begun is removed.
+      ValueError: the corpus or the tokenizer does not exist, cannot be read, does not fit the rest
+        of the config, or changes while it is read; or a split is shorter than a row.
+      OSError: the disk is full, or the bucket cannot be used; unfinished files are removed.
     """
     corpus = _open_corpus(config)
     given = None if config.tokenizer in TOKENIZERS else load_tokenizer(config.tokenizer)
@@ -75,11 +75,11 @@ def prepare(
 
 
 def find_prepared(fingerprint: str, cache_dir: str | Path | None = None) -> Prepared | None:
-    """The prepared data with this fingerprint, wherever they came from; None if they are not here.
+    """The prepared data with this fingerprint, of any origin; None if they are not here.
 
     Args:
-      fingerprint: as `Prepared` has it.
-      cache_dir: where prepared data is kept, as `prepare` takes it.
+      fingerprint: as in `Prepared`.
+      cache_dir: where prepared data is kept, as in `prepare`.
     """
     cache = open_cache(cache_dir)
     for name, card in cache.names():
@@ -188,7 +188,7 @@ def _advice(
 
 
 class _TrainingTexts(NamedTuple):
-    """Texts that a tokenizer is trained on, in pieces, read anew in every iteration."""
+    """The texts that a tokenizer is trained on, in pieces, read again in every iteration."""
 
     documents: Iterable[Document]
 
@@ -214,7 +214,7 @@ class _TrainingTexts(NamedTuple):
 def _write_rows(
     folder: Path, split: str, encoded: Encoded, tokenizer: Tokenizer, config: Config, advice: str
 ) -> dict[str, int]:
-    """Lays out the tokens of one split in rows; returns what the card tells of it.
+    """Lays out the tokens of one split in rows, and returns its part of the card.
 
     The advice is for a split that is too small for a row.
     """
@@ -260,7 +260,7 @@ def _lay_out(encoded: Encoded, tokenizer: Tokenizer, config: Config) -> packing.
 def _write_npy(
     path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
 ) -> None:
-    """As `np.save`, of an array that is never whole in memory, and with a full disk's own error."""
+    """As `np.save`, for an array that is never whole in memory, with a full disk's own error."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {**header, "fortran_order": False})

@@ -12,7 +12,7 @@ from mdlm_jax.data.rows import Rows
 from mdlm_jax.data.tokens import tokenization
 from mdlm_jax.data.tokens.loading import load_tokenizer
 
-# Written when all else is there.
+# Written last.
 CARD = "data.json"
 
 
@@ -27,15 +27,15 @@ class Prepared(NamedTuple):
       mask_id: id of the mask.
       pad_id: id of the padding: the separator's, where the tokenizer has none.
       sep_id: id of the separator.
-      fingerprint: hash of the tokenizer and of every row: equal exactly where the data are.
+      fingerprint: hash of the tokenizer and of every row, equal exactly for equal data.
       card: contents of `data.json`. `card["splits"][name]` has documents, tokens (separators and
         what is cut or dropped included), unknown_tokens, characters and bytes (of the raw text),
         rows, longest (tokens of the longest document, its separators included), cut_tokens (of
         documents longer than a padded row, those that are in no row; 0 of packed rows), and of
         pairs dropped_documents (whose prompts leave no room for a response).
-        `card["unknown"]` is what `unknowns.measure` told of the training text.
-        `card["chat_template"]` is the text of the template that wrote out messages, '' where there
-        were none.
+        `card["unknown"]` is the result of `unknowns.measure` for the training text.
+        `card["chat_template"]` is the text of the template that wrote out messages, '' without
+        messages.
       path: the folder that holds all of it.
     """
 
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
 
 
 def load_prepared(path: str | Path) -> Prepared:
-    """Loads a folder that `prepare` made; rows stay on disk until they are read."""
+    """Loads a folder that `prepare` made. Rows stay on disk until they are read."""
     path = Path(path)
     card = read_card(path)
     tokenizer = load_tokenizer(path / "tokenizer.json")
@@ -72,7 +72,7 @@ def load_prepared(path: str | Path) -> Prepared:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of the names and contents of a folder's files, but for the card."""
+    """Hash of the names and contents of a folder's files, without the card."""
     contents = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.name != CARD):
         contents.update(path.name.encode())
@@ -83,7 +83,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What `data.json` tells.
+    """The contents of `data.json`.
 
     Raises:
       ValueError: it is no card.
@@ -92,7 +92,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def parse_card(contents: bytes, place: str) -> dict[str, Any]:
-    """The contents of a `data.json`; `place` is what messages call it."""
+    """The contents of a `data.json`; `place` is its name in messages."""
     try:
         card = json.loads(contents)
         if {"fingerprint", "format"} <= card.keys():

@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def bar(
     description: str, total: int | None, unit: str, *, first: str = "", stays: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """A bar while the block runs; what is printed meanwhile goes where it always goes.
+    """A bar while the block runs. Other output goes where it always goes.
 
     Args:
       description: what is done.
-      total: steps there are, None where that is not known.
+      total: number of steps, None if unknown.
       unit: what the steps are ('documents').
       first: what is done before the first step.
-      stays: whether the bar is still there behind the block.
+      stays: whether the bar stays after the block.
 
     Yields:
       `advance(steps, **amounts)`: adds to the steps done, and to the amounts whose rates are shown,

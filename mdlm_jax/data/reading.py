@@ -1,8 +1,8 @@
-"""Text that people wrote, from a file to strings: the one way of every reader.
+"""Text that people wrote, from a file to strings. Every reader uses it.
 
-A file is named by a path, `~` and `file://` included, or by the URL of what fsspec reads. A byte
-order mark tells its encoding (UTF-8, UTF-16, UTF-32); without one it is UTF-8. Every line ending is
-a new line. What cannot be read is one line that names the file, the line and the byte.
+A file is named by a path, also with `~` and `file://`, or by a URL that fsspec reads. A byte order
+mark decides its encoding (UTF-8, UTF-16, UTF-32); without one it is UTF-8. Every line ending
+becomes a new line. An error is one line that names the file, the line and the byte.
 """
 
 import codecs
@@ -28,7 +28,7 @@ _PACKED = (".gz", ".gzip")
 
 _BLOCK = 2**20  # bytes that are decoded at a time
 
-# The longer first: that of UTF-32 begins with one of UTF-16.
+# The longer first: UTF-32's begins with one of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -41,7 +41,7 @@ Name = str | os.PathLike[str]
 
 
 class File(NamedTuple):
-    """A file: the file system where it lies, its path there, and what messages call it."""
+    """A file: its file system, its path there, and its name in messages."""
 
     system: Any
     path: str
@@ -49,16 +49,16 @@ class File(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies in a folder of this machine."""
+        """Whether it is on this machine."""
         return "file" in self.system.protocol
 
     def exists(self) -> bool:
-        """Whether something is there."""
+        """Whether it exists."""
         return self.system.exists(self.path)
 
 
 class _Paths:
-    """The buckets that epath knows, which need not be through fsspec."""
+    """A bucket that epath knows, which does not need fsspec."""
 
     protocol = ()
 
@@ -75,11 +75,11 @@ def path(name: Name) -> epath.Path:
 
 
 def locate(name: Name) -> File:
-    """The file of a name; it need not be there.
+    """The file of a name, which need not exist.
 
     Raises:
       ImportError: the package that reads this file system is not installed.
-      ValueError: no file system is called so.
+      ValueError: there is no such file system.
     """
     told = plain(name)
     if "://" not in told:  # fsspec takes '::' and more in a name for its own
@@ -92,9 +92,9 @@ def locate(name: Name) -> File:
 
 
 def kind(name: Name) -> str:
-    """'text', 'jsonl', 'parquet' or 'arrow' by the suffix, in any case; '' of any other.
+    """'text', 'jsonl', 'parquet' or 'arrow' by the suffix in any case; '' for any other.
 
-    Text and JSON lines may be packed.
+    Text and JSON lines may be compressed.
     """
     told = str(name).lower()
     for found, ends in (("parquet", PARQUET), ("arrow", ARROW)):
@@ -109,7 +109,7 @@ def text(name: Name | File) -> str:
     """All of a file's text.
 
     Raises:
-      ValueError: it is empty or no text; the file, and of what is no text line and byte are named.
+      ValueError: it is empty or no text; the file, the line and the byte are named.
       OSError: it cannot be read.
     """
     return "".join(pieces(name))
@@ -142,7 +142,7 @@ def lines(name: Name | File) -> Iterator[str]:
 
 
 def numbered(name: Name | File) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, without their new line, each with what messages call it."""
+    """The lines that are not blank, without their new line, each with its name in messages."""
     file = _file(name)
     for number, line in enumerate(lines(file), 1):
         if line.strip():
@@ -150,7 +150,7 @@ def numbered(name: Name | File) -> Iterator[tuple[str, str]]:
 
 
 def decoded(raw: bytes, place: str) -> str:
-    """The text of bytes that are no file's.
+    """The text of bytes that do not come from a file.
 
     Raises:
       ValueError: they are not UTF-8; the message begins with `place`.
@@ -168,7 +168,7 @@ def opened(file: File) -> Any:
     Raises:
       OSError: it cannot be read.
     """
-    # A pipe is a file too, but none that fsspec opens.
+    # fsspec does not open pipes.
     return Path(file.path).open("rb") if file.is_local else file.system.open(file.path, "rb")
 
 
@@ -177,7 +177,7 @@ def _file(name: Name | File) -> File:
 
 
 def _texts(file: File) -> Iterator[str]:
-    """The text in pieces: decoded, its line endings new lines, no byte order mark."""
+    """The decoded text in pieces, with plain new lines and without a byte order mark."""
     blocks = _blocks(file)
     first = next(blocks, b"")
     mark, encoding = next(
@@ -219,7 +219,7 @@ def _is_wide(first: bytes) -> bool:
 
 
 def _blocks(file: File) -> Iterator[bytes]:
-    """The bytes of a file, unpacked; the first block holds the byte order mark, if there is one."""
+    """The decompressed bytes of a file; the first block holds a byte order mark, if any."""
     with opened(file) as raw:
         if not file.path.lower().endswith(_PACKED):
             yield from _read(raw)

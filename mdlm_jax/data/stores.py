@@ -1,4 +1,4 @@
-"""Folders and buckets that several machines see, by the few verbs that sharing takes."""
+"""Folders and buckets that several machines see, with the few operations that sharing needs."""
 
 import contextlib
 import fnmatch
@@ -14,12 +14,12 @@ from mdlm_jax.host import paths
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether a place is of a bucket, and no path of this machine's."""
+    """Whether a place is in a bucket rather than on this machine."""
     return "://" in paths.plain(place)
 
 
 class Store(NamedTuple):
-    """A place that files are kept in, by names relative to it ('a/b.npy').
+    """A place of files, with names relative to it ('a/b.npy').
 
     Attributes:
       url: of the place, for messages.
@@ -34,7 +34,7 @@ class Store(NamedTuple):
     is_local: bool
 
     def read(self, name: str) -> bytes | None:
-        """The contents of a file, None where there is none."""
+        """The contents of a file, or None."""
         with _telling(f"read {self.url}/{name}"):
             try:
                 return self.system.cat_file(f"{self.root}/{name}")
@@ -42,16 +42,16 @@ class Store(NamedTuple):
                 return None
 
     def write(self, name: str, contents: bytes) -> None:
-        """Writes a file, over what is there."""
+        """Writes a file, in place of a former one."""
         with _telling(f"write {self.url}/{name}"):
             self.system.pipe_file(f"{self.root}/{name}", contents)
 
     def create(self, name: str, contents: bytes) -> bool:
-        """Writes a file where there is none; of several that try at once, one is told True."""
+        """Writes a file if there is none. Of several that try at once, one gets True."""
         path = f"{self.root}/{name}"
         with _telling(f"write {self.url}/{name}"):
             try:
-                if self.is_local:  # fsspec's own way is no atomic one there
+                if self.is_local:  # fsspec's own way is not atomic there
                     with Path(path).open("xb") as file:
                         file.write(contents)
                 else:
@@ -66,7 +66,7 @@ class Store(NamedTuple):
             self.system.rm_file(f"{self.root}/{name}")
 
     def remove_all(self) -> None:
-        """Removes all that is here, the place itself too."""
+        """Removes everything here, and the place itself."""
         with _telling(f"remove {self.url}"), contextlib.suppress(FileNotFoundError):
             self.system.invalidate_cache()
             self.system.rm(self.root, recursive=True)
@@ -112,7 +112,7 @@ class Store(NamedTuple):
 
 
 def open_store(place: str | Path) -> Store:
-    """A folder, which exists, or a bucket's ('gs://bucket/prepared').
+    """The store of an existing folder or a bucket ('gs://bucket/prepared').
 
     Raises:
       ModuleNotFoundError: the package that reads this kind of bucket is not installed.
@@ -133,14 +133,14 @@ def open_store(place: str | Path) -> Store:
 
 @contextlib.contextmanager
 def _telling(what: str) -> Iterator[None]:
-    """What a bucket's client raises, in one line that says what could not be done."""
+    """Turns errors of a bucket's client into one line that says what failed."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # the machine's own words name the file
+        if error.errno is not None:  # the system's message names the file
             raise
         raise OSError(f"cannot {what}: {_first_line(error)}") from error
-    except Exception as error:  # Clients have no common class: of HTTP, of credentials, of sockets.
+    except Exception as error:  # Clients have no common error class: HTTP, credentials, sockets.
         raise OSError(f"cannot {what}: {_first_line(error)}") from error
 
 

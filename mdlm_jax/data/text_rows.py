@@ -1,4 +1,4 @@
-"""Files of text as rows to be measured: with a tokenizer that is given, and nothing held out."""
+"""Files of text as rows to be measured, with a given tokenizer and nothing held out."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from mdlm_jax.data.tokens import tokenization
 
 
 def read_rows(files: str, tokenizer: Tokenizer, length: int, *, documents: str = "file") -> Rows:
-    """All tokens of the files, packed into rows; each of them in one row, once.
+    """All tokens of the files, packed into rows, each token once.
 
-    The last row is padded where the tokens do not fill it. The text is held in memory.
+    The last row is padded if the tokens do not fill it. The text is held in memory.
 
     Args:
       files: globs of text and tables (field "text"), as `Config.files` takes them.

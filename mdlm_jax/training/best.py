@@ -1,4 +1,4 @@
-"""Which evaluation was best, and for how long none was better."""
+"""The best evaluation of a run, and for how long none was better."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +15,9 @@ class Standing(NamedTuple):
     """The best of some evaluations.
 
     Attributes:
-      step: the step of the lowest figure, of equal ones the first; None where none is finite.
+      step: the step of the lowest figure, the first of equal ones; None if none is finite.
       figure: that figure.
-      since: evaluations behind it, none of which was better.
+      since: the number of evaluations after it.
     """
 
     step: int | None = None
@@ -25,14 +25,14 @@ class Standing(NamedTuple):
     since: int = 0
 
     def after(self, step: int, figure: float | None) -> "Standing":
-        """With one more evaluation; None is a figure that is not finite."""
+        """The state after one more evaluation; None is a figure that is not finite."""
         if figure is not None and figure < self.figure:
             return Standing(step, figure)
         return self._replace(since=self.since + 1)
 
 
 def standing(records: Iterable[Mapping[str, Any]]) -> Standing:
-    """How the evaluations among the records of a run stand, in the order written."""
+    """The state of the evaluations among the records of a run, in the order written."""
     result = Standing()
     for record in records:
         if record["kind"] == KIND:
@@ -41,11 +41,11 @@ def standing(records: Iterable[Mapping[str, Any]]) -> Standing:
 
 
 class Validation:
-    """What follows from the evaluations of a run that is training: process 0 decides for all.
+    """Decides by the evaluations of a run while it trains. Process 0 decides for all.
 
     Attributes:
-      all: how all evaluations stand; in process 0 alone.
-      kept_step: the step of the best evaluation whose checkpoint there is, None for none.
+      all: the state of all evaluations; in process 0 only.
+      kept_step: the step of the best evaluation that has a checkpoint, or None.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Validation:
         patience: int,
         vote: Callable[[bool], Any],
     ):
-        """Of a run that goes on.
+        """The state of a run that resumes.
 
         Args:
-          records: of the run so far; of another process than 0 none.
+          records: of the run so far; none in processes other than 0.
           saved: steps of the checkpoints.
-          patience: evaluations without a better one that end the run; 0 for none.
-          vote: as of `fit`.
+          patience: evaluations without a new best that end the run; 0 for never.
+          vote: as in `fit`.
         """
         records, there = list(records), {*saved}
         self._patience, self._vote = patience, vote
@@ -72,7 +72,7 @@ class Validation:
         self.kept_step = None if step < 0 else step
 
     def add(self, step: int, figure: float) -> bool:
-        """Takes in the evaluation of `step`; whether its checkpoint is the best from now on."""
+        """Adds the evaluation of `step`. Returns whether its checkpoint is now the best."""
         figure = float(figure)
         self.all = self.all.after(step, figure)
         self._kept = self._kept.after(step, figure)
@@ -82,7 +82,7 @@ class Validation:
         return is_best
 
     def is_over(self) -> bool:
-        """Whether so many evaluations were no better that the run ends here."""
+        """Whether the run ends here, because too many evaluations were no better."""
         return bool(self._patience) and self._asked(self.all.since >= self._patience)
 
     def _asked(self, answer: bool) -> bool:

@@ -1,8 +1,8 @@
 """Checkpoints by Orbax: the one file that imports it.
 
-A checkpoint is the folder `<directory>/<step>`, written under another name and renamed when whole,
-so a half-written one is never seen. Each field of the state is an item of its own in it, so that
-generation and evaluation read the parameters alone. Folders may lie in a bucket (`gs://`).
+A checkpoint is the folder `<directory>/<step>`. It is written under another name and renamed when
+whole, so a half-written one is never seen. Each field of the state is a separate item in it, so
+that generation and evaluation read only the parameters. Folders may lie in a bucket (`gs://`).
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class _Marked(v1.training.preservation_policies.PreservationPolicy):
 
 
 class Checkpointer(v1.training.Checkpointer):
-    """Orbax's; beside what its policies say it keeps the checkpoint of a step that is marked."""
+    """Orbax's, which beside its policies keeps the checkpoint of a marked step."""
 
     def __init__(self, directory: epath.Path, keep: Sequence[Any]):
         self._marked = _Marked()
@@ -59,7 +59,7 @@ class Checkpointer(v1.training.Checkpointer):
         )
 
     def mark(self, step: int | None) -> None:
-        """Keeps the checkpoint of `step` until another is marked; every process must."""
+        """Keeps the checkpoint of `step` until another is marked. Every process must call it."""
         self._marked.step = step
 
 
@@ -67,9 +67,9 @@ class Checkpointer(v1.training.Checkpointer):
 def open_checkpoints(
     directory: str | Path, *, keep_last: int = 3, keep_every: int | None = None
 ) -> Iterator[Checkpointer]:
-    """Opens a folder to save into; the `with` waits for the last save.
+    """Opens a folder to save into. The `with` waits for the last save.
 
-    Leftovers of interrupted saves are removed.
+    Remains of interrupted saves are removed.
 
     Args:
       directory: made if it does not exist.
@@ -105,7 +105,7 @@ def open_checkpoints(
 def save(checkpointer: Checkpointer, state: TrainState) -> None:
     """Starts saving `state` as the checkpoint of its step.
 
-    Returns when the arrays are copied, so that the next step may donate them; an error in the
+    It returns when the arrays are copied, so that the next step may donate them. An error in the
     background is raised by `check`, by the next save, by `checkpointer.wait()`, or on closing. A
     step that is already the newest checkpoint is not saved again.
     """
@@ -115,13 +115,13 @@ def save(checkpointer: Checkpointer, state: TrainState) -> None:
 
 
 def check(checkpointer: Checkpointer) -> None:
-    """Says at once what else only the next save would say; waits for nothing.
+    """Raises an error of the last save now rather than at the next save, without waiting.
 
     Raises:
       OSError: the last save failed in the background, or the folder is gone.
     """
     directory = checkpointer.directory
-    if paths.is_local(directory) and not directory.is_dir():  # Orbax would make it, who knows where
+    if paths.is_local(directory) and not directory.is_dir():  # which Orbax would make anew
         why = "the folder is gone: deleted, or its file system no longer mounted"
         raise OSError(errno.ESTALE, why, str(directory))
     if not checkpointer.is_saving_in_progress():
@@ -131,11 +131,11 @@ def check(checkpointer: Checkpointer) -> None:
 def read_back(checkpointer: Checkpointer, state: TrainState) -> None:
     """Waits for the checkpoint of `state` and reads its step, to see that it can be restored.
 
-    Once in a run it is worth the wait: what a folder or a file system does to one checkpoint it
-    does to all, and a run depends on them when it is stopped.
+    Once in a run this is worth the wait: a folder or file system that spoils one checkpoint spoils
+    all, and a run depends on them when it is stopped.
 
     Raises:
-      OSError: it is not there, or cannot be read.
+      OSError: it is missing, or cannot be read.
     """
     checkpointer.wait()
     step, directory = int(state.step), checkpointer.directory
@@ -153,14 +153,14 @@ def read_back(checkpointer: Checkpointer, state: TrainState) -> None:
 
 @contextlib.contextmanager
 def rescuing(checkpointer: Checkpointer, state: Callable[[], TrainState]) -> Iterator[None]:
-    """Where the system refuses to write, saves the state into the folder for temporary files.
+    """If the system refuses to write, saves the state into the folder for temporary files.
 
-    Of a job of one process; of several none holds all of it. The error is raised in any case, the
-    place is said on stderr.
+    This works in a job of one process; with several, none holds all of the state. The error is
+    raised in any case, and the place is printed on stderr.
 
     Args:
-      checkpointer: that could not save.
-      state: gives the newest state.
+      checkpointer: the one that could not save.
+      state: returns the newest state.
     """
     try:
         yield
@@ -189,7 +189,7 @@ def _rescue(directory: epath.Path, state: TrainState) -> None:
 
 
 def latest_step(checkpointer: Checkpointer) -> int | None:
-    """The step of the newest checkpoint, None where there is none."""
+    """The step of the newest checkpoint, or None."""
     latest = checkpointer.latest
     return None if latest is None else latest.step
 
@@ -199,15 +199,15 @@ def restore(
 ) -> TrainState:
     """Reads the newest checkpoint that is whole.
 
-    Newer ones, damaged, are named on stderr and set aside as `<step>.damaged`: training goes on
-    from the state returned, and saves their steps again.
+    Damaged newer ones are named on stderr and set aside as `<step>.damaged`. Training resumes from
+    the returned state and saves their steps again.
 
     Args:
       checkpointer: from `open_checkpoints`.
       abstract: shapes, dtypes and shardings to restore into, from `abstract_state`. The mesh may
         differ from the one saved from.
-      padded: ends of the paths of leaves that may be longer or shorter in the checkpoint: what is
-        missing is zeros.
+      padded: ends of the paths of leaves that may be longer or shorter in the checkpoint. Missing
+        values are zeros.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -234,11 +234,11 @@ def restore_params(
     step: int | None = None,
     padded: Sequence[str] = (),
 ) -> tuple[PyTree, int]:
-    """Reads the parameters alone, from a folder that a run may still be writing.
+    """Reads only the parameters, from a folder that a run may still be writing.
 
     Args:
       directory: as in `open_checkpoints`, or from `save_params`.
-      abstract: `jax.ShapeDtypeStruct`s with shardings; another dtype is cast to.
+      abstract: `jax.ShapeDtypeStruct`s with shardings; other dtypes are cast to theirs.
       item: "ema" or "params".
       step: which checkpoint; by default the newest that is whole, damaged ones named on stderr.
       padded: as in `restore`.
@@ -263,7 +263,7 @@ def restore_params(
 
 
 def save_params(directory: str | Path, params: PyTree, *, item: str, step: int) -> None:
-    """Writes a checkpoint of the parameters alone, which `restore_params` reads.
+    """Writes a checkpoint of only the parameters, which `restore_params` reads.
 
     Raises:
       OSError: if the system refuses to write.
@@ -292,7 +292,7 @@ def _newest_whole(
     abstract: dict[str, PyTree],
     padded: Sequence[str],
 ) -> tuple[dict[str, PyTree], int]:
-    """Items of the last of the steps whose checkpoint can be read, and that step."""
+    """Items of the last checkpoint that can be read, and its step."""
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {directory}")
     damaged = []
@@ -346,7 +346,7 @@ def _read(
             return None, _damage(error)
 
 
-# What TensorStore says of the machine or the network rather than of what it read.
+# Errors of TensorStore that concern the machine or the network rather than a file.
 _REFUSED = re.compile(
     r"os_error_code='(?!2')|(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|"
     "RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE): "
@@ -354,7 +354,7 @@ _REFUSED = re.compile(
 
 
 def _damage(error: Exception) -> str:
-    """What is wrong with the files that could not be read; raises `error` if it is not they."""
+    """What is wrong with the files that could not be read. Raises `error` if nothing is."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -370,18 +370,20 @@ def _set_aside(path: epath.Path) -> None:
 
 
 def _anywhere(flag: bool) -> bool:
-    """Whether any process of the job says so; all must ask."""
+    """Whether any process of the job says so. All must call it."""
     if jax.process_count() == 1:
         return flag
     try:
         return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-    except ValueError as error:  # gloo's word for a process that died: no fault of a checkpoint
+    except (
+        ValueError
+    ) as error:  # gloo raises it when a process died, which is no fault of a checkpoint
         raise RuntimeError(f"the processes of the job could not be asked: {error}") from error
 
 
 @contextlib.contextmanager
 def _system_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Raises what the system refused to TensorStore, which has it in its text only, as OSError."""
+    """Raises as OSError what the system refused to TensorStore, whose errors hold it as text."""
     try:
         yield
     except Exception as error:
@@ -398,7 +400,7 @@ def _os_error_code(error: Exception) -> int | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax, and the tasks that it abandons, from logging what is raised anyway."""
+    """Keeps Orbax and its abandoned tasks from logging errors that are raised anyway."""
     loggers = [absl_logging.get_absl_logger(), logging.getLogger("asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

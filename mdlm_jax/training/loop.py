@@ -23,19 +23,18 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long to train and what to do how often, in steps.
+    """The length of a run and its cadences, in steps.
 
     Attributes:
       steps: length of the run.
-      log_every: steps a training record is the mean of.
+      log_every: steps that one training record averages.
       eval_every: steps between calls of the hooks.
       save_every: steps between checkpoints.
       max_bad_steps: this many skipped updates in a row end the run.
-      keep_best: keeps the checkpoint of the best evaluation, and saves one where it is better than
-        those before it.
-      patience: so many evaluations in a row that are no better than the best end the run; 0 for
-        never.
-      watchdog_seconds: without a finished step for so long, the process ends; 0 for never.
+      keep_best: keeps the checkpoint of the best evaluation, and saves one at each evaluation that
+        is better than those before it.
+      patience: ends the run after this many evaluations in a row without a new best; 0 for never.
+      watchdog_seconds: ends the process if no step finishes for this long; 0 for never.
       watchdog_startup_seconds: the same before the first step and in hooks, which compile.
 
     Raises:
@@ -69,10 +68,10 @@ class BatchSource(Protocol):
 
 
 class Profile(NamedTuple):
-    """Which steps to trace, and where to: for Perfetto (`perfetto_trace.json.gz`) and xprof.
+    """The steps to trace, and the folder of the trace, for Perfetto and xprof.
 
     Attributes:
-      steps: numbers of steps, from 0; those of them that are run are traced.
+      steps: numbers of steps, from 0; those that are run are traced.
       directory: holds `plugins/profile/<time>/` afterwards.
     """
 
@@ -81,13 +80,13 @@ class Profile(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended; all is saved.
+    """How a run ended. Everything is saved.
 
     Attributes:
       state: the last.
-      stopped: a signal left steps or hooks undone.
-      early: the evaluations ended it, by `patience`.
-      best: how they stand; in process 0 alone, and where they were compared.
+      stopped: whether a signal left steps or hooks undone.
+      early: whether the evaluations ended it, by `patience`.
+      best: the state of the evaluations; only in process 0, and only if they were compared.
       kept: the step of the checkpoint that `keep_best` keeps; None for none.
     """
 
@@ -115,39 +114,38 @@ def fit(
 ) -> Outcome:
     """Trains from `state.step` to `config.steps`.
 
-    The order of a step: batch, update, the metrics of the step before (the device is never waited
-    for), checkpoint, hooks. A training record is the mean over the steps since the last one, or
-    since the start of this process, and leaves skipped updates out; its throughput leaves out
+    The order of a step: batch, update, the metrics of the step before (so that the host never waits
+    for the device), checkpoint, hooks. A training record is the mean over the steps since the last
+    one, or since the start of this process, without skipped updates. Its throughput excludes
     compilation and hooks.
 
-    SIGTERM or SIGINT to any process of the job ends the run after the step at hand, or the next,
-    with a checkpoint; a second one kills at once. When `fit` returns, all checkpoints are on disk.
-    The first checkpoint of a new run is waited for and read back.
+    SIGTERM or SIGINT to any process of the job ends the run after the present step, or the next,
+    with a checkpoint. A second signal kills at once. When `fit` returns, all checkpoints are on
+    disk. The first checkpoint of a new run is waited for and read back.
 
     With `keep_best` or `patience` the records of the hook "eval" are compared by their
-    "nats_per_token", those of earlier starts included: a run that goes on keeps and ends at the
-    same steps as one that never stopped. Process 0 decides for all.
+    "nats_per_token", with those of earlier starts. So a run that resumes keeps and ends at the same
+    steps as one that never stopped. Process 0 decides for all.
 
     Args:
       state: from `init_state` or `checkpoints.restore`; donated.
       step: from `make_step`.
       batches: the source of batches.
       config: lengths and cadences.
-      put: brings a batch to the devices, such as `partial(put_batch, mesh=mesh, batch_size=B)`.
+      put: moves a batch to the devices, such as `partial(put_batch, mesh=mesh, batch_size=B)`.
       tokens_per_step: tokens in a global batch, for the throughput.
-      metrics: where records go.
-      checkpointer: where checkpoints go.
-      hooks: by kind of record (`{"eval": evaluate, "sample": sample}`), what is called as
-        `hook(state, step)` every `eval_every` steps and after the last step; and at a restored step
-        that these would have met, where the metrics lack its record. It returns the record's
-        values.
+      metrics: gets the records.
+      checkpointer: gets the checkpoints.
+      hooks: by kind of record (`{"eval": evaluate, "sample": sample}`), called as
+        `hook(state, step)` every `eval_every` steps and after the last step, and at a restored step
+        of these if the metrics lack its record. A hook returns the record's values.
       profile: steps to trace, None for none.
-      vote: whether any process of the job is to stop, from whether this one is; of several
+      vote: whether any process of the job must stop, given whether this one must; with several
         processes `distributed.make_vote(mesh)`.
 
     Raises:
       FloatingPointError: after `max_bad_steps` skipped updates in a row.
-      OSError: the system refuses to write, or what it wrote cannot be read back.
+      OSError: the system refuses to write, or a written file cannot be read back.
       ValueError: if `state` is beyond the last step or is not the newest checkpoint, if the batches
         end early, or if there is nothing by which to keep the best or to end.
     """
@@ -237,7 +235,7 @@ def fit(
                 trace.enter_context(
                     jax.profiler.trace(profile.directory, create_perfetto_trace=True)
                 )
-            # Asked before the step and read after it, when its answer has long been there.
+            # Asked before the step and read after it, when the answer is there.
             answer = vote(bool(signalled))
             with jax.profiler.StepTraceAnnotation("train", step_num=done - 1):
                 placed = put(batch)
@@ -278,14 +276,14 @@ def fit(
 def lacking(
     kinds: Iterable[str], metrics: MetricsWriter, vote: Callable[[bool], Any] = bool
 ) -> list[str]:
-    """Of the kinds of records those that the metrics lack at the restored step.
+    """The kinds of records that the metrics lack at the restored step.
 
-    Of several processes every one asks, and all are told what process 0 has.
+    Every process must call it, and all get the answer of process 0.
 
     Args:
       kinds: of records.
-      metrics: of the run that goes on.
-      vote: as of `fit`.
+      metrics: of the run that resumes.
+      vote: as in `fit`.
     """
     return [kind for kind in kinds if bool(jax.device_get(vote(metrics.lacks(kind))))]
 

@@ -22,11 +22,11 @@ FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends records `{"step": 10, "kind": "train", "loss": 3.2, ...}`, one JSON object a line.
 
-    Process 0 writes; in the others every method does nothing. A number that is not finite becomes
-    null, which JSON has.
+    Process 0 writes, and in the others every method does nothing. A number that is not finite
+    becomes null.
 
     Attributes:
-      evaluations: the records of evaluations that were there, up to the restored step.
+      evaluations: the records of earlier evaluations, up to the restored step.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class MetricsWriter:
         wandb: str = "",
         config: Mapping[str, Any] | None = None,
     ):
-        """Opens the file for a run that goes on from `step`, 0 for a new one.
+        """Opens the file for a run that resumes from `step`, 0 for a new one.
 
-        Later records are dropped, a half-written last line too.
+        Later records are dropped, and so is a half-written last line.
 
         Args:
           directory: made if it does not exist.
           step: the restored step.
           tensorboard: also writes event files beside the JSONL, with `tensorboardX`: numbers as
             scalars, strings as texts, under `kind/name`.
-          wandb: the project at Weights & Biases that shows the same; '' for none.
+          wandb: the project at Weights & Biases that gets the same records; '' for none.
           config: of the run, for Weights & Biases.
 
         Raises:
-          ImportError: if `tensorboard` or `wandb` is asked for and not installed.
-          ValueError: a line of the file is no record (the file and the line are named), or as
+          ImportError: if the library of `tensorboard` or `wandb` is not installed.
+          ValueError: a line of the file is no record (it is named), or as
             `weights_and_biases.Run`.
           RuntimeError: as `weights_and_biases.Run`.
         """
@@ -74,7 +74,7 @@ class MetricsWriter:
         self._file = path.open("a") if paths.is_local(path) else _Object(path)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Writes one record, at once. Values are what JSON holds, or scalars of NumPy or JAX."""
+        """Writes one record at once. Values are JSON's, or scalars of NumPy or JAX."""
         if self._file is None:
             return
         values = {name: _plain(value) for name, value in values.items()}
@@ -91,23 +91,23 @@ class MetricsWriter:
             self._wandb.write(step, kind, values)
 
     def lacks(self, kind: str) -> bool:
-        """Whether the file had no record of this kind at the restored step; False but in process 0.
+        """Whether the file had no record of this kind at the restored step. Only process 0 knows.
 
-        A run may end between a checkpoint and what is to be told of it.
+        A run may end between a checkpoint and its records.
         """
         return self._file is not None and kind not in self._found
 
     def sync(self) -> None:
-        """Makes sure of all records so far, before a checkpoint that follows them is saved.
+        """Makes sure that all records so far are written, before a checkpoint that follows them.
 
-        In a bucket, where a file cannot grow but only be written anew, the last ones wait for up
-        to 10 seconds otherwise.
+        In a bucket a file cannot grow and must be rewritten, so the last records otherwise wait for
+        up to 10 seconds.
         """
         if isinstance(self._file, _Object):
             self._file.upload()
 
     def close(self, *, failed: bool = False) -> None:
-        """Closes the files, and tells Weights & Biases whether the run failed."""
+        """Closes the files, and reports to Weights & Biases whether the run failed."""
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
@@ -122,7 +122,7 @@ class MetricsWriter:
 
 
 def require_tensorboard() -> None:
-    """Says at once what `MetricsWriter(tensorboard=True)` would.
+    """Checks at once what `MetricsWriter(tensorboard=True)` needs.
 
     Raises:
       ImportError: tensorboardX is not installed.
@@ -136,7 +136,7 @@ def require_tensorboard() -> None:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The records of a run, in the order written; of one that is still writing, the whole ones.
+    """The records of a run in the order written; only whole ones, if it is still writing.
 
     Raises:
       ValueError: a line is no record; the file and the line are named.
@@ -146,7 +146,7 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The whole lines and their records; a last line without an end is of a writer within it."""
+    """The whole lines and their records. A last line without an end is being written."""
     whole, _, _ = path.read_text().rpartition("\n")
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
         record = json_text.parse(line, f"{path}, line {number}")
@@ -156,7 +156,7 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class _Object:
-    """Appends to an object of a bucket, by writing it anew."""
+    """Appends to an object of a bucket by rewriting it."""
 
     def __init__(self, path: epath.Path):
         self._path = path
@@ -180,7 +180,7 @@ class _Object:
 
 
 def _truncate(path: epath.Path, step: int) -> list[dict[str, Any]]:
-    """Drops what is later than `step`, and returns the records that are left."""
+    """Drops records later than `step`, and returns the others."""
     if not path.exists():
         return []
     kept = [(line, record) for line, record in _records(path) if record["step"] <= step]

@@ -104,15 +104,15 @@ def make_optimizer(
     What Muon, `layer_decay` and `freeze` mean depends on the model, which gives a tree for each.
 
     Args:
-      config: all else.
+      config: everything else.
       steps: length of the run.
       matrices: of muon, a tree as of the parameters: at each kernel an
         `optax.contrib.MuonDimensionNumbers`, which says what its rows and columns are; None at all
         else. Where it is None itself, the optimizer can tell its schedule, and not update.
-      multipliers: of the learning rate, and so of the weight decay; a tree as of the parameters,
-        each leaf broadcast against its parameter. By default all are 1.
-      frozen: a tree of booleans as of the parameters, True at those that stay as they are; no
-        moments are kept of these. By default none.
+      multipliers: factors of the learning rate, and so of the weight decay: a tree like the
+        parameters', each leaf broadcast against its parameter. By default all are 1.
+      frozen: a tree of booleans like the parameters', True at those that stay as they are, of which
+        no moments are kept. By default none.
 
     Raises:
       ValueError: if the warm-up is longer than the run.
@@ -138,7 +138,7 @@ def make_optimizer(
 def without_gradient(
     loss_fn: Callable[[PyTree, jax.Array, PyTree], Any], frozen: PyTree
 ) -> Callable[[PyTree, jax.Array, PyTree], Any]:
-    """`loss_fn(params, key, batch)`, its gradient zero where `frozen`, and not computed there."""
+    """`loss_fn(params, key, batch)` with a zero gradient, which is not computed, if `frozen`."""
 
     def stopped(params: PyTree, key: jax.Array, batch: PyTree) -> Any:
         params = jax.tree.map(

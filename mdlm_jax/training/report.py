@@ -1,4 +1,4 @@
-"""What a run tells: records in the metrics file, lines and a progress bar on the terminal."""
+"""The reports of a run: records in the metrics file, lines and a progress bar."""
 
 import contextlib
 import resource
@@ -51,13 +51,13 @@ class Report:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent within does not count for the throughput."""
+        """Excludes the time within from the throughput."""
         yield
         if self._mark is not None:
             self._mark = time.perf_counter()
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Reads the metrics of `step`, waiting for them, and writes the record it completes.
+        """Waits for the metrics of `step`, reads them, and writes the record that they complete.
 
         Raises:
           FloatingPointError: if too many updates in a row were skipped.
@@ -89,7 +89,7 @@ class Report:
             self._clear()
 
     def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Writes a record to the metrics file and, in short, to the terminal."""
+        """Writes a record to the metrics file and a short form of it to the terminal."""
         self._metrics.write(step, kind, values)
         shown = "  ".join(
             _short(name, value) for name, value in values.items() if np.ndim(value) == 0
@@ -120,11 +120,11 @@ class Report:
 
 
 def peak_memory() -> dict[str, int]:
-    """What this process has needed at most so far, in bytes.
+    """The peak memory of this process so far, in bytes.
 
     Returns:
       `host_memory_bytes`, the peak of the resident set, and `device_memory_bytes`, that of the
-      fullest local device; left out where devices do not tell (CPU).
+      fullest local device, which is missing if devices do not report it (CPU).
     """
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peaks = {"host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The state that a run carries from step to step."""
 
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. Noise is a function of seed and step, so no key is kept.
+    """Everything that a step changes. Noise is a function of seed and step, so no key is kept.
 
     Attributes:
       step: i32[], steps taken, those with a skipped update included.
-      params: what is trained.
+      params: the trained parameters.
       opt_state: the optimizer's.
       ema: the exponential moving average of `params`, the same tree.
       bad_steps: i32[], how many updates in a row, up to now, were skipped as non-finite.
@@ -56,7 +56,7 @@ def init_state(
 def state_shardings(
     params_shardings: PyTree, shapes: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Where each part lies: the optimizer's moments and the EMA as `params`, the rest everywhere.
+    """Shardings of each part: moments and EMA are placed as `params`, the rest everywhere.
 
     Args:
       params_shardings: a tree of `NamedSharding`s, from `parallel.shardings`.
@@ -81,14 +81,14 @@ def state_shardings(
 
 
 def _is_masked(leaf: Any) -> bool:
-    """Whether it stands where the optimizer keeps nothing of a parameter: one that is frozen."""
+    """Whether it is the place of a frozen parameter, of which the optimizer keeps nothing."""
     return isinstance(leaf, optax.MaskedNode)
 
 
 def abstract_state(
     shapes: PyTree, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
+    """The state as `jax.ShapeDtypeStruct`s with shardings, to restore a checkpoint into."""
     state = jax.eval_shape(lambda params: init_state(params, optimizer), shapes)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -48,7 +48,7 @@ def make_step(
         neighbouring rows together. Leaves may differ in it (rows, pairs of rows).
       prepare: `(key, step i32[], batch) -> batch`, run once on the whole batch: what is drawn here
         does not depend on `accumulation`. The key is the step's, from which `noise.derive` makes
-        one for each purpose but "dropout". The step, from 0, is for what changes along a run.
+        one for each purpose but "dropout". The step, from 0, serves what changes along a run.
       schedule: from `make_optimizer`; adds the update's `learning_rate` to the metrics.
       shardings: from `state_shardings`; the state stays where it is, batches (and microbatches)
         are split along their rows over the mesh.
@@ -126,7 +126,7 @@ def make_step(
 
 
 def _promoting():
-    """Optax multiplies floats by counts: that is its own affair, whatever JAX is told of ours."""
+    """Allows promotion within optax, which multiplies floats by counts, under strict switches."""
     return jax.numpy_dtype_promotion("standard")
 
 

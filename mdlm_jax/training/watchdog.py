@@ -1,6 +1,6 @@
-"""Ends a process that gets nowhere any more, so that a launcher starts it again.
+"""Ends a process that makes no progress any more, so that a launcher starts it again.
 
-A device, a collective or a file system that hangs raises nothing: the process would wait for ever
+A device, a collective or a file system that hangs raises no error: the process would wait for ever
 and keep its machines.
 """
 
@@ -16,18 +16,18 @@ _STDERR = 2
 
 
 class Watchdog:
-    """Within its `with`, ends the process with the stacks of all threads when no step finishes.
+    """Within its `with`, ends the process when no step finishes, and prints all threads' stacks.
 
     Seconds in which the process is suspended do not count.
     """
 
     def __init__(self, seconds: float, startup_seconds: float):
-        """Prepares it.
+        """Prepares the watchdog.
 
         Args:
-          seconds: of silence after a step; 0 turns the watchdog off.
-          startup_seconds: of silence before the first `beat`, which may take a compilation, and in
-            `patience`; at least `seconds` in any case.
+          seconds: allowed silence after a step; 0 turns the watchdog off.
+          startup_seconds: allowed silence before the first `beat`, which may include a
+            compilation, and within `patience`; at least `seconds` in any case.
         """
         self._seconds = seconds
         self._startup_seconds = self._allowed = max(seconds, startup_seconds)
@@ -49,7 +49,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
-        """Within it, as much silence is allowed as at the start: for what compiles or is long."""
+        """Allows as much silence as at the start, for work that compiles or is long."""
         before, self._allowed, self._silence = self._allowed, self._startup_seconds, 0.0
         yield
         self._allowed, self._silence = before, 0.0

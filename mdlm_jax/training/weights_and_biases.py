@@ -8,18 +8,18 @@ from etils import epath
 
 from mdlm_jax.host import paths
 
-ID = "wandb_id"  # a file of the workdir: which run there this one is
+ID = "wandb_id"  # a file of the workdir with the run's id there
 
 
 def require(project: str) -> None:
-    """Says at once what opening the run would, but for what only the network knows.
+    """Checks what opening a run needs, except what only the network knows.
 
     Args:
       project: of W&B.
 
     Raises:
       ImportError: wandb is not installed.
-      ValueError: no project is called so, or W&B is to be reached and no key is at hand.
+      ValueError: no project can have this name, or there is no key for W&B.
     """
     try:
         import wandb
@@ -41,15 +41,15 @@ def require(project: str) -> None:
 
 
 class Run:
-    """The run at W&B that shows what `metrics.jsonl` holds; of process 0 alone.
+    """The run at W&B that shows the contents of `metrics.jsonl`; in process 0 only.
 
-    Its id is kept in the workdir, so that a run which goes on is one run there, too. The axis is
-    the record's own "step": W&B's may not go back, as a run does that a crash put back to its
-    checkpoint, and such records are then there twice.
+    Its id is kept in the workdir, so that a resumed run is one run there too. The axis is the
+    record's own "step", because W&B's may not go back. A run does go back after a crash, and its
+    records since the checkpoint are then there twice.
     """
 
     def __init__(self, directory: epath.Path, project: str, config: Mapping[str, Any] | None):
-        """Opens the run, or goes on with it.
+        """Opens the run, or continues it.
 
         Args:
           directory: the workdir; where it is local W&B's own files are in it, else where
@@ -98,12 +98,12 @@ class Run:
         self._run.log({"step": step, **shown})
 
     def close(self, *, failed: bool = False) -> None:
-        """Waits until W&B has all, and tells it whether the run failed."""
+        """Waits until W&B has everything, and reports whether the run failed."""
         self._run.finish(exit_code=int(failed))
 
 
 def _shown(value: float | str) -> Any:
-    """Text that is to be read as it is, on a panel of its own; a word and a number as they are."""
+    """Text on a panel of its own, as it stands; words and numbers unchanged."""
     import wandb
 
     if not isinstance(value, str) or len(value.split()) <= 1:

@@ -1,4 +1,4 @@
-"""Splits that a corpus does not bring, held out of its training documents."""
+"""Splits that a corpus lacks, held out of its training documents."""
 
 import bisect
 import hashlib
@@ -17,11 +17,11 @@ def hold_out(
 
     Args:
       splits: documents by split, at least 'train'.
-      share: of the training text that each of them takes: of the documents (in expectation), or of
-        the characters (rounded).
-      by: 'documents': where a document goes is decided by a hash of its text alone (of a pair, of
-        prompt and response), so that equal documents stay together and adding others moves none;
-        'position': test is the end of the text, validation what is before it.
+      share: the share of the training text that each of them takes: of the documents (in
+        expectation), or of the characters (rounded).
+      by: 'documents': a hash of a document's text (for a pair, of prompt and response) decides, so
+        that equal documents stay together and adding others moves none. 'position': test is the end
+        of the text, and validation the part before it.
 
     Returns:
       The splits 'train', 'validation' and 'test', streamed as those given.
@@ -36,15 +36,15 @@ def hold_out(
 
 
 def way(splits: Mapping[str, Iterable[Document]], *, share: float, by: str) -> str:
-    """How documents are held out, as `hold_out` takes it: as asked, where that can be done.
+    """The way to hold documents out, as in `hold_out`: the requested one, if it is possible.
 
-    By hash, few documents leave a split without one: of a single book all but one. Those are cut by
-    position. Pairs are not: half a response answers nothing.
+    With few documents a hash leaves a split without one; a single book fills only one split. Such
+    text is cut by position. Pairs are not, because half a response answers nothing.
 
     Args:
       splits: documents by split; read until every split has one.
-      share: as of `hold_out`.
-      by: what was asked for.
+      share: as in `hold_out`.
+      by: the requested way.
     """
     missing = [name for name in ("validation", "test") if name not in splits]
     if not missing or by != "documents":
@@ -90,7 +90,7 @@ def _hash(document: Document) -> float:
 
 
 def _update(hashed: Any, document: Document) -> Any:
-    """The hash with one more piece; None is that of nothing."""
+    """The hash with one more piece; None is the hash of nothing."""
     hashed = hashlib.sha256() if hashed is None else hashed
     text = document.text if document.prompt is None else f"{document.prompt}\n{document.text}"
     hashed.update(text.encode("utf-8"))

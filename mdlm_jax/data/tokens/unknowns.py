@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer does not know: told before anything is trained on it."""
+"""How much of a text a tokenizer does not know, for a warning before training."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +12,10 @@ from mdlm_jax.data.corpora.documents import Document, whole
 from mdlm_jax.data.tokens import tokenization
 from mdlm_jax.data.tokens.encoding import Encoded
 
-# Above this share of the characters a person is told.
+# Above this share of the characters a line warns.
 _WORTH_TELLING = 0.01
 
-# Documents that are looked at, evenly spread among those with unknown tokens, and how much of each.
+# Documents that are inspected, evenly spread among those with unknown tokens, and how much of each.
 _DOCUMENTS = 64
 _CHARACTERS = 2**18
 
@@ -23,13 +23,13 @@ _CHARACTERS = 2**18
 def measure(
     documents: Iterable[Document], encoded: Encoded, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
-    """What of a split is unknown: a word that is makes one token, however long it is.
+    """The unknown part of a split. An unknown word is one token, however long it is.
 
-    The unknown tokens are counted, how many characters they stand for is the mean of those in
-    `_DOCUMENTS` documents: of a smaller corpus that is all of them.
+    The unknown tokens are counted. The number of characters that they stand for is estimated by the
+    mean in `_DOCUMENTS` documents, which are all documents of a smaller corpus.
 
     Args:
-      documents: of the split, read once more where there are unknown tokens.
+      documents: of the split, read once more if there are unknown tokens.
       encoded: the same documents.
       tokenizer: of them.
 
@@ -60,7 +60,7 @@ def measure(
 
 
 def unknown_warning(card: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
-    """One line where a noticeable share of the training text is unknown, and what such text needs.
+    """A line if a noticeable share of the training text is unknown, with advice.
 
     Args:
       card: of `data.Prepared`.
@@ -88,7 +88,7 @@ def unknown_warning(card: Mapping[str, Any], tokenizer: Tokenizer) -> str | None
 
 
 def _cure(config: Mapping[str, Any], is_long: bool) -> str:
-    """What to change, by what was asked for."""
+    """What to change, by what was requested."""
     bytes_ = "data.tokenizer=bpe, by which nothing is unknown"
     if config["tokenizer"] not in TOKENIZERS:
         return f"take a tokenizer that knows it, or {bytes_}"

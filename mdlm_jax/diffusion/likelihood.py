@@ -61,8 +61,9 @@ class Likelihood(NamedTuple):
         """
         rows = jnp.sum(self.tokens > 0)
         residual = self.nats - self.nats_per_token * self.tokens.astype(jnp.float32)
-        spread = rows / jnp.maximum(rows - 1, 0) * jnp.sum(residual**2)
-        return jnp.sqrt(spread) / self._counted
+        spread = rows / jnp.maximum(rows - 1, 1) * jnp.sum(residual**2)
+        # Of a single row the residual is 0 but for rounding, and says nothing.
+        return jnp.where(rows > 1, jnp.sqrt(spread) / self._counted, jnp.nan)
 
     @property
     def _counted(self) -> Array:

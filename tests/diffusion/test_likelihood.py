@@ -170,3 +170,10 @@ def test_what_cannot_be_read_now_is_shown_as_a_tuple():
     for each in shown:
         assert each.startswith("Likelihood(nats=") and "nats per token" not in each
     assert str(told) == repr(told) and "per token" in repr(told)
+
+
+def test_a_single_row_tells_no_error_over_texts():
+    """Its residual is not quite 0 where the division rounds."""
+    for nats in np.random.default_rng(0).uniform(1, 99, 20).astype(np.float32):
+        one = Likelihood(jnp.array([nats]), jnp.ones(1), jnp.array([11]))
+        assert np.isnan(one.text_error) and "(text)" not in repr(one)

@@ -48,7 +48,7 @@ def test_a_run_of_an_earlier_version_goes_on(workdir):
     if kind == "diffusion":
         prompt = "--prompt=the river [MASK] [MASK] old [MASK] [MASK]"
         assert run("generate", prompt, "--steps=4", "--seed=3") == f"{SAMPLE}\n"
-    run("train", f"--config={workdir}/config.json", "--config.training.steps=4")
+    run("train", "--config.training.steps=4")  # with its own config
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     last = {r["kind"]: r[KEYS[r["kind"]]] for r in records if r["step"] == 4}

@@ -66,7 +66,8 @@ RULES = (
         ("objective.name",),
         _if(lambda flat: flat["objective.name"] != "autoregressive", "model.attention", "causal"),
     ),
-    # A file with a window may have chosen full attention, which is the default, behind it.
+    # A file that extends another may have chosen full attention, which is the default, in spite of
+    # a window: only the command line brings its attention along. So it is with AdamW below.
     Rule("model.attention", ("model.window",), _attention_of_window, least=COMMAND_LINE),
     _of_local("model.window"),
     _of_local("model.global_every"),
@@ -99,6 +100,17 @@ RULES = (
         "objective.keep",
         ("objective.name",),
         _if(lambda flat: flat["objective.name"] != "autoregressive", "objective.keep", ""),
+    ),
+    Rule(
+        "optimizer.matrix_learning_rate",
+        ("optimizer.name",),
+        _if(lambda flat: flat["optimizer.name"] == "muon", "optimizer.matrix_learning_rate", 0.0),
+    ),
+    Rule(
+        "optimizer.name",
+        ("optimizer.matrix_learning_rate",),
+        _if(lambda flat: not flat["optimizer.matrix_learning_rate"], "optimizer.name", "muon"),
+        least=COMMAND_LINE,
     ),
     Rule(
         "optimizer.warmup_steps",

@@ -8,13 +8,23 @@ import pytest
 from command_runs import run
 from hypothesis import given
 from hypothesis import strategies as st
-from mdlm_jax.configs import quickstart
 
 from mdlm_jax.runs.experiment import Experiment, default_config
 from mdlm_jax.runs.following import RULES, experiment_of, follow
 from mdlm_jax.training.optimizer import make_optimizer
 
 BERT = str(Path(__file__).parents[1] / "interop" / "golden" / "bert")
+
+
+def shipped():
+    """A config file with a window, a warm-up and more that is not the default."""
+    config = default_config()
+    config.model.update(layers=2, width=64, heads=4, attention="local", window=4)
+    config.model.update(norm_position="pre", positions="rope", token_types=0)
+    config.model.update(scan=False, dropout=0.0)
+    config.optimizer.warmup_steps = 50
+    config.training.steps = 1000
+    return config
 
 
 def on_the_command_line(config, **keys):
@@ -56,18 +66,18 @@ def usable(config, given):
     ],
 )
 def test_the_command_line_beats_the_config_file(asked, followed):
-    config = quickstart.get_config()
+    config = shipped()
     experiment, notes = usable(*on_the_command_line(config, **asked))
     plain = dataclasses.asdict(experiment)
     flat = {
         key: value for section in ("model", "optimizer") for key, value in plain[section].items()
     }
-    shipped = {**config.model.to_dict(), **config.optimizer.to_dict()}
+    before = {**config.model.to_dict(), **config.optimizer.to_dict()}
     given = {name.split("__")[1] for name in asked}
     for key, value in flat.items():
         if key not in given:
-            assert value == followed.get(key, shipped[key]), key
-    assert bool(notes) == any(shipped[key] != value for key, value in followed.items())
+            assert value == followed.get(key, before[key]), key
+    assert bool(notes) == any(before[key] != value for key, value in followed.items())
     for name, value in asked.items():
         section, key = name.split("__")
         assert plain[section][key] == value
@@ -87,22 +97,19 @@ def test_a_file_beats_a_default():
     ("config", "told"),
     [
         (in_a_file(model__window=4), "model.window=4: must be 0 where attention='full'"),
+        (in_a_file(optimizer__matrix_learning_rate=0.1), "matrix_learning_rate must be 0 where"),
         (in_a_file(model__attention="causal", model__window=4), "model.window=4: must be 0"),
         (in_a_file(training__steps=5, optimizer__warmup_steps=6), "must be at most the run's 5"),
         (
-            on_the_command_line(quickstart.get_config(), model__attention="full", model__window=3),
+            on_the_command_line(shipped(), model__attention="full", model__window=3),
             "model.window=3: must be 0 where attention='full'",
         ),
         (
-            on_the_command_line(
-                quickstart.get_config(), training__steps=20, optimizer__warmup_steps=50
-            ),
+            on_the_command_line(shipped(), training__steps=20, optimizer__warmup_steps=50),
             "must be at most the run's 20 steps, not 50",
         ),
         (
-            on_the_command_line(
-                quickstart.get_config(), objective__name="mlm", objective__curriculum_steps=5
-            ),
+            on_the_command_line(shipped(), objective__name="mlm", objective__curriculum_steps=5),
             "curriculum_steps bounds exact counts",
         ),
     ],
@@ -137,6 +144,11 @@ CONTRADICTIONS = {  # of a config file, and what of the command line it gives wa
         {"objective__curriculum_steps": 9}, {"objective__corruption": "bernoulli"},
     ),
     "objective.keep": ({"objective__keep": "prefix"}, {"objective__name": "autoregressive"}),
+    "optimizer.matrix_learning_rate": (
+        {"optimizer__name": "muon", "optimizer__matrix_learning_rate": 0.02},
+        {"optimizer__name": "adamw"},
+    ),
+    "optimizer.name": ({}, {"optimizer__matrix_learning_rate": 0.02}),
     "optimizer.warmup_steps": ({"optimizer__warmup_steps": 50}, {"training__steps": 20}),
     "data.rows": (
         {"data__source": "text_files", "data__files": "a.jsonl"}, {"data__prompt_field": "q"},
@@ -175,7 +187,7 @@ def test_what_would_be_refused_follows(key):
 
 def test_the_architecture_of_a_checkpoint_is_the_runs():
     """But for what the command line asks of it, which is then refused as ever."""
-    config = quickstart.get_config()
+    config = shipped()
     experiment, (note,) = experiment_of(*on_the_command_line(config, start__checkpoint=BERT))
     assert experiment.model == default_config().model.to_dict() | {
         key: config.model[key] for key in ("scan", "dropout")
@@ -224,6 +236,6 @@ def test_what_is_no_config_is_left_to_its_check():
 
 
 def test_a_command_tells_what_follows_and_prints_it_resolved():
-    flags = ("--config=quickstart", "--config.training.steps=20")
-    told = json.loads(run("train", *flags, "--print_config").stdout)
+    flags = ("--config=quickstart", "--config.training.steps=20", "--print_config")
+    told = json.loads(run("train", *flags).stdout)
     assert (told["training"]["steps"], told["optimizer"]["warmup_steps"]) == (20, 2)

@@ -209,7 +209,8 @@ def test_a_workdir_and_the_data_may_be_in_a_bucket(places, bucket, tmp_path):
     shutil.rmtree(tmp_path / "copies")
     workdir = "--workdir=gs://bucket/runs/one"
     run("train", *FLAGS, "--config.training.steps=6", workdir, **places)
-    done = run("train", *FLAGS, "--config.training.steps=9", workdir, **places)
+    # With its own config, from the bucket.
+    done = run("train", "--config.training.steps=9", workdir, **places)
     assert "resuming at step 6" in done.stdout
     assert [path.name for path in (tmp_path / "copies/mdlm_jax").glob("text_files-*")] == [name]
     done = run("generate", workdir, "--steps=2", "--save", **places)

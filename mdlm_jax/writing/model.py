@@ -322,20 +322,19 @@ def load(
     step: int | str | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Loads a trained model: a run, an export, or a checkpoint of Hugging Face.
+    """Loads a trained model, wherever it lies.
 
     Args:
       name: the folder of a run or of what `export` wrote, a folder of Hugging Face's files, or a
         name of its hub.
-      weights: for a run, 'ema' (averaged, the default) or 'params'.
-      step: for a run, the checkpoint: its number, or 'best' by validation; by default the newest.
+      weights: of a run, 'ema' (averaged; the default) or 'params'.
+      step: of a run, the number of a checkpoint, or 'best' by validation; by default the newest.
       mesh: from `mdlm_jax.host.parallel.make_mesh`, over which the parameters and the rows are
         spread; by default the first device of this process.
 
     Raises:
-      ValueError: there is nothing that can be read, or `weights` or `step` of what is no
-        run.
-      FileNotFoundError: no such folder, or a run without a checkpoint.
+      ValueError: there is nothing that can be read, or `weights` or `step` of what is no run.
+      FileNotFoundError: no such folder, or a run without such a checkpoint.
       ImportError: Hugging Face's files need the extra `interop`.
     """
     told = os.fspath(name)

@@ -43,6 +43,7 @@ def answers(tmp_path_factory):
 
 def test_what_is_loaded_is_what_was_written(model, folder):
     trained = workdir.load(epath.Path(folder))
+    assert mdlm_jax.load(folder, step=exported.STEP).model.step == exported.STEP
     jax.tree.map(np.testing.assert_array_equal, model.params, trained.params)
     assert model.encoder == trained.encoder and model.mask_id == trained.encoder.mask_id
     assert model.tokenizer.to_str() == trained.tokenizer.to_str()
@@ -195,6 +196,8 @@ def test_what_cannot_be_done_is_said_in_one_line(model, answers):
         (lambda: answers.answer("the [MASK]"), r"has gaps: use fill\(text\)"),
         (lambda: answers.fill(""), r"use answer\(prompt\)"),
         (lambda: mdlm_jax.load("nowhere/at/all"), "no folder at"),
+        (lambda: mdlm_jax.load(model.name, step=exported.STEP + 1), "step 8"),
+        (lambda: mdlm_jax.load(model.name, weights="params"), "only 'ema'"),
     ]
     for call, told in refused:
         with pytest.raises((ValueError, FileNotFoundError), match=told):

@@ -91,18 +91,18 @@ def _header_words(report: dict[str, Any]) -> str:
     )
 
 
-def _words(name: str, told: dict[str, Any]) -> str:
-    part = f", one of {told['evaluations']} evaluations" if "evaluations" in told else ""
-    lines = [f"\n{name}{part}: {'fits' if told['fits'] else 'DOES NOT FIT'}"]
-    total = sum(told["memory_bytes"].values()) if told["fits"] else told["needed_bytes"]
+def _words(name: str, report: dict[str, Any]) -> str:
+    part = f", one of {report['evaluations']} evaluations" if "evaluations" in report else ""
+    lines = [f"\n{name}{part}: {'fits' if report['fits'] else 'DOES NOT FIT'}"]
+    total = sum(report["memory_bytes"].values()) if report["fits"] else report["needed_bytes"]
     lines.append("  memory of a chip" + " " * 26 + "GiB")
-    for kind, size in told["memory_bytes"].items():
+    for kind, size in report["memory_bytes"].items():
         lines.append(f"    {kind:<33}{_gib(size):>8}")
     if total:
-        lines.append(f"    {'all, of ' + _gib(told['hbm_bytes']):<33}{_gib(total):>8}")
-    if told.get("collectives"):
+        lines.append(f"    {'all, of ' + _gib(report['hbm_bytes']):<33}{_gib(total):>8}")
+    if report.get("collectives"):
         lines.append("  collectives             times   GiB to a chip")
-        for kind, each in told["collectives"].items():
+        for kind, each in report["collectives"].items():
             sign = "" if each["bounded"] else ">="
             lines.append(
                 f"    {kind:<20}{sign + format(each['times'], ','):>9}"
@@ -110,16 +110,16 @@ def _words(name: str, told: dict[str, Any]) -> str:
             )
     lines.append(
         "  at the least takes         ms   "
-        f"({told['flops']:.3g} FLOPs, {told['flops_a_chip']:.3g} a chip)"
+        f"({report['flops']:.3g} FLOPs, {report['flops_a_chip']:.3g} a chip)"
     )
-    bound = max(told["least_seconds"].values())
-    for kind, seconds in told["least_seconds"].items():
+    bound = max(report["least_seconds"].values())
+    for kind, seconds in report["least_seconds"].items():
         lines.append(
             f"    {kind:<23}{1000 * seconds:>8,.1f}" + ("   <" if seconds == bound else "")
         )
-    lines.append(f"  compiled in {told['compile_seconds']:,.0f} s")
-    lines += [f"  error: {error}" for error in told["errors"]]
-    lines += [f"  warning: {warning}" for warning in told["warnings"]]
+    lines.append(f"  compiled in {report['compile_seconds']:,.0f} s")
+    lines += [f"  error: {error}" for error in report["errors"]]
+    lines += [f"  warning: {warning}" for warning in report["warnings"]]
     return "\n".join(lines)
 
 

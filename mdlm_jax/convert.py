@@ -19,7 +19,7 @@ from mdlm_jax.runs import workdir
 _SOURCE = command_line.define_path("source", None, "Folder, name of the hub, or folder of a run.")
 _TARGET = command_line.define_path("target", None, "Folder to write: empty, or made.")
 _MASK_ID = flags.DEFINE_integer(
-    "mask_id", None, "The mask token, where the source has no tokenizer that tells it.", 0
+    "mask_id", None, "The mask token, if the source has no tokenizer with one.", 0
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights", "ema", ["ema", "params"], "Averaged or raw weights, of a run."

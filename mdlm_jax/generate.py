@@ -177,9 +177,9 @@ def main() -> int:
         return 0
     if _OUTPUT.value:
         total = len(job.prompts) * _SAMPLES.value
-        told = f"{_OUTPUT.value}: {total:,} samples, {total - done:,} of them new"
+        line = f"{_OUTPUT.value}: {total:,} samples, {total - done:,} of them new"
         # Not among the samples, where they are printed.
-        print(told, file=sys.stderr if paths.is_stream(_OUTPUT.value) else sys.stdout)
+        print(line, file=sys.stderr if paths.is_stream(_OUTPUT.value) else sys.stdout)
     if _WATCH.value:
         from mdlm_jax.pages.watch import watch
 
@@ -261,19 +261,19 @@ def _given(name: str) -> Any:
 
 
 def _settings(model: models.Model, shaping: Shaping) -> dict[str, Any]:
-    """The fields that every record of the job has: those of BERT's sampler, else what was set."""
-    told = {"seed": _SEED.value}
-    told |= {"temperature": _TEMPERATURE.value, "checkpoint": _CHECKPOINT.value or model.step}
-    told |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
+    """The fields of every record of the job: those of BERT's sampler, else what was set."""
+    settings = {"seed": _SEED.value}
+    settings |= {"temperature": _TEMPERATURE.value, "checkpoint": _CHECKPOINT.value or model.step}
+    settings |= shaping.changed() | ({"forbid": _FORBID.value} if _FORBID.value else {})
     for name in ("blocks", "guidance", "length", "weights"):
         flag = flags.FLAGS[name]
-        told |= {name: flag.value} if flag.value != flag.default else {}
-    return told
+        settings |= {name: flag.value} if flag.value != flag.default else {}
+    return settings
 
 
 def _fingerprint(job: Job) -> str:
-    told = (job.prompts, job.settings, _SAMPLES.value, _BATCH_SIZE.value, dict(job.mesh.shape))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    parts = (job.prompts, job.settings, _SAMPLES.value, _BATCH_SIZE.value, dict(job.mesh.shape))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _begin_output(job: Job) -> int:

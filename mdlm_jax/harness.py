@@ -68,13 +68,13 @@ def main() -> int:
             log_samples=False,
             task_manager=manager,
         )
-    told = _settings(asked) | {name: results[name] for name in _KEPT if results.get(name)}
+    written = _settings(asked) | {name: results[name] for name in _KEPT if results.get(name)}
     for column in ("results", "groups"):
-        if column in told:
+        if column in written:
             print(lm_eval.utils.make_table(results, column))
-    print(_noise(told))
+    print(_noise(written))
     if _OUTPUT.value:
-        text = json.dumps(told, indent=2, default=lambda number: number.item())
+        text = json.dumps(written, indent=2, default=lambda number: number.item())
         paths.write(_OUTPUT.value, text + "\n")
         print(f"written: {_OUTPUT.value}")
     return 0
@@ -89,8 +89,8 @@ def _check_flags() -> None:
         raise ValueError(f"--include_path={_INCLUDE_PATH.value}: there is no such folder")
     if _OUTPUT.value:
         paths.check_output(_OUTPUT.value, "--output", kinds=(".json",))
-    if told := [name for name in distributed.VARIABLES if os.environ.get(name)]:
-        raise ValueError(f"{', '.join(told)} set: the harness runs in one process, on its devices")
+    if given := [name for name in distributed.VARIABLES if os.environ.get(name)]:
+        raise ValueError(f"{', '.join(given)} set: the harness runs in one process, on its devices")
 
 
 def _require_lm_eval() -> tuple[ModuleType, ModuleType]:
@@ -135,17 +135,17 @@ def _settings(asked: Any) -> dict[str, Any]:
     }
 
 
-def _noise(told: dict[str, Any]) -> str:
-    if not told["continuations"]:
+def _noise(made: dict[str, Any]) -> str:
+    if not made["continuations"]:
         return "no continuation was scored"
     line = (
-        f"{told['continuations']:,} continuations, {told['draws']} draws at the most: standard "
-        f"error {told['mean_error']:.3f} nats in the mean, {told['largest_error']:.3f} at the most"
+        f"{made['continuations']:,} continuations, {made['draws']} draws at the most: standard "
+        f"error {made['mean_error']:.3f} nats in the mean, {made['largest_error']:.3f} at the most"
     )
-    if told["cut_contexts"]:
-        line += f"; {told['cut_contexts']:,} lost the start of their context, for want of room"
-    if told["unscored"]:
-        line += f"; {told['unscored']:,} others could not be scored and count as impossible"
+    if made["cut_contexts"]:
+        line += f"; {made['cut_contexts']:,} lost the start of their context, for want of room"
+    if made["unscored"]:
+        line += f"; {made['unscored']:,} others could not be scored and count as impossible"
     return line
 
 

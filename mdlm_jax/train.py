@@ -62,8 +62,8 @@ def main() -> int:
             with distributed.failing_together():
                 job, encoder = plan(experiment, epath.Path(_WORKDIR.value))
             distributed.require_same("the fingerprint of the data", job.prepared.fingerprint)
-            if told := data.unknown_warning(job.prepared.card, job.prepared.tokenizer):
-                _say(f"warning: {told}")
+            if warning := data.unknown_warning(job.prepared.card, job.prepared.tokenizer):
+                _say(f"warning: {warning}")
             weights = load_start(job, _say)
             claim = None
             with distributed.failing_together():
@@ -255,13 +255,13 @@ def _last_words(folder: epath.Path) -> str:
         return "the validation likelihood is not finite: take a lower optimizer.learning_rate"
     nats = f"{last['nats_per_token']:.3f}"
     if last.get("likelihood") == "exact":
-        told = f"cross-entropy {nats} (exact)"
+        figure = f"cross-entropy {nats} (exact)"
     else:
-        told = f"NELBO {nats} +- {last['mc_error']:.3f} (masks)"
+        figure = f"NELBO {nats} +- {last['mc_error']:.3f} (masks)"
     if last["text_error"] is not None:  # of a single row
-        told += f" +- {last['text_error']:.3f} (text)"
+        figure += f" +- {last['text_error']:.3f} (text)"
     return (
-        f"validation {told} nats/token over {last['tokens']:,} tokens; the corpus's unigram has "
+        f"validation {figure} nats/token over {last['tokens']:,} tokens; the corpus's unigram has "
         f"{last['unigram']:.3f} there, its bigram {last['bigram']:.3f}"
     )
 

@@ -102,15 +102,17 @@ def check_reachable(config: Config, runner: str) -> None:
 
 def _options(runner: str, options: Sequence[str]) -> PipelineOptions:
     words = [f"--{option.removeprefix('--')}" for option in options]
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), _unlogged("apache_beam.options.pipeline_options"):
+        with contextlib.redirect_stderr(output), _unlogged("apache_beam.options.pipeline_options"):
             parsed = PipelineOptions(words, runner=runner)
             known = parsed.get_all_options()
             unknown = parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()
             beam.Pipeline(options=parsed)
     except SystemExit:  # argparse's way, behind a page of usage
-        raise ValueError(told.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+        raise ValueError(
+            output.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        ) from None
     except ValueError as error:
         raise ValueError(" ".join(str(error).split())) from None
     if unknown:
@@ -244,7 +246,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _to_bytes(encoded: Encoded) -> bytes:
-    told = json.dumps([encoded.label_names, encoded.counts]).encode("utf-8")
+    described = json.dumps([encoded.label_names, encoded.counts]).encode("utf-8")
     file = io.BytesIO()
     np.savez(
         file,
@@ -252,7 +254,7 @@ def _to_bytes(encoded: Encoded) -> bytes:
         sizes=encoded.sizes,
         labels=encoded.labels,
         prompts=encoded.prompts,
-        told=np.frombuffer(told, np.uint8),
+        told=np.frombuffer(described, np.uint8),
     )
     return file.getvalue()
 

@@ -37,7 +37,7 @@ def one_at_a_time(
         was killed, because it holds one at a time.
       done: whether the work is done.
     """
-    heard, since, told = None, 0.0, False
+    heard, since, said = None, 0.0, False
     while not done():
         mine = f"{holder} {uuid.uuid4().hex}"
         if store.create(name, f"{mine} 0".encode()):
@@ -57,9 +57,9 @@ def one_at_a_time(
             if store.read(name) == now:
                 store.remove(name)
             continue
-        if not told:
+        if not said:
             print(f"waiting for {other}, which prepares data in {store.url}", file=sys.stderr)
-            told = True
+            said = True
         time.sleep(POLL_SECONDS)
     yield False
 

@@ -28,8 +28,8 @@ def parse(text: str, place: str, *, wanted: str = "") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        told = f"{place} is not JSON: {error.msg} at column {error.colno}"
-        raise ValueError(f"{told}; {wanted}" if wanted else told) from None
+        message = f"{place} is not JSON: {error.msg} at column {error.colno}"
+        raise ValueError(f"{message}; {wanted}" if wanted else message) from None
     except RecursionError:
         raise ValueError(f"{place} is nested too deeply") from None
     except ValueError:
@@ -113,10 +113,10 @@ def check_characters(text: str, place: str) -> str:
 def shown(value: Any) -> str:
     """A value in a few words, for a message."""
     try:
-        told = json.dumps(value, default=str)  # a table has dates, too
+        text = json.dumps(value, default=str)  # a table has dates, too
     except RecursionError:
         return "what is nested too deeply"
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _refused(constant: str) -> None:

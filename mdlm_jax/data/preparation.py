@@ -151,12 +151,14 @@ def _write(
     if label_names is None:
         label_names, encoded = encoding.sort_labels(encoded)
     encoding.check_labels(label_names, encoded)
-    told = unknowns.unknown_warning(
+    warning = unknowns.unknown_warning(
         {"unknown": unknown, "config": dataclasses.asdict(config)}, tokenizer
     )
     sizes = {}
     for split, each in encoded.items():
-        advice = _advice(split, given_splits, config, split_by) + (f"; {told}" if told else "")
+        advice = _advice(split, given_splits, config, split_by) + (
+            f"; {warning}" if warning else ""
+        )
         sizes[split] = _write_rows(folder, split, each, tokenizer, config, advice)
     done = dataclasses.replace(config, split_by=split_by)
     _write_card(folder, done, corpus, label_names, sizes, unknown)
@@ -167,10 +169,10 @@ def _write(
             f"from the end of its text, {config.held_out:.0%} each",
             file=sys.stderr,
         )
-    for split, told in sizes.items():
-        if dropped := told.get("dropped_documents"):
+    for split, size in sizes.items():
+        if dropped := size.get("dropped_documents"):
             print(
-                f"{split}: {dropped:,} of {told['documents']:,} pairs are left out, their prompts "
+                f"{split}: {dropped:,} of {size['documents']:,} pairs are left out, their prompts "
                 f"leave no room for a response in rows of length {config.length}",
                 file=sys.stderr,
             )
@@ -181,10 +183,10 @@ def _advice(
 ) -> str:
     if {"validation", "test"} <= given.keys() or (split in given and split != "train"):
         return ""
-    told = f": held_out is {config.held_out}"
+    advice = f": held_out is {config.held_out}"
     if split_by == "documents":
-        told += " and split_by 'documents'; 'position' cuts within documents"
-    return told
+        advice += " and split_by 'documents'; 'position' cuts within documents"
+    return advice
 
 
 class _TrainingTexts(NamedTuple):
@@ -238,13 +240,13 @@ def _write_rows(
     if rows.prompts is not None:
         _write_npy(folder / f"{split}-prompts.npy", np.int32, shape[:1], [rows.prompts])
     encoded.path.unlink()
-    told = {
+    summary = {
         "rows": rows.count,
         "longest": int(encoded.sizes.max()),
         "cut_tokens": rows.cut_tokens,
     }
     dropped = {"dropped_documents": documents - rows.count} if config.pairs else {}
-    return {**encoded.counts, **told, **dropped}
+    return {**encoded.counts, **summary, **dropped}
 
 
 def _lay_out(encoded: Encoded, tokenizer: Tokenizer, config: Config) -> packing.RowStream:

@@ -97,10 +97,10 @@ def parse_card(contents: bytes, place: str) -> dict[str, Any]:
         card = json.loads(contents)
         if {"fingerprint", "format"} <= card.keys():
             return card
-        told = "it tells no fingerprint or format"
+        problem = "it has no fingerprint or format"
     except (ValueError, AttributeError) as error:
-        told = f"{type(error).__name__}: {error}"
-    raise ValueError(f"{place} is damaged ({told}): remove its folder, and prepare it again")
+        problem = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{place} is damaged ({problem}): remove its folder, and prepare it again")
 
 
 def _load_rows(folder: Path, split: str) -> Rows:

@@ -81,14 +81,14 @@ def locate(name: Name) -> File:
       ImportError: the package that reads this file system is not installed.
       ValueError: there is no such file system.
     """
-    told = plain(name)
-    if "://" not in told:  # fsspec takes '::' and more in a name for its own
+    given = plain(name)
+    if "://" not in given:  # fsspec takes '::' and more in a name for its own
         system = fsspec.filesystem("file")
-        return File(system, str(Path(told).absolute()), told)
+        return File(system, str(Path(given).absolute()), given)
     if isinstance(name, epath.Path):
-        return File(_Paths(), told, told)
-    system, within = fsspec.core.url_to_fs(told)
-    return File(system, within, told)
+        return File(_Paths(), given, given)
+    system, within = fsspec.core.url_to_fs(given)
+    return File(system, within, given)
 
 
 def kind(name: Name) -> str:
@@ -96,13 +96,13 @@ def kind(name: Name) -> str:
 
     Text and JSON lines may be compressed.
     """
-    told = str(name).lower()
+    ending = str(name).lower()
     for found, ends in (("parquet", PARQUET), ("arrow", ARROW)):
-        if told.endswith(ends):
+        if ending.endswith(ends):
             return found
     for packed in _PACKED:
-        told = told.removesuffix(packed)
-    return next((k for k, ends in (("text", TEXT), ("jsonl", JSONL)) if told.endswith(ends)), "")
+        ending = ending.removesuffix(packed)
+    return next((k for k, ends in (("text", TEXT), ("jsonl", JSONL)) if ending.endswith(ends)), "")
 
 
 def text(name: Name | File) -> str:
@@ -158,8 +158,8 @@ def decoded(raw: bytes, place: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        told = f"byte {error.start} (0x{raw[error.start]:02x})"
-        raise ValueError(f"{place} is not UTF-8: {told}") from None
+        wrong = f"byte {error.start} (0x{raw[error.start]:02x})"
+        raise ValueError(f"{place} is not UTF-8: {wrong}") from None
 
 
 def opened(file: File) -> Any:

@@ -145,5 +145,5 @@ def _telling(what: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    told = " ".join(str(error).split())
-    return f"{type(error).__name__}: {told[:200]}" if told else type(error).__name__
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

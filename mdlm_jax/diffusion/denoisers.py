@@ -130,9 +130,9 @@ def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
     """Raises: ValueError: the denoiser is known to fill another mask."""
     if denoiser.mask_id is None or mask_id is None:
         return
-    own, told = checks.known(denoiser.mask_id), checks.known(mask_id)
-    if own is not None and told is not None and own != told:
-        raise ValueError(f"mask_id is {told}, but the denoiser was built with mask_id {own}")
+    own, given = checks.known(denoiser.mask_id), checks.known(mask_id)
+    if own is not None and given is not None and own != given:
+        raise ValueError(f"mask_id is {given}, but the denoiser was built with mask_id {own}")
 
 
 def along_last(x: Array) -> Array:

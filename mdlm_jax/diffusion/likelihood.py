@@ -108,7 +108,7 @@ def nelbo(
       TypeError: as `diffusion_loss`.
     """
     if draws < 2:
-        raise ValueError(f"nelbo: draws is {draws}, at least 2 are needed to tell the error")
+        raise ValueError(f"nelbo: draws is {draws}, at least 2 are needed for its error")
     checks.check_denoiser(denoiser)
     check_schedule(schedule)
     maskable = maskable_of(tokens, mask_id, maskable)

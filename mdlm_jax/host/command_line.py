@@ -246,7 +246,7 @@ def _parse(argv: list[str]) -> list[str]:
     except _UnknownKey as error:
         refuse(error)
     except flags.Error as error:
-        refuse(f"{_flag_error(error, argv)} (--help tells the flags)")
+        refuse(f"{_flag_error(error, argv)} (--help lists the flags)")
     except Exception as error:  # of the user's config file, or how ml_collections refuses a key
         refuse(_config_error(error, argv))
 
@@ -261,16 +261,16 @@ def _flag_error(error: flags.Error, argv: list[str]) -> str:
         of_run = str(_OF_RUN) in str(error)
         return endings.one_line(cause) if of_run else _config_error(cause, argv)
     # absl begins with "flag --x=None: " what a validator says.
-    told = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
-    return "; ".join(told.split("\n"))
+    message = re.sub(r"flag --\S+=None: ", "", str(error).removeprefix("FATAL "))
+    return "; ".join(message.split("\n"))
 
 
 def _config_error(error: Exception, argv: list[str]) -> str:
     """What is wrong in the config file, with its line, or else the key that is unknown."""
     # ml_collections quotes its own message once more.
-    told = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
-    told = " ".join(told.split()).strip("'")
-    if "no attribute 'get_config" in told:
+    message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    message = " ".join(message.split()).strip("'")
+    if "no attribute 'get_config" in message:
         return "the config file defines no get_config()"
     if isinstance(error, SyntaxError):
         if error.filename is None:  # bytes that Python takes for no text
@@ -279,8 +279,12 @@ def _config_error(error: Exception, argv: list[str]) -> str:
     words = " ".join(argv)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.endswith(".py") and frame.filename in words:
-            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {told}"
-    return f"unknown config key: {told}" if isinstance(error, AttributeError | KeyError) else told
+            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {message}"
+    return (
+        f"unknown config key: {message}"
+        if isinstance(error, AttributeError | KeyError)
+        else message
+    )
 
 
 def _config_of(argv: list[str]) -> str:

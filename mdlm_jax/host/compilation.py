@@ -65,9 +65,9 @@ def folder(environment: Mapping[str, str], processes: int = 1) -> Path | None:
 
 def _processor() -> str:
     """A name for the processor's kind and features."""
-    told = {platform.machine(), platform.processor()}
+    features = {platform.machine(), platform.processor()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         wanted = ("model name", "flags", "Features", "CPU part")
-        told |= {line for line in cpuinfo.read_text().splitlines() if line.startswith(wanted)}
-    return hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()[:12]
+        features |= {line for line in cpuinfo.read_text().splitlines() if line.startswith(wanted)}
+    return hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:12]

@@ -34,9 +34,9 @@ def initialize(heartbeat_seconds: int = 100) -> None:
       ValueError: if the variables are incomplete or not numbers.
     """
     timeout = {"heartbeat_timeout_seconds": heartbeat_seconds}
-    told = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    if told:
-        address, count, index = _process_of(told)
+    variables = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    if variables:
+        address, count, index = _process_of(variables)
         jax.distributed.initialize(
             address, count, index, cluster_detection_method="deactivate", **timeout
         )
@@ -57,13 +57,13 @@ def in_a_cluster(environment: Mapping[str, str]) -> bool:
     return slurm or kubernetes or tpu
 
 
-def _process_of(told: Mapping[str, str]) -> tuple[str, int, int]:
-    if missing := [name for name in VARIABLES if name not in told]:
+def _process_of(variables: Mapping[str, str]) -> tuple[str, int, int]:
+    if missing := [name for name in VARIABLES if name not in variables]:
         raise ValueError(
-            f"{', '.join(told)} set but not {', '.join(missing)}: a process of a job needs "
+            f"{', '.join(variables)} set but not {', '.join(missing)}: a process of a job needs "
             f"{', '.join(VARIABLES)}, a process alone none of them"
         )
-    address, count, index = (told[name] for name in VARIABLES)
+    address, count, index = (variables[name] for name in VARIABLES)
     if not address.rpartition(":")[2].isdecimal() or ":" not in address:
         raise ValueError(f"COORDINATOR_ADDRESS must be host:port, not {address!r}")
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):

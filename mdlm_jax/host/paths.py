@@ -41,17 +41,17 @@ def literal(path: str | os.PathLike) -> epath.Path:
 
 def plain(name: str | os.PathLike) -> str:
     """The name with `~` and `file://` written out; other URLs stay as they are."""
-    told = str(name)
-    if told[:7].lower() == "file://":
-        told = told[7:].removeprefix("localhost")
+    shown = str(name)
+    if shown[:7].lower() == "file://":
+        shown = shown[7:].removeprefix("localhost")
         # File managers write a space as %20. A file of exactly this name comes first.
-        told = told if Path(told).exists() else unquote(told)
-    if not told.startswith("~"):
-        return told
+        shown = shown if Path(shown).exists() else unquote(shown)
+    if not shown.startswith("~"):
+        return shown
     try:
-        return str(Path(told).expanduser())
+        return str(Path(shown).expanduser())
     except RuntimeError:  # no such user: it is a plain name
-        return told
+        return shown
 
 
 def cache() -> str:
@@ -104,20 +104,20 @@ def check_output(path: str | os.PathLike, name: str = "", kinds: tuple[str, ...]
     """
     if not is_local(path):
         return
-    told = f"{name}={path}" if name else str(path)
+    shown = f"{name}={path}" if name else str(path)
     place = Path(path).absolute()
     if is_stream(path):
         if not os.access(path, os.W_OK):
-            raise ValueError(f"{told}: it may not be written")
+            raise ValueError(f"{shown}: it may not be written")
         return
     if place.is_dir():
-        raise ValueError(f"{told}: a folder is there, it must be a file")
+        raise ValueError(f"{shown}: a folder is there, it must be a file")
     if kinds and place.suffix.lower() not in kinds:
-        raise ValueError(f"{told}: what is written there is {' or '.join(kinds)}: name it so")
+        raise ValueError(f"{shown}: what is written there is {' or '.join(kinds)}: name it so")
     if not place.parent.is_dir():
-        raise ValueError(f"{told}: there is no folder {place.parent}")
+        raise ValueError(f"{shown}: there is no folder {place.parent}")
     if not os.access(place if place.exists() else place.parent, os.W_OK):
-        raise ValueError(f"{told}: it may not be written")
+        raise ValueError(f"{shown}: it may not be written")
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:

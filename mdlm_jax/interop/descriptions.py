@@ -59,13 +59,13 @@ def read(folder: Path) -> Description:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: it is no Hugging Face checkpoint")
-    told = json_text.load(path)
-    model_type = told.get("model_type")
+    contents = json_text.load(path)
+    model_type = contents.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"{path}: model_type={model_type!r}: must be one of {list(FAMILIES)}")
     family = FAMILIES[model_type]
     try:
-        return _described(family, told)
+        return _described(family, contents)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -96,7 +96,7 @@ def write(config: bert.Config, pad_id: int | None) -> tuple[Family, dict[str, An
         raise ValueError(
             f"the model cannot be written as {family.architecture}: {', '.join(differing)}"
         )
-    told: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "mask_token_id": config.mask_id,
@@ -107,29 +107,29 @@ def write(config: bert.Config, pad_id: int | None) -> tuple[Family, dict[str, An
     }
     for field, (key, _) in family.fields.items():
         value = getattr(config, field)
-        told[key] = ACTIVATIONS[value][0] if field == "activation" else value
-    return family, told | (modernbert.keys(config) if family is MODERNBERT else {})
+        contents[key] = ACTIVATIONS[value][0] if field == "activation" else value
+    return family, contents | (modernbert.keys(config) if family is MODERNBERT else {})
 
 
-def _described(family: Family, told: dict[str, Any]) -> Description:
+def _described(family: Family, contents: dict[str, Any]) -> Description:
     for key, accepted in family.fixed.items():
-        value = told.get(key, accepted[0])
+        value = contents.get(key, accepted[0])
         if value not in accepted:
             refuse(key, value, " or ".join(repr(each) for each in accepted))
-    fields = {field: _value(told, field, *key) for field, key in family.fields.items()}
+    fields = {field: _value(contents, field, *key) for field, key in family.fields.items()}
     fields["activation"] = _activation(family, fields["activation"])
     types = fields.get("token_types", 0)
     if family is DISTILBERT:
         fields |= {"token_types": 0, "norm_eps": DISTILBERT_NORM_EPS}
     elif family is MODERNBERT:
-        fields |= modernbert.fields(told, fields["layers"])
+        fields |= modernbert.fields(contents, fields["layers"])
     elif types not in (1, 2):
         refuse("type_vocab_size", types, "1 or 2")
     else:
         fields["token_types"] = 2  # One type is two of which the second is never asked for.
     offset = 0
     if family is ROBERTA:
-        pad = told.get("pad_token_id", 1)
+        pad = contents.get("pad_token_id", 1)
         if type(pad) is not int or not 0 <= pad < fields["max_length"] - 1:
             refuse("pad_token_id", pad, "the number of a row of the position table but the last")
         offset = pad + 1
@@ -139,19 +139,19 @@ def _described(family: Family, told: dict[str, Any]) -> Description:
     except ValueError as error:
         field = str(error).partition("=")[0]
         raise ValueError(f"{family.fields.get(field, [field])[0]}, our {error}") from None
-    mask_id = told.get("mask_token_id")
+    mask_id = contents.get("mask_token_id")
     return Description(
         family,
         config,
         mask_id if type(mask_id) is int else None,
         offset,
         types,
-        tied=bool(told.get("tie_word_embeddings", True)),
+        tied=bool(contents.get("tie_word_embeddings", True)),
     )
 
 
-def _value(told: dict[str, Any], field: str, key: str, default: Any) -> Any:
-    value = told.get(key, default)
+def _value(contents: dict[str, Any], field: str, key: str, default: Any) -> Any:
+    value = contents.get(key, default)
     if isinstance(default, str):
         return value  # looked up by who reads it
     wanted = (int, float) if isinstance(default, float) else (int,)

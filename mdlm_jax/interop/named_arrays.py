@@ -102,8 +102,10 @@ def _check(
         if name in found and (found[name].shape != shape or found[name].dtype != np.float32)
     ]
     if missing or wrong:
-        told = [f"missing: {', '.join(missing)}"] * bool(missing) + wrong
-        raise ValueError(f"{folder}: its weights are not those of its config: {'; '.join(told)}")
+        problems = [f"missing: {', '.join(missing)}"] * bool(missing) + wrong
+        raise ValueError(
+            f"{folder}: its weights are not those of its config: {'; '.join(problems)}"
+        )
 
 
 def _check_output(folder: Path, family: Family, found: Mapping[str, np.ndarray]) -> None:

@@ -73,10 +73,10 @@ def read_pretrained(path_or_name: str | Path, *, mask_id: int | None = None) -> 
     folder = hub.folder(path_or_name)
     described = descriptions.read(folder)
     size = described.config.vocab_size
-    told = described.mask_id if mask_id is None else mask_id
-    if told is not None and not 0 <= told < size:
-        raise ValueError(f"mask_id={told}: must be in [0, {size}), the model's vocabulary")
-    words = vocabulary.read(folder, size, told)
+    given = described.mask_id if mask_id is None else mask_id
+    if given is not None and not 0 <= given < size:
+        raise ValueError(f"mask_id={given}: must be in [0, {size}), the model's vocabulary")
+    words = vocabulary.read(folder, size, given)
     found = named_arrays.select(folder, described, weights.read(folder))
     params = layout.to_params(described.family, described.config, found.arrays, head=found.head)
     if not found.head:
@@ -121,14 +121,14 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: take another")
     pad_id = None if tokenizer is None else data.special_ids(tokenizer).pad
-    family, told = descriptions.write(config, pad_id)
+    family, contents = descriptions.write(config, pad_id)
     config, params = _without_padding(config, params)
     arrays = layout.from_params(family, config, params)
     folder.mkdir(parents=True, exist_ok=True)
     weights.write(folder / "model.safetensors", named_arrays.prefixed(family, arrays))
     if tokenizer is not None:
         vocabulary.write(folder, tokenizer, config)
-    text = json.dumps(told, indent=2) + "\n"
+    text = json.dumps(contents, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")  # last: now it is a checkpoint
     # safetensors makes its files unreadable for others.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)

@@ -51,7 +51,7 @@ def resize_vocabulary(pretrained: Pretrained, tokenizer: Tokenizer) -> Resized:
         source = np.arange(size)
     else:
         raise ValueError(
-            f"the checkpoint has no tokenizer to tell its {config.vocab_size:,} tokens: data."
+            f"the checkpoint has no tokenizer for its {config.vocab_size:,} tokens: data."
             f"tokenizer must have as many, and has {size:,}"
         )
     tables = bert.padded_leaves(config)

@@ -50,7 +50,7 @@ def read(folder: Path, vocab_size: int, told: int | None = None) -> Vocabulary:
         )
     if told is not None and told != mask_id:
         raise ValueError(
-            f"{folder}: the mask is {told} as told, but {mask_id} "
+            f"{folder}: the mask was given as {told}, but it is {mask_id} "
             f"({tokenizer.id_to_token(mask_id)}) in the tokenizer: they must agree"
         )
     row = "a new row of the embeddings" if mask_id == vocab_size else "a spare row"

@@ -114,9 +114,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of the pickle, the zip or the file: it is no such file
-        told = " ".join(str(error).split()).partition(". ")[0]
+        message = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
-            f"{path} is no file of weights alone ({type(error).__name__}: {told})"
+            f"{path} is no file of weights alone ({type(error).__name__}: {message})"
         ) from None
     if not isinstance(tensors, Mapping):
         raise ValueError(f"{path} holds a {type(tensors).__name__}: it must hold named tensors")

@@ -50,7 +50,7 @@ def measure(
         separator = data.special_ids(trained.tokenizer).sep
         wanted = answers.responses(rows.tokens, rows.prompts, separator)
         another = answers.another(wanted, seed)
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "split": split,
         "step": trained.step,
         "weights": weights,
@@ -70,8 +70,8 @@ def measure(
         f"{trained.step}"
     )
     print(heads(table))
-    print(line(table, {"strategy": answers_table.ITSELF, **told["itself"]}))
-    print(line(table, {"strategy": answers_table.ANOTHER, **told["another"]}), flush=True)
+    print(line(table, {"strategy": answers_table.ITSELF, **record["itself"]}))
+    print(line(table, {"strategy": answers_table.ANOTHER, **record["another"]}), flush=True)
     answer = _make_answer(trained, mesh, rows, seed, batch_size)
     for spec, strategy in strategies.items():
         for method in (_method(strategy, steps, separator) for steps in grid.steps):
@@ -83,10 +83,10 @@ def measure(
                 **answers.describe(written, wanted, separator, similarity),
                 "evaluations": evaluations,
             }
-            told["points"].append(point)
-            paths.write(path, json.dumps(told, indent=2) + "\n")  # finished points survive a stop
+            record["points"].append(point)
+            paths.write(path, json.dumps(record, indent=2) + "\n")  # finished points survive a stop
             print(line(table, point), flush=True)
-    print(answers_table.FOOT.format(encoder=told["features"] or "the run itself"))
+    print(answers_table.FOOT.format(encoder=record["features"] or "the run itself"))
     print(f"written: {path}")
     return 0
 

@@ -102,7 +102,7 @@ def measure(
         prepared = workdir.load_data(trained, folder)
         reference = frontier.reference_rows(prepared.splits[split], grid.samples)
         judges = _judges(trained, prepared, len(reference), split, batch_size, mesh)
-    told = {
+    record = {
         "split": split,
         "step": trained.step,
         "weights": weights,
@@ -122,8 +122,8 @@ def measure(
         classes=judges.classifier is not None,
         mauve=judges.mauve is not None,
     )
-    print(_heading(told), frontier_table.heads(table), sep="\n")
-    print(frontier_table.line(table, told["reference"]), flush=True)
+    print(_heading(record), frontier_table.heads(table), sep="\n")
+    print(frontier_table.line(table, record["reference"]), flush=True)
     for point in points.measure(
         trained.params,
         trained.encoder,
@@ -136,10 +136,11 @@ def measure(
         mesh=mesh,
         start_id=start_id,
     ):
-        told["points"].append(point)
-        paths.write(written[0], json.dumps(told, indent=2) + "\n")  # finished points survive a stop
+        record["points"].append(point)
+        # Finished points survive a stop.
+        paths.write(written[0], json.dumps(record, indent=2) + "\n")
         print(frontier_table.line(table, point), flush=True)
-    paths.write(written[1], frontier_png(told["points"], told["reference"], _SCORER.value))
+    paths.write(written[1], frontier_png(record["points"], record["reference"], _SCORER.value))
     print(frontier_table.FOOT)
     if judges.classifier is not None:
         print(frontier_table.CLASS_FOOT)
@@ -162,13 +163,13 @@ def _of_causal(
     return dataclasses.replace(grid, steps=(length,)), {"left_to_right": strategy}
 
 
-def _heading(told: dict[str, Any]) -> str:
-    there = told["reference"]["rows"]
+def _heading(made: dict[str, Any]) -> str:
+    there = made["reference"]["rows"]
     lines = [
-        f"{told['samples']:,} samples a point, {told['weights']} weights of step {told['step']}; "
-        f"scorer {told['scorer']}; real text: {there:,} rows of the {told['split']} split"
+        f"{made['samples']:,} samples a point, {made['weights']} weights of step {made['step']}; "
+        f"scorer {made['scorer']}; real text: {there:,} rows of the {made['split']} split"
     ]
-    if there < told["samples"]:
+    if there < made["samples"]:
         lines.append(
             "distinct-n falls with the number of rows, and the split has no more: compare it at "
             f"--samples={there}"

@@ -152,15 +152,15 @@ def measure(
 def _canvas(batch: dict[str, np.ndarray], encoder: bert.Config, mesh: Mesh) -> dict[str, Array]:
     """The shape, the labels and the prompts of rows of real text, on the mesh."""
     maskable = batch["maskable"]
-    told = {
+    needed = {
         "tokens": np.where(maskable, np.int32(encoder.mask_id), batch["tokens"]),
         "fill": maskable,
         "maskable": maskable,
         "number": batch["rows"],
     }
-    told |= {"valid": batch["valid"]} if "valid" in batch else {}
-    told |= {"label": batch["label"]} if encoder.classes else {}
-    return parallel.put_rows(told, mesh)
+    needed |= {"valid": batch["valid"]} if "valid" in batch else {}
+    needed |= {"label": batch["label"]} if encoder.classes else {}
+    return parallel.put_rows(needed, mesh)
 
 
 def _told(values: tuple[float, ...]) -> str:

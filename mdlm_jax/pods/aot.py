@@ -63,8 +63,8 @@ def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     canvas, strengths = _canvas(program, rows), method.strengths()
     checked = _compile(program, topology, write, params, key, canvas, steps, strengths)
-    told = _tell(checked, topology, memory, work, memory["parameters"])
-    return told | {"rows": rows, "evaluations": steps}
+    report = _tell(checked, topology, memory, work, memory["parameters"])
+    return report | {"rows": rows, "evaluations": steps}
 
 
 def _canvas(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -117,7 +117,7 @@ def _tell(
 ) -> dict[str, Any]:
     """The report of one program."""
     chip = topology.chip
-    told = {
+    report = {
         "fits": "overflow" not in checked,
         "hbm_bytes": chip.hbm,
         "memory_bytes": dict(memory),
@@ -128,26 +128,28 @@ def _tell(
         "warnings": checked["warnings"],
     }
     least = {"compute": work / topology.chips / chip.flops, "memory": moved / chip.hbm_speed}
-    if told["fits"]:
-        told["memory_bytes"]["gradients, activations, buffers"] = checked["temporary_bytes"]
-        told["memory_bytes"]["code"] = checked["code_bytes"]
+    if report["fits"]:
+        report["memory_bytes"]["gradients, activations, buffers"] = checked["temporary_bytes"]
+        report["memory_bytes"]["code"] = checked["code_bytes"]
         found = checked["collectives"]
         between = sum(each.received for each in found if each.between_slices)
         within = sum(each.received for each in found if not each.between_slices)
         least["links between chips"] = within / chip.ici_speed
         if topology.slices > 1:
             least["network between slices"] = between / chip.dcn_speed
-        told["collectives"] = _by_kind(found)
-        told["largest_collectives"] = [
+        report["collectives"] = _by_kind(found)
+        report["largest_collectives"] = [
             each._asdict() | {"received_bytes": each.received} for each in found[:5]
         ]
     else:
-        told["needed_bytes"] = size = needed(checked["overflow"])
+        report["needed_bytes"] = size = needed(checked["overflow"])
         wants = f"needs {size / 2**30:.2f} GiB a chip" if size else "needs more memory"
-        told["errors"].insert(0, f"does not fit: {wants}, and {chip.hbm / 2**30:.2f} GiB are there")
-        told["compiler"] = checked["overflow"]
-    told["least_seconds"] = least
-    return told
+        report["errors"].insert(
+            0, f"does not fit: {wants}, and {chip.hbm / 2**30:.2f} GiB are there"
+        )
+        report["compiler"] = checked["overflow"]
+    report["least_seconds"] = least
+    return report
 
 
 def _by_kind(found: list[hlo_report.Collective]) -> dict[str, dict[str, Any]]:
@@ -212,26 +214,26 @@ def _bytes_a_chip(tree: Any) -> int:
 def needed(error: str) -> int | None:
     """The bytes a chip that the compiler says the program would need."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    told = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", error)
-    if told is None:
+    report = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", error)
+    if report is None:
         return None
-    number, unit = told[1] or told[3], told[2] or told[4]
+    number, unit = report[1] or report[3], report[2] or report[4]
     return int(float(number) * units[unit])
 
 
 def rematerialized(line: str) -> str:
     """The compiler's message, shorter."""
-    told = re.search(
+    found = re.search(
         r"cannot go from sharding (.*?) to (.*?) efficiently for HLO operation (.*)", line
     )
-    if told is None:
+    if found is None:
         return f"{_REMATERIALIZATION}: {line}"
-    operation = re.match(r"(%\S+ = [^{\s]*)", told[3])
-    source = re.search(r'op_name="([^"]*)"', told[3])
+    operation = re.match(r"(%\S+ = [^{\s]*)", found[3])
+    source = re.search(r'op_name="([^"]*)"', found[3])
     of = f" of {source[1]}" if source else ""
     return (
-        f"{_REMATERIALIZATION}: {operation[1] if operation else told[3][:80]}{of} is copied whole "
-        f"to every chip to go from {told[1]} to {told[2]}"
+        f"{_REMATERIALIZATION}: {operation[1] if operation else found[3][:80]}{of} is copied whole "
+        f"to every chip to go from {found[1]} to {found[2]}"
     )
 
 

@@ -116,8 +116,8 @@ def _between_slices(match, line, times, bounded, slices) -> Collective:
 
 
 def _source(line: str) -> str:
-    told = re.search(r'op_name="([^"]*)"', line)
-    return told[1] if told else ""
+    match = re.search(r'op_name="([^"]*)"', line)
+    return match[1] if match else ""
 
 
 def _collective(match, line, computation, times, bounded) -> Collective:
@@ -180,9 +180,9 @@ def _called(line: str) -> list[str]:
 
 def _trips(line: str, computations: dict[str, _Computation]) -> int | None:
     """Iterations of a `while`: as the compiler states, or what its counter is compared with."""
-    told = re.search(r'known_trip_count":?\{"n":"(\d+)"', line)
-    if told:
-        return int(told[1])
+    known = re.search(r'known_trip_count":?\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
     condition = re.search(r"condition=%?([\w.-]+)", line)
     lines = computations[condition[1]].lines if condition else []
     constants = dict(

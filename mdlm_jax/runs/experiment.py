@@ -397,8 +397,8 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} must be a number of at most 63 bits, not {str(value)[:20]}...")
     accepted = (float, int) if kind is float else (kind,)
     if type(value) not in accepted or (kind is float and not math.isfinite(value)):
-        told = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-        raise ValueError(f"{name} must be {told[kind]}, not {value!r}")
+        names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+        raise ValueError(f"{name} must be {names[kind]}, not {value!r}")
 
 
 def _choose(name: str, value: Any, accepted: tuple[str, ...]) -> None:

@@ -162,9 +162,9 @@ def follow(
       given: dotted keys that the command line set.
     """
     defaults = _flat(default_config().to_dict())
-    told = _flat(config)
-    unsound = {k for k, v in told.items() if not isinstance(v, type(defaults.get(k)))}
-    flat = defaults | {key: value for key, value in told.items() if key not in unsound}
+    values = _flat(config)
+    unsound = {k for k, v in values.items() if not isinstance(v, type(defaults.get(k)))}
+    flat = defaults | {key: value for key, value in values.items() if key not in unsound}
     strength = {key: COMMAND_LINE if key in given else FILE for key in flat}
     strength |= {key: DEFAULT for key in flat if flat[key] == defaults[key] and key not in given}
     resolved = {name: dict(v) if isinstance(v, Mapping) else v for name, v in config.items()}

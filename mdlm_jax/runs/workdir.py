@@ -266,7 +266,7 @@ def saved_config(workdir: epath.Path) -> dict[str, Any] | None:
         return None
     config = _read_config(workdir)
     if not isinstance(_section_of(workdir, config, "training").get("steps"), int):
-        raise ValueError(f"{workdir / 'config.json'} is damaged: it tells no training.steps")
+        raise ValueError(f"{workdir / 'config.json'} is damaged: it has no training.steps")
     return config
 
 
@@ -291,8 +291,8 @@ def has_padding(config: Mapping[str, Any]) -> bool:
     Args:
       config: contents of its `config.json`.
     """
-    told = config.get("data", {})
-    return "rows" in told and data.Config(**told).has_padding
+    section = config.get("data", {})
+    return "rows" in section and data.Config(**section).has_padding
 
 
 def data_card(workdir: epath.Path) -> dict[str, Any]:
@@ -420,9 +420,9 @@ def _changes(workdir: epath.Path, before: dict[str, Any], now: dict[str, Any]) -
             old = {**old, **_section(before, "data")}
             new = {**new, **_section(now, "data")}
             differing = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
-        told = "; ".join(f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in differing)
+        shown = "; ".join(f"{k} is {old.get(k)!r} there, {new.get(k)!r} here" for k in differing)
         raise ValueError(
-            f"{workdir} holds another run ({told}): take another --workdir, or leave --config out "
+            f"{workdir} holds another run ({shown}): take another --workdir, or leave --config out "
             "to go on with that run"
         )
     return [

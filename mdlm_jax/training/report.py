@@ -128,8 +128,10 @@ def peak_memory() -> dict[str, int]:
     """
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peaks = {"host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    told = [device.memory_stats() or {} for device in jax.local_devices()]
-    if devices := [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]:
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    if devices := [
+        stats["peak_bytes_in_use"] for stats in statistics if "peak_bytes_in_use" in stats
+    ]:
         peaks["device_memory_bytes"] = max(devices)
     return peaks
 

@@ -61,6 +61,6 @@ class Watchdog:
             if self._silence > self._allowed:
                 # Threads that hang in C++ would keep sys.exit from ending the process.
                 faulthandler.dump_traceback(_STDERR)
-                told = f"error: no step finished for {self._allowed:g} s {self._where}"
-                os.write(_STDERR, f"{told} (above: where); what was saved is whole\n".encode())
+                message = f"error: no step finished for {self._allowed:g} s {self._where}"
+                os.write(_STDERR, f"{message} (above: where); what was saved is whole\n".encode())
                 os._exit(EXIT_CODE)

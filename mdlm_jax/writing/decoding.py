@@ -34,9 +34,9 @@ def strategy(spec: str, schedule: Schedule) -> Strategy:
     if name not in STRATEGIES:
         raise ValueError(f"strategy {name!r} must be one of {', '.join(STRATEGIES)}")
     function = STRATEGIES[name]
-    told = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
+    extra = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
     try:
-        return function(*arguments, **named, **told)
+        return function(*arguments, **named, **extra)
     except TypeError:  # another number of arguments, an unknown one, or a word for a number
         raise ValueError(f"strategy {spec!r}: it is {_signature(name)}") from None
 
@@ -58,9 +58,9 @@ def _parsed(spec: str) -> tuple[str, list, dict]:
         named = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
         return call.func.id, [_literal(x) for x in call.args], named
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deep nesting
-        told = repr(spec if len(spec) <= 60 else f"{spec[:57]}...")
+        shown = repr(spec if len(spec) <= 60 else f"{spec[:57]}...")
         raise ValueError(
-            f"strategy {told} cannot be read: write a name, or name(value, option=value)"
+            f"strategy {shown} cannot be read: write a name, or name(value, option=value)"
         ) from None
 
 

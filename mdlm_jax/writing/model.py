@@ -337,12 +337,12 @@ def load(
       FileNotFoundError: no such folder, or a run without such a checkpoint.
       ImportError: Hugging Face's files need the extra `interop`.
     """
-    told = os.fspath(name)
+    place = os.fspath(name)
     if mesh is None:
         mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
-    model = models.load(told, mesh, weights=weights, step=step)
-    card = {} if model.weights is None else workdir.data_card(reading.path(told))
-    return Model(told, model, card, mesh)
+    model = models.load(place, mesh, weights=weights, step=step)
+    card = {} if model.weights is None else workdir.data_card(reading.path(place))
+    return Model(place, model, card, mesh)
 
 
 def _options(given: Mapping[str, Any]) -> requests.Options:
@@ -356,8 +356,8 @@ def _are_messages(prompt: Any) -> bool:
     return bool(prompt) and all(isinstance(each, Mapping) for each in prompt)
 
 
-def _prompt(told: str | Messages, label: str | None) -> prompts.Prompt:
-    if isinstance(told, str):
-        return prompts.Prompt(told, label)
-    messages = data.check_messages(told, "messages")
+def _prompt(asked: str | Messages, label: str | None) -> prompts.Prompt:
+    if isinstance(asked, str):
+        return prompts.Prompt(asked, label)
+    messages = data.check_messages(asked, "messages")
     return prompts.Prompt(messages[-1]["content"], label, messages)

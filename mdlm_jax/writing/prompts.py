@@ -222,10 +222,10 @@ def _no_prompt(record: dict[str, Any], place: str, name: str, fields: Fields) ->
     got = f'"{name}" {json_text.shown(record[name])}' if name in record else "neither"
     texts = dict.fromkeys(filter(None, (fields.prompt, "prompt")))
     talks = dict.fromkeys(filter(None, (fields.messages, "messages")))
-    told = [" or ".join(f'"{each}"' for each in names) for names in (texts, talks)]
+    quoted = [" or ".join(f'"{each}"' for each in names) for names in (texts, talks)]
     example = f'{{"{next(iter(texts))}": "a [MASK] gap"}}'
     return ValueError(
-        f"{place} has no text {told[0]} and no {told[1]} but {got}: a line is {example} or "
+        f"{place} has no text {quoted[0]} and no {quoted[1]} but {got}: a line is {example} or "
         f'{{"{next(iter(talks))}": [{{"role": "user", "content": "a text"}}]}}'
     )
 

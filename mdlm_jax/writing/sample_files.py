@@ -52,8 +52,8 @@ def record(
     if with_tokens:
         pieces = data.token_pieces(tokenizer, filled.tokens[shown])
         steps, log_probs = filled.step[shown].tolist(), filled.log_prob[shown].tolist()
-        told = zip(pieces, steps, log_probs, strict=True)
-        made["tokens"] = [[piece, step, round(log_prob, 4)] for piece, step, log_prob in told]
+        written = zip(pieces, steps, log_probs, strict=True)
+        made["tokens"] = [[piece, step, round(log_prob, 4)] for piece, step, log_prob in written]
     return made
 
 
@@ -74,8 +74,8 @@ def line(record: Record, encoding: str = "utf-8") -> str:
 def name_of(prompt: Prompt, sample: int) -> Record:
     """The fields that say which sample of a job a record is."""
     others = {"label": prompt.label, "messages": prompt.messages}
-    told = {name: value for name, value in others.items() if value is not None}
-    return {"prompt": prompt.text, **told, "sample": sample}
+    given = {name: value for name, value in others.items() if value is not None}
+    return {"prompt": prompt.text, **given, "sample": sample}
 
 
 def begin(path: Path, prompts: Sequence[Prompt], samples: int, settings: Mapping[str, Any]) -> int:
@@ -154,12 +154,12 @@ def check_writable(workdir: epath.Path) -> None:
 
 def _json(value: Any, encoding: str) -> str:
     """JSON as readable as the encoding allows; lone surrogates are escaped."""
-    told = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
     try:
-        told.encode(encoding)
+        text.encode(encoding)
     except UnicodeEncodeError:
         return json.dumps(value)
-    return told
+    return text
 
 
 def _check(line: bytes, expected: Record, where: str) -> None:
@@ -181,5 +181,5 @@ def _check(line: bytes, expected: Record, where: str) -> None:
 def _told(value: Any) -> str:
     if value is None:
         return "not set"
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -155,7 +155,7 @@ def test_a_tokenizer_that_does_not_fit(folder):
 
 
 def test_a_mask_that_is_told_must_be_the_tokenizers(folder):
-    with pytest.raises(ValueError, match=r"the mask is 3 as told, but 7 \(\[MASK\]\)"):
+    with pytest.raises(ValueError, match=r"the mask was given as 3, but it is 7 \(\[MASK\]\)"):
         interop.load_pretrained(folder, mask_id=3)
     with pytest.raises(ValueError, match=r"mask_id=19: must be in \[0, 19\)"):
         interop.load_pretrained(folder, mask_id=19)

@@ -110,7 +110,7 @@ def test_without_a_tokenizer_the_sizes_must_agree():
     old = pretrained(tokenizer=False)
     same = resize_vocabulary(old, pretrained().tokenizer).pretrained
     np.testing.assert_array_equal(table(same), table(old))
-    with pytest.raises(ValueError, match=r"no tokenizer to tell its 12 tokens: .* and has 3"):
+    with pytest.raises(ValueError, match=r"no tokenizer for its 12 tokens: .* and has 3"):
         resize_vocabulary(old, tokenizer_of(("[PAD]", "[SEP]", "[MASK]")))
 
 

@@ -98,8 +98,8 @@ class ChatTemplate:
                 **dict.fromkeys(_SPECIAL, ""),
             )
         except Exception as error:  # A template is a program: whatever it raises is its answer.
-            told = " ".join(str(error).split())
-            raise ValueError(f"{place}: {self.name}: {type(error).__name__}: {told}") from None
+            message = " ".join(str(error).split())
+            raise ValueError(f"{place}: {self.name}: {type(error).__name__}: {message}") from None
         return json_text.check_characters(text, f"{place}: {self.name}")
 
 

@@ -49,10 +49,10 @@ def splits(folder: reading.File) -> dict[str, list[reading.File]]:
         if called:
             found[split] = _files(_within(folder, called[0]))
     if "train" not in found:
-        told = ", ".join(names) or "none"
+        listed = ", ".join(names) or "none"
         example = _within(folder, names[0] if names else "train").name
         raise ValueError(
-            f"{folder.name} has no split 'train', its splits are {told}: name one, such as "
+            f"{folder.name} has no split 'train', its splits are {listed}: name one, such as "
             f"{example}"
         )
     return found
@@ -61,9 +61,9 @@ def splits(folder: reading.File) -> dict[str, list[reading.File]]:
 def _files(folder: reading.File) -> list[reading.File]:
     place = _within(folder, _OF_DATASET)
     state = json_text.load(place.name)
-    told = state.get("_data_files")
-    names = [each.get("filename") if isinstance(each, dict) else None for each in told or []]
-    if not isinstance(told, list) or not all(isinstance(name, str) for name in names):
+    listed = state.get("_data_files")
+    names = [each.get("filename") if isinstance(each, dict) else None for each in listed or []]
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{place.name} is damaged: it lists no files of data")
     if state.get("_indices_data_files"):  # of versions before 2.0: the rows are in another order
         raise ValueError(f"{place.name}: the rows are chosen by indices: save the dataset anew")

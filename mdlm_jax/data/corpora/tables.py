@@ -90,8 +90,8 @@ def _batches(file: reading.File, fields: Mapping[str, str]) -> Iterator[Any]:
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None):  # of the system; of what it read, pyarrow gives none
                 raise
-            told = " ".join(str(error).split())[:200].rstrip(".")
-            raise ValueError(f"{file.name} is damaged: {told}") from None
+            message = " ".join(str(error).split())[:200].rstrip(".")
+            raise ValueError(f"{file.name} is damaged: {message}") from None
 
 
 def _check_columns(schema: Any, fields: Mapping[str, str], place: str) -> None:
@@ -148,8 +148,8 @@ def _values(batch: Any, key: str, name: str, file: str, first: int) -> list[Any]
         try:
             value = column[number].as_py()
         except UnicodeDecodeError as error:  # within a list of messages
-            told = f"byte {error.start} (0x{error.object[error.start]:02x})"
-            raise ValueError(f"{place(number)} is not UTF-8: {told}") from None
+            message = f"byte {error.start} (0x{error.object[error.start]:02x})"
+            raise ValueError(f"{place(number)} is not UTF-8: {message}") from None
         if names is not None and value is not None:
             if not 0 <= value < len(names):
                 raise ValueError(
@@ -168,8 +168,8 @@ def _as_bytes(column: Any) -> Iterator[bytes | None]:
 
 def _class_names(schema: Any, name: str) -> list[str] | None:
     """The names of class labels, which `datasets` keeps beside the schema; None of others."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    if told is None:
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
         return None
-    feature = json.loads(told).get("info", {}).get("features", {}).get(name, {})
+    feature = json.loads(metadata).get("info", {}).get("features", {}).get(name, {})
     return feature.get("names") if isinstance(feature, dict) else None

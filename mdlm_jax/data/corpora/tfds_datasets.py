@@ -45,7 +45,7 @@ def open_tfds(name: str, *, text_field: str, label_field: str, prompt_field: str
         labels = None
         if class_names.is_file():
             labels = tuple(line.removesuffix("\n") for line in reading.lines(class_names))
-    terms = info.get("redistributionInfo", {}).get("license") or "not told by TensorFlow Datasets"
+    terms = info.get("redistributionInfo", {}).get("license") or "not stated by TensorFlow Datasets"
     return Corpus(
         version=hashlib.sha256(described + features).hexdigest()[:16],
         license=f"{terms}; {name} {info['version']} of TensorFlow Datasets",

@@ -66,15 +66,15 @@ def unknown_warning(card: Mapping[str, Any], tokenizer: Tokenizer) -> str | None
       card: of `data.Prepared`.
       tokenizer: of the same.
     """
-    told = card.get("unknown")
-    if not told or told["share"] < _WORTH_TELLING:
+    found = card.get("unknown")
+    if not found or found["share"] < _WORTH_TELLING:
         return None
-    word = f"{told['word']!r}"
-    if told["characters"] > len(told["word"]):
-        word = f"{word[:-1]}…' ({told['characters']} characters)"
-    place = f" of {told['place']}" if told["place"] else ""
+    word = f"{found['word']!r}"
+    if found["characters"] > len(found["word"]):
+        word = f"{word[:-1]}…' ({found['characters']} characters)"
+    place = f" of {found['place']}" if found["place"] else ""
     longest = getattr(tokenizer.model, "max_input_chars_per_word", None)
-    is_long = isinstance(tokenizer.model, models.WordPiece) and told["characters"] > longest
+    is_long = isinstance(tokenizer.model, models.WordPiece) and found["characters"] > longest
     why = (
         f"WordPiece knows no word of more than {longest} characters, and text without spaces is "
         "such words: "
@@ -82,7 +82,7 @@ def unknown_warning(card: Mapping[str, Any], tokenizer: Tokenizer) -> str | None
         else ""
     )
     return (
-        f"{told['share']:.1%} of the training text is unknown to the tokenizer, and is trained on "
+        f"{found['share']:.1%} of the training text is unknown to the tokenizer, and is trained on "
         f"as [UNK], such as {word}{place}: {why}{_cure(card['config'], is_long)}"
     )
 

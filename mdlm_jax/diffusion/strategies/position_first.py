@@ -129,8 +129,8 @@ def _ask_alone(schedule: Schedule, grid: Grid, last: Last, state, keys, view: Vi
     now = schedule.rate(t)
     stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)
     asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
-    told = schedule.rate_to_time(view.rate_of_text(now))
-    return Proposal(asked, told, noise_of(last, view)), state
+    t = schedule.rate_to_time(view.rate_of_text(now))
+    return Proposal(asked, t, noise_of(last, view)), state
 
 
 def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:

@@ -111,7 +111,7 @@ class Cache(NamedTuple):
             if card is None or found != card["fingerprint"]:
                 raise ValueError(
                     f"{self.bucket.url}/{name} is damaged: its files have fingerprint "
-                    f"{found[:12]}, not the one that its {CARD} tells; remove it, and prepare it "
+                    f"{found[:12]}, not the one in its {CARD}; remove it, and prepare it "
                     "again"
                 )
             if path.is_dir():  # A process that has it open can still read it.

@@ -111,19 +111,15 @@ def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> 
                 state = checkpoints.restore(checkpointer, program.abstract_state(), padded=padded)
         start, vote = int(state.step), distributed.make_vote(mesh)
         with command_line.bad_input():
-            metrics = MetricsWriter(
-                job.workdir,
-                step=start,
-                tensorboard=training.tensorboard,
-                wandb=training.wandb,
-                config=dataclasses.asdict(experiment),
-            )
+            metrics = MetricsWriter(job.workdir, step=start, tensorboard=training.tensorboard)
         with metrics:
             # After the last step a run may have ended before it was measured and shown.
             kinds = hooks.KINDS if start == training.steps else ()
             if start >= training.steps and not lacking(kinds, metrics, vote):
                 _say(f"{job.workdir} is done: it has {start} of {training.steps} steps")
                 return 0
+            with command_line.bad_input():
+                metrics.open_wandb(training.wandb, dataclasses.asdict(experiment))
             for line in _begin(job, start, claim):
                 _say(line)
             try:

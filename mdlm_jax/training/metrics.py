@@ -29,15 +29,7 @@ class MetricsWriter:
       evaluations: the records of earlier evaluations, up to the restored step.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        step: int = 0,
-        tensorboard: bool = False,
-        wandb: str = "",
-        config: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = False):
         """Opens the file for a run that resumes from `step`, 0 for a new one.
 
         Later records are dropped, and so is a half-written last line.
@@ -47,21 +39,17 @@ class MetricsWriter:
           step: the restored step.
           tensorboard: also writes event files beside the JSONL, with `tensorboardX`: numbers as
             scalars, strings as texts, under `kind/name`.
-          wandb: the project at Weights & Biases that gets the same records; '' for none.
-          config: of the run, for Weights & Biases.
 
         Raises:
-          ImportError: if the library of `tensorboard` or `wandb` is not installed.
-          ValueError: a line of the file is no record (it is named), or as
-            `weights_and_biases.Run`.
-          RuntimeError: as `weights_and_biases.Run`.
+          ImportError: `tensorboard` is asked for and not installed.
+          ValueError: a line of the file is no record; it is named.
         """
         self._file = self._events = self._wandb = None
         self._found: set[str] = set()  # kinds of the records at `step`
         self.evaluations: list[dict[str, Any]] = []
+        self._directory = directory = epath.Path(directory)
         if jax.process_index() != 0:
             return
-        directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if tensorboard:
             self._events = _summary_writer(directory, step)
@@ -69,9 +57,20 @@ class MetricsWriter:
         kept = _truncate(path, step)
         self._found = {record["kind"] for record in kept if record["step"] == step}
         self.evaluations = [record for record in kept if record["kind"] == best.KIND]
-        if wandb:
-            self._wandb = weights_and_biases.Run(directory, wandb, config)
         self._file = path.open("a") if paths.is_local(path) else _Object(path)
+
+    def open_wandb(self, project: str, config: Mapping[str, Any] | None = None) -> None:
+        """Sends the records that follow to Weights & Biases, too.
+
+        Args:
+          project: there; '' sends none.
+          config: of the run, which is shown beside them.
+
+        Raises:
+          ImportError, ValueError, RuntimeError: as `weights_and_biases.Run`.
+        """
+        if project and self._file is not None:
+            self._wandb = weights_and_biases.Run(self._directory, project, config)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes one record at once. Values are JSON's, or scalars of NumPy or JAX."""

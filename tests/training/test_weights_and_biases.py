@@ -1,5 +1,6 @@
 """Weights & Biases, offline: the real package, and what it wrote."""
 
+import contextlib
 import math
 import sys
 
@@ -10,6 +11,13 @@ from command_runs import TINY, run, write_text
 
 from mdlm_jax.training import weights_and_biases
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
+
+
+@contextlib.contextmanager
+def writer_of(folder, *, wandb, step=0, config=None):
+    with MetricsWriter(folder, step=step) as writer:
+        writer.open_wandb(wandb, config)
+        yield writer
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +34,7 @@ def offline(monkeypatch, tmp_path):
 def test_a_record_is_a_row_whose_axis_is_the_runs_step(tmp_path):
     folder = tmp_path / "run"
     values = {"loss": 0.5, "norm": math.inf, "likelihood": "bound", "curve": [1, 2]}
-    with MetricsWriter(folder, wandb="mine", config={"model": {"layers": 2}}) as writer:
+    with writer_of(folder, wandb="mine", config={"model": {"layers": 2}}) as writer:
         writer.write(10, "train", values)
         writer.write(10, "sample", {"text": "a <b>\n c"})
     (told,) = wandb_files.starts(folder)
@@ -42,9 +50,9 @@ def test_a_record_is_a_row_whose_axis_is_the_runs_step(tmp_path):
 
 def test_a_run_that_goes_on_is_the_same_run_there(tmp_path):
     for step in (0, 10):
-        with MetricsWriter(tmp_path / "a", step=step, wandb="mine", config={"k": step}) as writer:
+        with writer_of(tmp_path / "a", step=step, wandb="mine", config={"k": step}) as writer:
             writer.write(step + 10, "train", {"loss": 1.0})
-    with MetricsWriter(tmp_path / "b", wandb="mine"):
+    with writer_of(tmp_path / "b", wandb="mine"):
         pass
     first, second = wandb_files.starts(tmp_path / "a")
     (other,) = wandb_files.starts(tmp_path / "b")
@@ -55,7 +63,7 @@ def test_a_run_that_goes_on_is_the_same_run_there(tmp_path):
 
 
 def test_a_run_that_fails_is_told_so(tmp_path):
-    with pytest.raises(KeyError), MetricsWriter(tmp_path / "run", wandb="mine"):
+    with pytest.raises(KeyError), writer_of(tmp_path / "run", wandb="mine"):
         raise KeyError
     (told,) = wandb_files.starts(tmp_path / "run")
     assert told["exit_code"] == 1
@@ -63,14 +71,14 @@ def test_a_run_that_fails_is_told_so(tmp_path):
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    with MetricsWriter(tmp_path / "run", wandb="mine") as writer:
+    with writer_of(tmp_path / "run", wandb="mine") as writer:
         writer.write(1, "train", {"loss": 1.0})
     assert not (tmp_path / "run").exists()
 
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    for ask in (weights_and_biases.require, lambda name: MetricsWriter(tmp_path, wandb=name)):
+    for ask in (weights_and_biases.require, MetricsWriter(tmp_path).open_wandb):
         with pytest.raises(
             ImportError, match=r"needs the package wandb: pip .*'mdlm_jax\[wandb\]'"
         ):
@@ -87,7 +95,7 @@ def test_a_name_that_no_project_has_is_refused(name):
 def test_an_id_that_no_run_has_is_refused(tmp_path):
     (tmp_path / weights_and_biases.ID).write_text("a/b\n")
     with pytest.raises(ValueError, match=r"^training\.wandb: Run ID cannot"):
-        MetricsWriter(tmp_path, wandb="mine")
+        MetricsWriter(tmp_path).open_wandb("mine")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,8 @@ def test_a_run_of_the_command_goes_on_as_one(tmp_path):
     for steps in (4, 8):
         own = ["--config.training.wandb=mine", f"--config.training.steps={steps}"]
         run("train", *flags, *own, text=text)
+    # A run that is done opens nothing there.
+    run("train", *flags, "--config.training.wandb=mine", "--config.training.steps=8", text=text)
     first, second = wandb_files.starts(folder)
     assert first["id"] == second["id"] and first["exit_code"] == second["exit_code"] == 0
     assert first["config"]["training"]["steps"] == 4

@@ -8,7 +8,7 @@ be set, and what to compare with.
 
 12 blocks of width 768, 109,514,298 parameters; lead sections of English Wikipedia articles in rows
 of 128 tokens. For the first 1,000 steps the highest mask rate rises from BERT's 15 % to 1; the
-learning rate falls by 0.9 from each block to the one below. The run was not made.
+learning rate falls by 0.9 from each block to the one below. This config was never trained.
 """
 
 from mdlm_jax.experiment import default_config

@@ -7,7 +7,7 @@ Compiled for the chips, without any: 11.9 of 15.75 GiB of a chip, at least 109 m
 
     python -m mdlm_jax.compile_check --config=bert_base_v5e --topology=v5e:4x4
 
-The run was not made.
+This config was never trained.
 
 The text: 8 million web pages as files `openwebtext/*.jsonl.gz`, as the config `owt` wants them, in
 the folder that the command runs in. Other files: --config.data.files=GLOB.

@@ -9,7 +9,7 @@ any: 13.4 of 15.75 GiB of a v5e chip, at least 0.37 s a step; docs/pods.md has t
     python -m mdlm_jax.compile_check --config=llada_1b --topology=v6e:16x16
     python -m mdlm_jax.compile_check --config=llada_1b --topology=v5p:4x4x8
 
-The run was not made.
+This config was never trained.
 
 The text: files `openwebtext/*.jsonl.gz`, as the config `owt` wants them, in the folder that the
 command runs in. That is 9 billion tokens, too few for this model: give it more with

@@ -11,7 +11,7 @@ any: 12.6 of 15.75 GiB of a v5e chip, at least 2.7 s a step; docs/pods.md has th
     python -m mdlm_jax.compile_check --config=llada_8b --topology=v5e:16x16 \
         --slices=2 --config.training.batch_size=1024
 
-The run was not made.
+This config was never trained.
 
 The text: files `openwebtext/*.jsonl.gz`, as the config `owt` wants them, in the folder that the
 command runs in. That is 9 billion tokens, too few for this model: give it more with

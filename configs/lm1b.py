@@ -4,7 +4,7 @@
 
 With XLA's attention its step takes 0.14 s on one H200 (random tokens without padding, jax 0.11.2,
 2026-11-22): 1.6 days for the run, 466,000 tokens/s, 36 GiB. With cuDNN's, which it takes by itself,
-it was not timed. The run was not made.
+it was not timed. This config was never trained.
 
 The text, once (1.7 GB to download; TensorFlow Datasets, extra `tfds-build`):
 

@@ -5,7 +5,7 @@
 With XLA's attention its step takes 2.0 s on one H200 with --config.training.accumulation=16 (random
 tokens, jax 0.11.2, 2026-11-22): 23.5 days for the run, 258,000 tokens/s, 44 GiB. With cuDNN's,
 which it takes by itself, the step of docs/performance.md, without dropout and QK-norm, is twice as
-fast; with them it was not timed. The run was not made.
+fast; with them it was not timed. This config was never trained.
 
 The text: 8 million web pages (40 GB) as files `openwebtext/*.jsonl.gz` in the folder that the
 command runs in, each line a JSON object with the page in its field "text": the form in which most

@@ -102,7 +102,7 @@ def test_a_config_that_starts_from_a_checkpoint_takes_its_tokenizer_too():
 def test_a_pods_config_tells_its_check(pod):
     doc, experiment, encoder = load(pod)
     assert re.search(rf"python -m mdlm_jax.compile_check --config={pod} --topology=v\d\w?:", doc)
-    assert "The run was not made." in doc.replace("\n", " ")
+    assert "This config was never trained." in doc.replace("\n", " ")
     assert encoder.attention_backend == "splash"
     assert experiment.data.length % 128 == 0
 

@@ -92,29 +92,29 @@ _OF_LIKELIHOOD = ("draws", "text", *_OF_TEXT)
 
 
 class Job(NamedTuple):
-    """All that is asked for, checked.
+    """The checked request.
 
     Attributes:
       model: on the mesh.
       mesh: of all devices.
       rows: of the text.
       size: of the text.
-      told: what the file tells of model and text.
-      counted: the training text and the number of ids, for n-grams; None where it is not at hand.
-      folder: to write into.
+      record: the file's part about model and text.
+      counted: the training text and the number of ids, for n-grams; None if it is not at hand.
+      folder: the folder to write into.
     """
 
     model: models.Model
     mesh: Mesh
     rows: data.Rows
     size: text_sizes.TextSize
-    told: dict[str, Any]
+    record: dict[str, Any]
     counted: tuple[data.Rows, int] | None
     folder: epath.Path
 
 
 def main() -> int:
-    """Prints and writes what the flags ask for; returns the exit code."""
+    """Carries out the flags and returns the exit code."""
     with command_line.bad_input():
         _check_flags()
         of_samples = _FRONTIER.value or _ANSWERS.value
@@ -188,7 +188,7 @@ def _plan_split(mesh: Mesh) -> Job:
             mesh=mesh,
             rows=rows,
             size=text_sizes.text_size(rows, model.tokenizer),
-            told=_of_model(model, {"split": _SPLIT.value}),
+            record=_of_model(model, {"split": _SPLIT.value}),
             counted=(prepared.splits["train"], prepared.vocab_size),
             folder=folder,
         )
@@ -223,7 +223,7 @@ def _plan_text(mesh: Mesh) -> Job:
             raise ValueError(f"--text: {str(error).removeprefix('files: ')}") from None
         stream = rows.tokens[rows.counted]
         unknown = data.special_ids(model.tokenizer).unk
-        told = {
+        record = {
             "split": _NAME.value,
             "checkpoint": name,
             "files": _TEXT.value,
@@ -231,15 +231,15 @@ def _plan_text(mesh: Mesh) -> Job:
             "length": length,
             "unknown_tokens": 0 if unknown is None else int(np.sum(stream == unknown)),
         }
-        told = _of_model(model, told)
+        record = _of_model(model, record)
         folder.mkdir(parents=True, exist_ok=True)
         # As one row: a word that two rows share counts once.
         size = text_sizes.text_size(data.Rows(stream[None], rows.labels[:1]), model.tokenizer)
-        return Job(model, mesh, rows, size, told, counted, folder)
+        return Job(model, mesh, rows, size, record, counted, folder)
 
 
 def _check_outputs(folder: epath.Path, split: str) -> None:
-    """Says at once what would keep the figures from being written.
+    """Checks at once that the figures can be written.
 
     Raises:
       ValueError: as `paths.check_output`, or `folder` is a file.
@@ -252,17 +252,17 @@ def _check_outputs(folder: epath.Path, split: str) -> None:
         paths.check_output(folder / name)
 
 
-def _of_model(model: models.Model, told: dict[str, Any]) -> dict[str, Any]:
+def _of_model(model: models.Model, record: dict[str, Any]) -> dict[str, Any]:
     if model.exact:
         _refuse(
             ("draws", "seed"), "does nothing for an autoregressive model: it is measured exactly"
         )
-    told = {**told, "step": model.step, "weights": model.weights}
-    return told if model.exact else {**told, "draws": _DRAWS.value}
+    record = {**record, "step": model.step, "weights": model.weights}
+    return record if model.exact else {**record, "draws": _DRAWS.value}
 
 
 def _measure(job: Job) -> int:
-    """Measures, prints and writes; of several processes each measures and the first writes."""
+    """Measures, prints and writes. Every process measures, and the first one writes."""
     model, rows = job.model, job.rows
     measure = model.family.make_measure(
         model.objective,
@@ -284,17 +284,17 @@ def _measure(job: Job) -> int:
     if jax.process_index() != 0:
         return 0
 
-    told = job.told | figures
-    told |= likelihoods.per_text_unit(told["nats_per_token"], told["tokens"], job.size)
+    record = job.record | figures
+    record |= likelihoods.per_text_unit(record["nats_per_token"], record["tokens"], job.size)
     if job.counted:
         train, vocab_size = job.counted
         counted = train, rows, vocab_size
-        told["unigram"] = ngrams.unigram_cross_entropy(*counted)
-        told["bigram"] = ngrams.bigram_cross_entropy(*counted)
-        told["trigram"] = ngrams.trigram_cross_entropy(*counted)
-    path = job.folder / f"evaluation_{told['split']}.json"
-    paths.write(path, json.dumps(told, indent=2) + "\n")
-    print(likelihood_table.table(told))
+        record["unigram"] = ngrams.unigram_cross_entropy(*counted)
+        record["bigram"] = ngrams.bigram_cross_entropy(*counted)
+        record["trigram"] = ngrams.trigram_cross_entropy(*counted)
+    path = job.folder / f"evaluation_{record['split']}.json"
+    paths.write(path, json.dumps(record, indent=2) + "\n")
+    print(likelihood_table.table(record))
     written = [path]
     if (job.folder / "config.json").is_file() and (job.folder / "checkpoints").is_dir():
         with command_line.bad_input():  # records that are damaged

@@ -2,9 +2,9 @@
 
     python -m mdlm_jax.generate --workdir=runs/quickstart --prompt "The city of [MASK] [MASK]"
 
-Every [MASK] of a prompt is one token to be filled, {mask:12} is twelve of them; what would follow
-the prompt is unknown, and stays masked for the model. Without a prompt a whole row is written from
-nothing but masks. More --steps are better text, one step is BERT filling all masks at once.
+Every [MASK] of a prompt is one token to be filled, and {mask:12} is twelve. The text behind the
+prompt is unknown and stays masked for the model. Without a prompt a whole row is written from masks
+alone. More --steps give better text; with one step BERT fills all masks at once.
 
     python -m mdlm_jax.generate --checkpoint=google-bert/bert-base-uncased \
         --prompt "The capital of France is [MASK]."
@@ -14,10 +14,11 @@ Any BERT of Hugging Face fills gaps too: a prompt stands between its [CLS] and [
 A run that was trained on pairs of a prompt and a response answers a prompt without a gap, and
 must be given one.
 
---watch replays how the text came to be, --html=FILE writes that as a page. --prompts=FILE takes
-many prompts (a line each, or JSONL with "prompt" or "messages"), --output=FILE writes one JSON
-object a sample; started again it goes on behind the last line that is there. Rows are spread over
-all devices, and over several processes that are started as for training.
+--watch replays how the text was written, and --html=FILE writes the replay as a page.
+--prompts=FILE takes many prompts (a line each, or JSONL with "prompt" or "messages").
+--output=FILE writes one JSON object a sample, and continues behind the last line when it is started
+again. Rows are spread over all devices, and over several processes that are started as for
+training.
 """
 
 import contextlib
@@ -132,7 +133,7 @@ _OPTIONS = [field.name for field in dataclasses.fields(requests.Options)]
 
 
 class Job(NamedTuple):
-    """All that is asked for, checked.
+    """The checked request.
 
     Attributes:
       model: on the mesh.
@@ -141,7 +142,7 @@ class Job(NamedTuple):
       canvas: a row of each prompt.
       labels: i32[N], the index of each label, -1 for none.
       method: how the canvas is filled.
-      settings: of the flags, what every record tells.
+      settings: the fields of every record, from the flags.
     """
 
     model: models.Model
@@ -154,7 +155,7 @@ class Job(NamedTuple):
 
 
 def main() -> int:
-    """Fills the prompts of the flags and shows them; returns the exit code."""
+    """Fills the prompts of the flags, shows the result, and returns the exit code."""
     with command_line.bad_input():
         command_line.join_job()
         with distributed.failing_together():
@@ -217,7 +218,7 @@ def _check_flags() -> None:
 
 
 def _load(mesh: Mesh) -> tuple[models.Model, dict[str, Any]]:
-    """The model of the flags, and what `data.json` tells of a run's data."""
+    """The model of the flags, and the contents of a run's `data.json`."""
     if _CHECKPOINT.value:
         weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
         return models.load(_CHECKPOINT.value, mesh, weights=weights), {}
@@ -227,7 +228,7 @@ def _load(mesh: Mesh) -> tuple[models.Model, dict[str, Any]]:
 
 
 def _plan(model: models.Model, mesh: Mesh, card: dict[str, Any]) -> Job:
-    """Checks all that is asked for; compiles nothing."""
+    """Checks the request, before anything is compiled."""
     asking = prompts.asking(card, model.tokenizer)
     fields = prompts.fields(card, labels=bool(model.encoder.classes))
     asked = prompts.asked(_PROMPTS.value, _FILE.value, asking, fields)
@@ -277,7 +278,7 @@ def _fingerprint(job: Job) -> str:
 
 
 def _begin_output(job: Job) -> int:
-    """How many samples the output holds already; process 0, which writes it, asks for all."""
+    """The number of samples that the output holds already. Process 0, which writes it, looks."""
     if not _OUTPUT.value or jax.process_index() != 0:
         return 0
     return sample_files.begin(Path(_OUTPUT.value), job.prompts, _SAMPLES.value, job.settings)
@@ -301,10 +302,10 @@ def _fill(job: Job, first: int) -> Iterator[list[filling.Filled]]:
 
 
 def _write(job: Job, done: int) -> list[dict[str, Any]]:
-    """Fills all rows, and writes or prints each batch; the samples, where more is made of them.
+    """Fills all rows and writes or prints each batch. Returns the samples if they are needed later.
 
     Raises:
-      BrokenPipeError: nobody reads them any more, and nothing else is made of them.
+      BrokenPipeError: nobody reads them any more, and nothing else needs them.
     """
     writes = jax.process_index() == 0
     samples = []
@@ -329,7 +330,7 @@ def _write(job: Job, done: int) -> list[dict[str, Any]]:
 def _shown(
     job: Job, done: int, batches: Iterator[list[filling.Filled]]
 ) -> Iterator[list[filling.Filled]]:
-    """The batches, with a bar on stderr; until the first, where the samples are printed there."""
+    """The batches, with a bar on stderr, until the first batch if samples are printed there."""
     printed = not (_OUTPUT.value or _WATCH.value) and sys.stdout.isatty()
     total = len(job.prompts) * _SAMPLES.value - done
     with contextlib.ExitStack() as drawn:

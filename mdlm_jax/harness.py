@@ -3,7 +3,7 @@
     python -m mdlm_jax.harness --workdir=runs/mine --tasks=piqa,arc_easy --limit=100
     python -m mdlm_jax.harness --checkpoint=google-bert/bert-base-uncased --tasks=hellaswag
 
-Prints the harness' table of results, and what drawing masks adds to their error: a likelihood is a
+It prints the harness' table of results, and the error that drawing masks adds: a likelihood is a
 bound, estimated from --draws corruptions. --include_path=FOLDER adds tasks of your own.
 Needs pip install 'mdlm_jax[harness]'.
 """
@@ -44,7 +44,7 @@ _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
 
 
 def main() -> int:
-    """Prints and writes the results; returns the exit code."""
+    """Prints and writes the results, and returns the exit code."""
     with command_line.bad_input():
         _check_flags()
         lm_eval, adapter = _require_lm_eval()
@@ -116,7 +116,7 @@ def _matching(manager: Any) -> list[str]:
 
 
 def _settings(asked: Any) -> dict[str, Any]:
-    """What the results depend on, and what drawing masks adds to their error."""
+    """The settings that the results depend on, and the error from drawing masks."""
     answerer, errors = asked.answerer, np.array(asked.errors)
     return {
         "model": _WORKDIR.value or _CHECKPOINT.value,

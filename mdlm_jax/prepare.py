@@ -1,13 +1,13 @@
-"""Makes the rows that a config trains on, and shows what came out.
+"""Makes the rows that a config trains on, and shows them.
 
     python -m mdlm_jax.prepare --config=quickstart
     MDLM_JAX_CACHE=gs://my-bucket/prepared python -m mdlm_jax.prepare --config=lm1b
 
-Reads the text, trains or loads the tokenizer, tokenizes and packs, once: training finds the rows
-again by what made them, in `$MDLM_JAX_CACHE`: a folder, perhaps of many machines, or a bucket.
-`--runner=DataflowRunner --beam_options=project=P,region=R,...` tokenizes on many machines. Shows
-the sizes of each split, how well the vocabulary covers the text, and a few rows as the model
-will see them.
+Reads the text, trains or loads the tokenizer, tokenizes and packs. This is done once: training
+finds the rows by their inputs in `$MDLM_JAX_CACHE`: a folder, perhaps of many machines, or a
+bucket. `--runner=DataflowRunner --beam_options=project=P,region=R,...` tokenizes on many machines.
+It shows the sizes of each split, how well the vocabulary covers the text, and a few rows as the
+model will see them.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ flags.declare_key_flag("config")
 
 
 def main() -> int:
-    """Prepares the data of the flags and prints what they are; returns the exit code."""
+    """Prepares the data of the flags, prints a summary, and returns the exit code."""
     with command_line.bad_input():
         chosen, given = command_line.chosen_config(_CONFIG), command_line.given_keys(_CONFIG)
         experiment, _ = following.experiment_of(chosen, given)
@@ -118,15 +118,15 @@ def _sizes(prepared: data.Prepared) -> rich.table.Table:
 
 
 def _notes(prepared: data.Prepared) -> Iterator[str]:
-    """What the sizes mean, and what a person should know before training on them."""
+    """Lines about the sizes, and warnings before training on them."""
     train = prepared.card["splits"]["train"]
     unknown = train["unknown_tokens"] / train["tokens"]
     yield (
         f"coverage: {1 - unknown:.3%} of the training tokens have an entry of their own, and "
         f"{_entries_used(prepared):.1%} of the entries occur"
     )
-    if told := data.unknown_warning(prepared.card, prepared.tokenizer):
-        yield f"warning: {told}"
+    if warning := data.unknown_warning(prepared.card, prepared.tokenizer):
+        yield f"warning: {warning}"
     if train["cut_tokens"]:
         share = train["cut_tokens"] / train["tokens"]
         yield (

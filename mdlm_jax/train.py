@@ -4,7 +4,7 @@
     python -m mdlm_jax.train --workdir=runs/quickstart    # goes on, with the run's own config
 
 Any key of the config can be changed: --config.training.steps=2000. Started again with the same
-workdir, a run goes on from its newest checkpoint, finishes what its last step lacks, or says that
+workdir, a run resumes from its newest checkpoint, finishes what its last step lacks, or says that
 it is done. --config=runs/quickstart/config.json begins another run from what that one was trained
 with. --print_config prints all keys, as JSON that --config takes again, and ends.
 --config.profile_steps=10:13 leaves a trace of steps 10, 11 and 12. Exit codes: 0 training complete;
@@ -46,7 +46,7 @@ _PRINT_CONFIG = flags.DEFINE_bool(
 
 
 def main() -> int:
-    """Trains, or goes on with, the run of the flags; returns the exit code."""
+    """Trains or resumes the run of the flags, and returns the exit code."""
     with contextlib.ExitStack() as claimed:
         with command_line.bad_input():
             experiment, follows = _experiment()
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _experiment() -> tuple[Experiment, list[str]]:
-    """What the flags ask for, and which keys follow others."""
+    """The experiment of the flags, and the keys that follow others."""
     if _CONFIG.value is None:
         raise ValueError(
             "--config is required: the name of a shipped config or a file; --workdir of a run goes "
@@ -89,12 +89,12 @@ def _experiment() -> tuple[Experiment, list[str]]:
 
 
 def train(job: Job, weights: Any = None, claim: workdir.Claim | None = None) -> int:
-    """Trains from the newest checkpoint, or from the start; returns the exit code.
+    """Trains from the newest checkpoint or from the start, and returns the exit code.
 
     Args:
       job: from `plan`.
-      weights: from `load_start`, which are given up; None for fresh ones.
-      claim: of the folder, in the process that has it.
+      weights: from `load_start`, which are donated; None for fresh ones.
+      claim: of the folder, in the process that holds it.
     """
     program, experiment = job.program, job.program.experiment
     training, mesh = experiment.training, program.mesh
@@ -181,7 +181,7 @@ def _of_validation(outcome: Outcome, training: TrainingConfig) -> list[str]:
 
 
 def _report(folder: epath.Path) -> None:
-    """Writes the page of the run; the run is complete without it."""
+    """Writes the page of the run, which is complete without it."""
     from mdlm_jax.pages.report import write_report  # matplotlib: seconds
 
     try:
@@ -191,7 +191,7 @@ def _report(folder: epath.Path) -> None:
 
 
 def _next_command(job: Job) -> str:
-    """Has the run write: of pairs it answers the first prompt of the validation split."""
+    """The command that samples the run; with pairs, it answers the first validation prompt."""
     words = ["python", "-m", "mdlm_jax.generate", f"--workdir={job.workdir}"]
     first = job.prepared.splits["validation"][:1]
     if first.prompts is not None:
@@ -203,7 +203,7 @@ def _next_command(job: Job) -> str:
 
 
 def _begin(job: Job, start: int, claim: workdir.Claim | None = None) -> list[str]:
-    """Notes what the run will be; what is to be said of it."""
+    """Lines about the run that begins."""
     if claim is not None and job.goes_on:
         claim.record()
     steps, before = job.program.experiment.training.steps, job.steps_before
@@ -245,7 +245,7 @@ def _first_words(job: Job, start: int) -> str:
 
 
 def _last_words(folder: epath.Path) -> str:
-    """The last validation likelihood beside what counting reaches on the same tokens."""
+    """The last validation likelihood, beside n-grams on the same tokens."""
     last = [each for each in read_metrics(folder) if each["kind"] == "eval"][-1]
     if last["nats_per_token"] is None:  # as the file has what is not finite
         return "the validation likelihood is not finite: take a lower optimizer.learning_rate"

@@ -9,12 +9,16 @@ with AutoModelForMaskedLM.from_pretrained and AutoTokenizer.from_pretrained. BER
 DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes the same.
 """
 
+import json
+from pathlib import Path
+from typing import Any
+
 from absl import flags
 
 from mdlm_jax.data import reading
-from mdlm_jax.host import command_line
+from mdlm_jax.host import command_line, paths
 from mdlm_jax.interop import Pretrained, load_pretrained, save_pretrained
-from mdlm_jax.runs import workdir
+from mdlm_jax.runs import models, workdir
 
 _SOURCE = command_line.define_path("source", None, "Folder, name of the hub, or folder of a run.")
 _TARGET = command_line.define_path("target", None, "Folder to write: empty, or made.")
@@ -30,8 +34,10 @@ command_line.require("source", "target")
 def main() -> int:
     """Writes the folder; returns the exit code."""
     with command_line.bad_input():
-        pretrained = _read(_SOURCE.value)
+        pretrained, note = _read(_SOURCE.value)
         save_pretrained(_TARGET.value, pretrained)
+        if note:
+            paths.write(Path(_TARGET.value, models.NOTE), json.dumps(note, indent=2) + "\n")
     config = pretrained.config
     print(
         f"written: {_TARGET.value}, {config.layers} layers of width {config.width}, "
@@ -40,12 +46,14 @@ def main() -> int:
     return 0
 
 
-def _read(source: str) -> Pretrained:
+def _read(source: str) -> tuple[Pretrained, dict[str, Any]]:
+    """The checkpoint; of a run, also what is to be known of its training."""
     run = reading.path(source)
     if (run / "checkpoints").is_dir():
         trained = workdir.load(run, weights=_WEIGHTS.value)
-        return Pretrained(trained.params, trained.encoder, trained.tokenizer)
-    return load_pretrained(source, mask_id=_MASK_ID.value)
+        pretrained = Pretrained(trained.params, trained.encoder, trained.tokenizer)
+        return pretrained, models.note_of(trained)
+    return load_pretrained(source, mask_id=_MASK_ID.value), {}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mdlm_jax.data import progress
+from mdlm_jax.data import progress, reading
 from mdlm_jax.host import command_line, distributed, endings, host_memory, paths
 from mdlm_jax.runs import models, workdir
 from mdlm_jax.runs.sampler import Method
@@ -220,6 +220,8 @@ def _check_flags() -> None:
 def _load(mesh: Mesh) -> tuple[models.Model, dict[str, Any]]:
     """The model of the flags, and the contents of a run's `data.json`."""
     if _CHECKPOINT.value:
+        if (reading.path(_CHECKPOINT.value) / "checkpoints").is_dir():
+            raise ValueError(f"--checkpoint={_CHECKPOINT.value} is a run: give it by --workdir")
         weights = _WEIGHTS.value if flags.FLAGS["weights"].present else None
         return models.load(_CHECKPOINT.value, mesh, weights=weights), {}
     folder = epath.Path(_WORKDIR.value)

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import exported
 import jax
 import numpy as np
 import pytest
@@ -23,6 +24,17 @@ def test_a_checkpoint_is_converted(tmp_path):
         interop.load_pretrained(target).params,
         interop.load_pretrained(GOLDEN / "bert").params,
     )
+
+
+def test_a_converted_run_writes_as_the_run_does(tmp_path):
+    """It says of itself what its rows are: no `[CLS]` stands before a text, as of other BERTs."""
+    run_folder, target = exported.write(tmp_path / "run", use_bias=True), tmp_path / "target"
+    run("convert", f"--source={run_folder}", f"--target={target}")
+    asked = ["--prompt=wool [MASK] [MASK] honey", "--steps=1", "--temperature=0"]
+    own = run("generate", f"--workdir={run_folder}", *asked).stdout
+    assert own == run("generate", f"--checkpoint={target}", *asked).stdout
+    (target / "mdlm_jax.json").unlink()  # then it is a BERT like others
+    assert own != run("generate", f"--checkpoint={target}", *asked).stdout
 
 
 def test_the_mask_is_told_where_no_tokenizer_tells_it(tmp_path):

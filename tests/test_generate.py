@@ -282,9 +282,10 @@ def test_a_checkpoint_of_hugging_face_fills_the_gaps_of_a_sentence():
         ),
         ([f"--checkpoint={GOLDEN}", "--save"], "--save writes into --workdir"),
         ([f"--checkpoint={GOLDEN}", "--weights=ema"], "is no run: it has one kind of weights"),
+        (["--checkpoint={run}", "--prompt=a [MASK]"], "is a run: give it by --workdir"),
         (["--checkpoint=/nowhere/bert", "--prompt=a [MASK]"], "/nowhere/bert"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_one_line(flags, message):
-    done = run("generate", *flags, code=2)
+def test_a_checkpoint_that_is_none_is_one_line(flags, message, workdir):
+    done = run("generate", *flags, code=2, run=workdir)
     assert message in done.stderr and len(done.stderr.splitlines()) == 1

@@ -266,7 +266,9 @@ def _encode_with_ranges(
 ) -> Hidden:
     hidden = denoiser.encode(tokens, t)
     with jax.numpy_rank_promotion("allow"):
-        ranges = tuple(jnp.broadcast_to(x, tokens.shape) for x in (first, behind))
+        ranges = tuple(
+            jnp.broadcast_to(jnp.asarray(x, jnp.int32), tokens.shape) for x in (first, behind)
+        )
     return Hidden((hidden.at, *ranges), hidden.row)
 
 

@@ -46,7 +46,7 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
         mesh=mesh,
     )
     canvas, is_text = _canvas(few, encoder.mask_id)
-    method = _method(program, prepared, int(canvas["fill"].sum()))
+    method = _method(program, prepared)
     write = make_writer(encoder, mesh, method)
 
     def evaluate(state: Any, step: int) -> dict[str, Any]:
@@ -69,13 +69,16 @@ def make_hooks(program: Program, prepared: data.Prepared) -> dict:
     return {"eval": evaluate, "sample": show}
 
 
-def _method(program: Program, prepared: data.Prepared, blanks: int) -> Method:
+def _method(program: Program, prepared: data.Prepared) -> Method:
     """How the text is written: in `evaluation.sample_steps`, or token by token if causal."""
     experiment = program.experiment
     schedule = SCHEDULES[experiment.objective.schedule]()
     if experiment.family.is_causal:
         return Method(
-            strategies.left_to_right(schedule), Shaping(), steps=blanks, start_id=prepared.sep_id
+            strategies.left_to_right(schedule),
+            Shaping(),
+            steps=experiment.data.length,
+            start_id=prepared.sep_id,
         )
     steps = experiment.evaluation.sample_steps
     return Method(strategies.exact_count(schedule), Shaping(), steps=steps)

@@ -1,12 +1,15 @@
 """A model from a run, from what `export` wrote, or from Hugging Face's files."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from mdlm_jax.data import reading
+from mdlm_jax.data import json_text, reading
+from mdlm_jax.host import distributed
 from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
@@ -15,6 +18,8 @@ from mdlm_jax.runs.families import Family, family_of
 from mdlm_jax.runs.program import padded_for, place_parameters, put_parameters
 
 PyTree = Any
+
+NOTE = "mdlm_jax.json"  # in a folder that `convert` wrote of a run
 
 
 class Model(NamedTuple):
@@ -94,18 +99,36 @@ def load(
         raise ValueError(f"{name} is no run: it has one kind of weights, and not {weights!r}")
     if step is not None:
         raise ValueError(f"{name} is no run: it has no checkpoint of step {step!r}")
-    pretrained = load_pretrained(name)
-    if pretrained.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer.json and no vocab.txt: no text can be read")
+    with distributed.failing_together():
+        pretrained = load_pretrained(name)
+        if pretrained.tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer.json and no vocab.txt: no text can be read")
+        note = _note(folder)
     encoder = padded_for(pretrained.config, mesh)
     params = jax.device_get(pretrained.params)
     return Model(
         params=put_parameters(params, encoder, *place_parameters(encoder, mesh)),
         encoder=encoder,
         tokenizer=pretrained.tokenizer,
-        objective=ObjectiveConfig(name="mlm"),
-        length=encoder.max_length,
+        objective=ObjectiveConfig(**note.get("objective", {"name": "mlm"})),
+        length=note.get("length", encoder.max_length),
         weights=None,
         step=None,
-        framed=True,
+        padded=note.get("padded", False),
+        framed=not note,
     )
+
+
+def note_of(trained: workdir.Trained) -> dict[str, Any]:
+    """What `convert` leaves beside the weights of a run: its objective, and what its rows are."""
+    model = of_run(trained, "ema")
+    return {
+        "objective": dataclasses.asdict(model.objective),
+        "length": model.length,
+        "padded": model.padded,
+    }
+
+
+def _note(folder: epath.Path) -> dict[str, Any]:
+    path = folder / NOTE
+    return json_text.load(path) if path.is_file() else {}

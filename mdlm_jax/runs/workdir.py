@@ -394,8 +394,8 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
     if "format" not in config and {"architectures", "model_type"} & config.keys():
         raise ValueError(
             f"{workdir} is a checkpoint in the form of Hugging Face, and not the folder of a run: "
-            "evaluate and harness take it as their --checkpoint, and a run starts from it with "
-            "--config.start.checkpoint"
+            "generate, evaluate and harness take it as their --checkpoint, and a run starts from "
+            "it with --config.start.checkpoint"
         )
     return config_json.check(config, str(path))
 

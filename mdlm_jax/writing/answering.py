@@ -117,7 +117,7 @@ class Answerer:
             self.model.params,
             self.model.encoder,
             self.mesh,
-            self._method(tokens),
+            self._method(),
             canvas,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -154,7 +154,7 @@ class Answerer:
             mesh=self.mesh,
         )
 
-    def _method(self, tokens: int = 1) -> Method:
+    def _method(self) -> Method:
         """How an answer of so many tokens is written."""
         special = data.special_ids(self.model.tokenizer)
         schedule = SCHEDULES[self.model.objective.schedule]()
@@ -171,7 +171,7 @@ class Answerer:
             method,
             strategy=strategies.left_to_right(schedule),
             shaping=Shaping(temperature=0.0 if self.strategy == "greedy" else 1.0),
-            steps=tokens,
+            steps=self.model.length,
             start_id=special.sep,
         )
 

@@ -231,7 +231,10 @@ class Model:
         Raises:
           ValueError: a text has no token, or fewer than 2 draws.
         """
-        rows = self._rows([text] if isinstance(text, str) else text)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("text is an empty list: give at least one text")
+        rows = self._rows(texts)
         of_batch = likelihoods.denoiser_of(self.encoder)
         special = data.special_ids(self.tokenizer)
         if self.model.exact:

@@ -311,7 +311,8 @@ def as_framed(canvas: Canvas, tokenizer: Tokenizer) -> Canvas:
 
     tokens = np.where(place < end, moved(canvas.tokens), special.pad)
     tokens = np.where(place == end, special.sep, tokens)
-    tokens[:, :front] = special.cls
+    if front:
+        tokens[:, 0] = special.cls
     longest = min(1 << int(end.max(initial=1)).bit_length(), len(place))
     framed = Canvas(
         tokens=tokens.astype(np.int32),

@@ -108,9 +108,9 @@ def plan(
     ends = _ends(model, shaping, asking is not None and any(map(asking.answers, asked)), options)
     steps = _whole("steps", 64 if options.steps is None else options.steps)
     strategy = (options.strategy or "exact_count").strip()
-    if causal:  # a step for each blank, in the order of reading
+    if causal:  # as many steps as a row has tokens: whatever the other prompts are
         ends["start_id"] = data.special_ids(model.tokenizer).sep
-        steps, strategy = int(canvas.fill.sum(axis=1).max()), "left_to_right"
+        steps, strategy = canvas.tokens.shape[1], "left_to_right"
     method = Method(
         strategy=decoding.strategy(strategy, SCHEDULES[model.objective.schedule]()),
         shaping=shaping,
@@ -182,6 +182,8 @@ def _shaping(model: Model, options: Options) -> Shaping:
 
 
 def _forbidden(model: Model, forbid: Sequence[str]) -> tuple[int, ...]:
+    if isinstance(forbid, str):
+        raise ValueError(f"forbid: it must be a list of tokens, such as [{forbid!r}]")
     try:
         ids = tuple(prompts.token_id(text, model.tokenizer) for text in forbid)
     except ValueError as error:

@@ -146,3 +146,9 @@ def test_shapes_that_do_not_fit_are_refused():
         corrupt_causal(jnp.zeros((2, 3)), start_id=0)
     with pytest.raises(ValueError, match="maskable has shape"):
         corrupt_causal(jnp.zeros((2, 3), jnp.int32), start_id=0, maskable=jnp.ones((2, 2), bool))
+
+
+def test_a_causal_denoiser_is_equal_by_value(oracle):
+    own = chain(oracle)
+    assert causal_denoiser(own, start_id=0) == causal_denoiser(own, start_id=0)
+    assert causal_denoiser(own, start_id=0) != causal_denoiser(own, start_id=1)

@@ -186,3 +186,22 @@ def test_what_a_loss_tells_besides_comes_back_slot_by_slot(params, batch):
     np.testing.assert_allclose(nats, read.nats, rtol=1e-5)
     filled = batch["weights"] > 0
     np.testing.assert_array_equal(correct & filled, read.correct)
+
+
+def test_weights_of_either_sign_count(params, batch):
+    """As those of rewards are."""
+    slot = {"p": jax.nn.one_hot(batch["targets"], V), "scale": jnp.ones((GROUPS, C))}
+
+    def readout(at, row):
+        return jnp.tanh(at + row) @ params["table"]
+
+    hidden, weights = Hidden(params["at"], params["row"]), batch["weights"]
+
+    def total(weights):
+        at = {"positions": batch["positions"], "weights": weights}
+        return slots.weighted_loss(SOFT, readout, hidden, slot=slot, **at, mask_id=None)[0]
+
+    signs = jnp.where(jnp.arange(C) % 2, 1.0, -1.0)[None]
+    both = total(weights * signs)
+    parts = total(weights * (signs > 0)) - total(weights * (signs < 0))
+    np.testing.assert_allclose(both, parts, rtol=1e-5)

@@ -101,7 +101,8 @@ def random_order(model, value, index, steps):
 
 
 def reading_order(model, value, index, steps):
-    return laws.best(model, -np.arange(L)[None, None] + 0.0, evenly(index, steps)[:, None])
+    due = np.full(len(laws.BLANK), -(-L // steps))
+    return laws.best(model, -np.arange(L)[None, None] + 0.0, due[:, None])
 
 
 def greedy_at_last(model, value, index, steps):

@@ -180,3 +180,16 @@ def test_fewer_queries_are_refused_where_their_order_matters(mask):
     x = jnp.zeros((3, 48, 1, 2))
     with pytest.raises(ValueError, match="4 queries and 48 keys: attention must be 'full'"):
         attention(x[:, :4], x, x, mask, backend="xla")
+
+
+@pytest.mark.parametrize("valid", ["bool", "lengths"])
+def test_fewer_queries_are_traced_for_cudnn(valid, monkeypatch):
+    """Shapes alone: what the kernel asks of its mask; it runs on a GPU."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda *_: True)
+    q, k = (jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16) for length in (4, 16))
+    lengths = jnp.array([16, 3], jnp.int32)
+    told = lengths if valid == "lengths" else jnp.arange(16) < lengths[:, None]
+    out = jax.eval_shape(lambda q, k: attention(q, k, k, Mask(valid=told), backend="cudnn"), q, k)
+    assert out.shape == q.shape

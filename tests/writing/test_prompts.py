@@ -365,3 +365,26 @@ def test_a_token_is_found_by_its_spelling_or_its_text(tokenizer, special):
             prompts.token_id(text, tokenizer)
     with pytest.raises(ValueError, match=r"'the mill' is not one token .* but [2-9]: the "):
         prompts.token_id("the mill", tokenizer)
+
+
+def test_a_framed_row_is_a_text_between_its_marks(tokenizer, special):
+    canvas = prompts.canvas(["the [MASK]", "[MASK] mill {mask:3} salt"], tokenizer, LENGTH - 2)
+    rows = prompts.as_framed(canvas, tokenizer)
+    for row, size in enumerate(canvas.shown.sum(axis=1)):
+        text = canvas.tokens[row, :size].tolist()
+        end = 1 + size
+        assert rows.tokens[row, : end + 1].tolist() == [special.cls, *text, special.sep]
+        assert (rows.tokens[row, end + 1 :] == special.pad).all()
+        assert rows.valid[row].sum() == end + 1 and rows.maskable[row].sum() == size
+        assert rows.tokens[row][rows.shown[row]].tolist() == text
+    np.testing.assert_array_equal(rows.fill, rows.tokens == special.mask)
+    assert rows.tokens.shape[1] in (8, LENGTH)  # no longer than the longest needs
+
+
+def test_a_tokenizer_without_a_start_frames_by_its_separator_alone():
+    words = ["[PAD]", "[UNK]", "[SEP]", "[MASK]", "a", "b"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(words[:4])
+    rows = prompts.as_framed(prompts.canvas(["a [MASK] b"], tokenizer, 7), tokenizer)
+    assert rows.tokens[0, :4].tolist() == [4, 3, 5, 2] and prompts.frame_size(tokenizer) == 1

@@ -68,13 +68,15 @@ def test_an_end_of_text_is_filled_up_with_padding_or_behind_an_answer_with_separ
     assert method.end_id is None
 
 
-def test_a_causal_model_takes_a_step_for_each_blank(model):
+def test_a_causal_model_takes_as_many_steps_as_a_row_has_tokens(model):
+    """Whatever is asked for beside: a text is a function of its prompt and its number."""
     objective = dataclasses.replace(model.objective, name="autoregressive")
     causal = model._replace(objective=objective)
     request = plan(causal)
     assert (request.strategy, request.method.steps) == ("left_to_right", exported.LENGTH)
     assert request.method.start_id == data.special_ids(model.tokenizer).sep
-    assert plan(causal, asked=[prompts.Prompt("{mask:3}")]).method.steps == 3
+    asked = [prompts.Prompt("{mask:3}")]
+    assert plan(causal, asked=asked).method == request.method
     for options in (Options(steps=64), Options(strategy="exact_count"), Options(blocks=1)):
         with pytest.raises(ValueError, match="is for models that fill masks"):
             plan(causal, options)
@@ -86,6 +88,7 @@ def test_what_a_model_cannot_take_is_refused_by_its_name(model):
         "blocks must be at least 1, not 0": Options(blocks=0),
         "steps is 1, blocks 2": Options(steps=1, blocks=2),
         "forbid: 'zzz' is no": Options(forbid=("zzz",)),
+        "forbid: it must be a list of tokens": Options(forbid="er"),
         "forbid and end_of_text exclude each other": Options(forbid=("[SEP]",), end_of_text=True),
         "guidance is for models with classes": Options(guidance=2.0),
         "top_p: p is 1.5": Options(top_p=1.5),

@@ -11,6 +11,8 @@ encoder must not see what follows; here the text is only shifted. The same encod
 denoiser of canvases whose blanks are filled from left to right.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +21,7 @@ from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
 from mdlm_jax.diffusion.likelihood import Likelihood
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.processes.corruption import Corrupted
+from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
 
@@ -64,11 +67,7 @@ def causal_denoiser(denoiser: Denoiser, *, start_id: int) -> Denoiser:
     """
     checks.check_denoiser(denoiser)
     checks.check_whole("start_id", start_id)
-
-    def encode(tokens: Array, t: Array) -> Hidden:
-        return denoiser.encode(_later(tokens, start_id), jnp.ones_like(t))
-
-    return denoiser._replace(encode=encode)
+    return denoiser._replace(encode=Bound(_encode_later, (denoiser.encode, start_id)))
 
 
 def causal_likelihood(
@@ -90,6 +89,10 @@ def causal_likelihood(
     nats = slot_nats(denoiser, corrupted, mask_id=None).nats.sum(axis=1)  # [B]
     counted = jnp.sum(corrupted.weights > 0, axis=1, dtype=jnp.int32)
     return Likelihood(nats=nats, mc_variance=jnp.zeros_like(nats), tokens=counted)
+
+
+def _encode_later(encode: Callable, start_id: int, tokens: Array, t: Array) -> Hidden:
+    return encode(_later(tokens, start_id), jnp.ones_like(t))
 
 
 def _later(tokens: Array, start_id: int) -> Array:

@@ -134,13 +134,13 @@ def weighted_loss(
       weights: f32[G, C], 0 in empty slots.
       mask_id: removed from the logits where given.
     """
-    if shards.varying((hidden, positions, slot, weights)):
+    slots = _chunks(readout, hidden, positions, slot, weights)
+    read, constants = _closed(readout, slots, mask_id)
+    if shards.varying((hidden, positions, slot, weights, constants)):
         # JAX's own rule knows over which devices the gradient is summed.
         slot = jax.lax.stop_gradient(slot)
         value, aux = slot_values(loss, readout, hidden, positions, slot, weights, mask_id=mask_id)
         return jnp.sum(weights * value), *jax.lax.stop_gradient((value, aux))
-    slots = _chunks(readout, hidden, positions, slot, weights)
-    read, constants = _closed(readout, slots, mask_id)
     total, out = _weighted(loss, read, constants, slots)
     return total, *jax.lax.stop_gradient(_joined(out, positions))
 
@@ -316,7 +316,7 @@ def _floats(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]
 
 def _of_logits(loss: SlotLoss, logits: Array, slots: Slots) -> tuple[Array, PyTree, Array]:
     """Value, aux and slope of slots with `logits [G, c, V]`; an empty one has the value 0."""
-    filled = slots.weights > 0
+    filled = slots.weights != 0
     value, aux, slope = loss(logits, slots.slot, filled)
     return jnp.where(filled, value, 0.0), aux, slope
 

@@ -55,11 +55,11 @@ def _ask_by_turn(schedule: Schedule, grid: Grid, last: Last, state, keys, view: 
 
 
 def left_to_right(schedule: Schedule = linear(), *, last: Last = "drawn") -> Strategy:
-    """Writes blanks in the order of reading, as evenly over the steps as they divide.
+    """Writes blanks in the order of reading, in each step as many as suffice.
 
-    This is one of the orders that `exact_count` draws from. With as many steps as blanks the
-    samples follow the chain rule from left to right. A causal network (`causal_denoiser`) writes in
-    this way, and needs a step for each blank.
+    That is `ceil(blanks / steps)` of them. With as many steps as blanks, or more, each step writes
+    one token, and the samples follow the chain rule from left to right: one order of the many that
+    `exact_count` draws. A causal network writes so (`causal_denoiser`).
 
     Args:
       schedule: turns the share of masks into the time.
@@ -70,7 +70,18 @@ def left_to_right(schedule: Schedule = linear(), *, last: Last = "drawn") -> Str
     """
     _require("left_to_right", "uniform", last)
     check_schedule(schedule)
-    return Strategy(_reading_order, Bound(_ask_by_turn, (schedule, "uniform", last)), commit_all)
+    return Strategy(_count_blanks, Bound(_ask_from_the_left, (schedule, last)), commit_all)
+
+
+def _count_blanks(keys: Array, view: View) -> Array:
+    del keys
+    return view.blank.sum(axis=1)
+
+
+def _ask_from_the_left(schedule: Schedule, last: Last, blanks: Array, keys, view: View):
+    due = -(-blanks // view.steps)  # [B]
+    asked = view.blank & (jnp.cumsum(view.blank, axis=1) <= due[:, None])
+    return Proposal(asked, schedule.rate_to_time(view.rate), noise_of(last, view)), blanks
 
 
 def first_hitting(schedule: Schedule = linear()) -> Strategy:
@@ -137,15 +148,6 @@ def _random_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
     """Scores `f32[B, L]` uniform at blanks, their ranks `i32[B, L]` first, the number of blanks."""
     scores = jnp.where(view.blank, noise.row_uniform(keys, view.canvas.shape[1]), jnp.inf)
     return ranks(scores), scores, view.blank.sum(axis=1)
-
-
-def _reading_order(keys: Array, view: View) -> tuple[Array, Array, Array]:
-    """As `_random_order`, with the distance to the right end as the score of a blank."""
-    del keys
-    place = jnp.cumsum(view.blank, axis=1).astype(jnp.float32)
-    count = view.blank.sum(axis=1)
-    scores = jnp.where(view.blank, count[:, None].astype(jnp.float32) - place, jnp.inf)
-    return ranks(scores), scores, count
 
 
 def _left_one_less(grid: Grid, blanks: Array, view: View) -> Array:

@@ -1,6 +1,7 @@
 """Scaled dot-product attention by the backend of a platform."""
 
 import jax
+import jax.numpy as jnp
 
 from mdlm_jax.networks.attention import cudnn, local
 from mdlm_jax.networks.attention.masks import Mask, attention_mask, by_position
@@ -98,7 +99,11 @@ def _of_few(q: Array, k: Array, v: Array, mask: Mask, backend: str) -> Array:
             f"segment_ids, not {mask.kind!r}: there is no order between them"
         )
     valid = by_position(mask, k.shape[1]).valid
-    seen = None if valid is None else valid[:, None, None, :]
+    seen = None
+    if valid is not None:
+        some = valid | ~valid.any(axis=1, keepdims=True)  # no softmax is over nothing
+        shape = (q.shape[0], 1, q.shape[1], k.shape[1])
+        seen = jnp.broadcast_to(some[:, None, None, :], shape)
     fits = backend == "cudnn" and not (cudnn.refused(q) or cudnn.refused(k))
     with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
         return jax.nn.dot_product_attention(

@@ -62,7 +62,7 @@ class Measure(NamedTuple):
     """How a model of a family is measured.
 
     Attributes:
-      of_rows: `(params, rows, batch_size, advance=None) -> figures`; `advance(n)` is called for
+      of_rows: `(params, rows, batch_size[, advance]) -> figures`; `advance(n)` is called for
         every n rows that are done, `passes` times for each row.
       passes: how often it goes through the rows.
     """

@@ -15,6 +15,31 @@ find_python() {
   return 1
 }
 
+# Runs a command that is long silent, and says on stderr how far it is: seconds, and packages that are
+# installed; on a terminal over and over in one line, elsewhere every 15 seconds.
+with_progress() {
+  local start=$SECONDS ended=0 wait=15 end=$'\n' pid code=0
+  if [ -t 2 ]; then
+    wait=1 end=$'\r'
+  fi
+  "$@" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 1
+    ended=$((SECONDS - start))
+    if [ $((ended % wait)) -eq 0 ]; then
+      printf 'installing: %d s, %d packages are there%s' "$ended" "$(installed)" "$end" >&2
+    fi
+  done
+  wait "$pid" || code=$?
+  [ ! -t 2 ] || echo >&2
+  return "$code"
+}
+
+installed() {
+  find .venv -maxdepth 5 -name '*.dist-info' 2>/dev/null | wc -l
+}
+
 make_venv() {
   local extra=$1 python stamp wanted
   wanted="$extra $(cksum <pyproject.toml)"
@@ -23,10 +48,10 @@ make_venv() {
     python=$(find_python)
     if command -v uv >/dev/null; then
       [ -x .venv/bin/python ] || uv venv --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
-      uv pip install --quiet --python .venv/bin/python -e ".[$extra]"
+      with_progress uv pip install --quiet --python .venv/bin/python -e ".[$extra]"
     else
       [ -x .venv/bin/pip ] || "$python" -m venv .venv
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+      with_progress .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
     fi
     echo "$wanted" >"$stamp"
   fi

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,9 @@ CONFIGS = shipped_configs()
 # Of what the data decide: vocabulary and mask, as the tokenizer of the config gives them.
 VOCABULARIES = {
     "adapt_bert": (30_522, 103),
-    "quickstart": (2048, 4),
+    "answers": (13, 4),
+    "english": (8192, 4),
+    "quickstart": (8192, 4),
     "text8": (32, 4),
     "lm1b": (30_522, 103),
     "owt": (50_257, 4),
@@ -85,6 +88,22 @@ def test_what_is_checked_without_data_is_the_model_itself(name):
     _, experiment, encoder = load(name)
     planned = experiment.planned_encoder(ARCHITECTURES.get(name))
     assert planned.vocab_size == VOCABULARIES[name][0] == encoder.vocab_size
+
+
+def test_the_guide_of_pairs_shows_what_made_the_files_of_answers(tmp_path, monkeypatch):
+    shipped = CONFIGS["answers"].parent
+    guide = (Path(__file__).parents[1] / "docs/pairs.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "docs/pairs.md", "exec"), {})
+    names = ["answers_asked.jsonl", "answers_pairs.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    words = []
+    for name in names:
+        text = (tmp_path / name).read_text()
+        assert text == (shipped / name).read_text()
+        words += [json.loads(line)["prompt"] for line in text.splitlines()]
+    assert len(set(words)) == len(words) == 1364  # none is asked that was learned
 
 
 def test_a_config_that_starts_from_a_checkpoint_takes_its_tokenizer_too():

@@ -140,6 +140,7 @@ def test_a_run_of_conversations_answers_what_has_no_gap(tmp_path):
 def test_the_guide_of_pairs_teaches_a_model_to_answer_and_when_to_stop(tmp_path):
     """Words that it never saw, backwards; by chance one in a thousand of five letters is right."""
     script = re.findall(r"^```bash\n(.*?)^```", PAIRS.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "configs").symlink_to(PAIRS.parents[1] / "configs")
     done = subprocess.run(
         ["bash", "-ec", "".join(script)],
         cwd=tmp_path,
@@ -152,18 +153,18 @@ def test_the_guide_of_pairs_teaches_a_model_to_answer_and_when_to_stop(tmp_path)
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "answers" / "evaluation_test.json").read_text())
+    told = json.loads((tmp_path / "runs/answers/evaluation_test.json").read_text())
     assert told["nats_per_token"] < 0.3 < 1 < told["trigram"] < told["unigram"]
-    measured = json.loads((tmp_path / "answers" / "answers.json").read_text())
-    assert measured["another"]["exact_match"] < 0.1 and measured["another"]["bertscore_f1"] < 0.95
+    measured = json.loads((tmp_path / "runs/answers/answers.json").read_text())
+    assert measured["another"]["exact_match"] < 0.1 and measured["another"]["bertscore_f1"] < 0.99
     for point in measured["points"]:
-        assert point["exact_match"] > 0.6 and point["length_right"] > 0.8
+        assert point["exact_match"] > 0.9 and point["length_right"] > 0.9
         assert point["bertscore_f1"] > measured["another"]["bertscore_f1"]
     text = (tmp_path / "answered.jsonl").read_text()
     answers = [(each["prompt"][::-1].upper(), each["text"]) for each in records(text)]
     assert len(answers) == 50
-    assert sum(expected == text for expected, text in answers) >= 30
-    assert sum(len(expected) == len(text) for expected, text in answers) >= 40
+    assert sum(expected == text for expected, text in answers) >= 48
+    assert sum(len(expected) == len(text) for expected, text in answers) >= 48
 
 
 def test_the_help_lists_every_strategy(workdir):

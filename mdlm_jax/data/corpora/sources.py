@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mdlm_jax.data.corpora import wikipedia
+from mdlm_jax.data.corpora import english, wikipedia
 from mdlm_jax.data.corpora.documents import Corpus, Document
 
 
@@ -21,5 +21,11 @@ SOURCES: dict[str, Corpus] = {
         license=wikipedia.LICENSE,
         label_names=wikipedia.TOPICS,
         read=_read_wikipedia_summaries,
+    ),
+    "english": Corpus(
+        version=english.VERSION,
+        license=english.LICENSE,
+        label_names=english.KINDS,
+        read=lambda cache_dir: english.read_splits(),
     ),
 }

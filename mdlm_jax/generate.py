@@ -43,7 +43,7 @@ from mdlm_jax.host import command_line, distributed, endings, host_memory, paths
 from mdlm_jax.runs import models, workdir
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import decoding, filling, prompts, requests, sample_files
+from mdlm_jax.writing import canvases, decoding, filling, prompts, requests, sample_files
 
 _WORKDIR = command_line.define_path("workdir", None, "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -148,7 +148,7 @@ class Job(NamedTuple):
     model: models.Model
     mesh: Mesh
     prompts: list[prompts.Prompt]
-    canvas: prompts.Canvas
+    canvas: canvases.Canvas
     labels: np.ndarray
     method: Method
     settings: dict[str, Any]

@@ -15,7 +15,7 @@ from mdlm_jax.host import parallel
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import filling, prompts
+from mdlm_jax.writing import canvases, filling
 from mdlm_jax.writing.decoding import strategy
 
 MESHES = ("data=8", "fsdp=2,tensor=2")
@@ -28,7 +28,7 @@ def main(folder):
     told = {}
     for name, mesh in meshes.items():
         trained = workdir.load(epath.Path(folder), mesh=mesh)
-        canvas = prompts.canvas(TEXTS, trained.tokenizer, trained.encoder.max_length)
+        canvas = canvases.canvas(TEXTS, trained.tokenizer, trained.encoder.max_length)
         method = Method(
             strategy("confidence(margin)", schedules.linear()),
             Shaping(temperature=0.9, top_p=0.95),

@@ -28,7 +28,7 @@ from mdlm_jax.training.loop import LoopConfig
 from mdlm_jax.training.metrics import MetricsWriter, read_metrics
 from mdlm_jax.training.state import TrainState
 from mdlm_jax.writing import decoding, filling
-from mdlm_jax.writing.prompts import Canvas
+from mdlm_jax.writing.canvases import Canvas
 
 LENGTH, ROWS, LABELS = 12, 60, 3
 SIZE = 9  # of the padded rows; of pairs, whose prompts have 4

@@ -20,7 +20,7 @@ from mdlm_jax.pages.frontier_table import heads, line
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import filling, prompts
+from mdlm_jax.writing import canvases, filling, prompts
 
 FLAGS = ("strategies", "steps", "samples", "features")  # shared with the frontier
 
@@ -131,7 +131,7 @@ def _make_answer(
             trained.encoder,
             mesh,
             method,
-            prompts.Canvas(tokens=tokens, fill=wanted, shown=wanted, maskable=wanted),
+            canvases.Canvas(tokens=tokens, fill=wanted, shown=wanted, maskable=wanted),
             labels=rows.labels if trained.encoder.classes else None,
             batch_size=batch_size,
             seed=seed,

@@ -3,7 +3,8 @@
 | module | what it holds |
 |---|---|
 | `model` | a trained model in a Python program: text in, text and figures out |
-| `prompts` | text with gaps, or to be answered, and its canvases |
+| `prompts` | text with gaps, or to be answered, from flags and files |
+| `canvases` | prompts as the rows that a sampler fills |
 | `requests` | from what is asked for to rows, labels and a method, checked |
 | `decoding` | strategies by name: `threshold(0.9)` |
 | `filling` | canvases filled batch by batch, on any mesh |

@@ -18,7 +18,7 @@ from mdlm_jax.runs.experiment import SCHEDULES
 from mdlm_jax.runs.models import Model
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import decoding, filling, prompts
+from mdlm_jax.writing import canvases, decoding, filling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Answerer:
         kept = [_encode(plain, context)[-(length - tokens) :] for context in contexts]
         canvas = _canvas(kept, tokens, length, self.model.encoder.mask_id)
         if self.model.padded:
-            canvas = prompts.as_whole_rows(canvas, tokenizer)
+            canvas = canvases.as_whole_rows(canvas, tokenizer)
         if self.model.objective.keep:
-            canvas = prompts.as_kept(canvas, tokenizer)
+            canvas = canvases.as_kept(canvas, tokenizer)
         separator = data.special_ids(tokenizer).sep
         answers = []
         for batch in filling.fill(
@@ -219,7 +219,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _canvas(kept: Sequence[list[int]], blanks: int, length: int, mask_id: int) -> prompts.Canvas:
+def _canvas(kept: Sequence[list[int]], blanks: int, length: int, mask_id: int) -> canvases.Canvas:
     """Rows of kept tokens, then blanks, then masks that are not wanted."""
     tokens = np.full((len(kept), length), mask_id, np.int32)
     for row, ids in zip(tokens, kept, strict=True):
@@ -227,4 +227,4 @@ def _canvas(kept: Sequence[list[int]], blanks: int, length: int, mask_id: int) -
     sizes = np.array([len(ids) for ids in kept], np.int32)[:, None]
     place = np.arange(length)
     fill = (place >= sizes) & (place < sizes + blanks)
-    return prompts.Canvas(tokens=tokens, fill=fill, shown=place < sizes + blanks)
+    return canvases.Canvas(tokens=tokens, fill=fill, shown=place < sizes + blanks)

@@ -11,7 +11,7 @@ from mdlm_jax.diffusion import noise
 from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.runs.sampler import Method, make_writer
-from mdlm_jax.writing.prompts import Canvas
+from mdlm_jax.writing.canvases import Canvas
 
 PyTree = Any
 

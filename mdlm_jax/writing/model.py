@@ -25,7 +25,7 @@ from mdlm_jax.host import nearest, parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import models, workdir
 from mdlm_jax.runs.experiment import SCHEDULES
-from mdlm_jax.writing import answering, filling, prompts, requests, sample_files
+from mdlm_jax.writing import answering, canvases, filling, prompts, requests, sample_files
 
 PyTree = Any
 Messages = Sequence[Mapping[str, Any]]
@@ -309,7 +309,7 @@ class Model:
         return [written[i : i + count] for i in range(0, len(written), count)]
 
     def _texts(
-        self, batches: Iterator[list[filling.Filled]], canvas: prompts.Canvas, samples: int
+        self, batches: Iterator[list[filling.Filled]], canvas: canvases.Canvas, samples: int
     ) -> Iterator[str]:
         for batch in batches:
             for filled in batch:

@@ -11,7 +11,7 @@ from mdlm_jax.runs.experiment import SCHEDULES
 from mdlm_jax.runs.models import Model
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.writing import decoding, prompts
+from mdlm_jax.writing import canvases, decoding, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Request(NamedTuple):
       strategy: its name.
     """
 
-    canvas: prompts.Canvas
+    canvas: canvases.Canvas
     labels: np.ndarray
     method: Method
     strategy: str
@@ -94,16 +94,16 @@ def plan(
     _check_guidance(model, labels, options.guidance)
     length = _length(model, options.length)
     if model.framed:
-        length = max(length - prompts.frame_size(model.tokenizer), 1)
-    canvas = prompts.lay_out(asked, model.tokenizer, length, asking)
+        length = max(length - canvases.frame_size(model.tokenizer), 1)
+    canvas = canvases.lay_out(asked, model.tokenizer, length, asking)
     if model.framed:
-        canvas = prompts.as_framed(canvas, model.tokenizer)
+        canvas = canvases.as_framed(canvas, model.tokenizer)
     if causal:
-        prompts.require_open_ends(canvas, asked)
+        canvases.require_open_ends(canvas, asked)
     if model.padded:
-        canvas = prompts.as_whole_rows(canvas, model.tokenizer)
+        canvas = canvases.as_whole_rows(canvas, model.tokenizer)
     if model.objective.keep:
-        canvas = prompts.as_kept(canvas, model.tokenizer)
+        canvas = canvases.as_kept(canvas, model.tokenizer)
     shaping = _shaping(model, options)
     ends = _ends(model, shaping, asking is not None and any(map(asking.answers, asked)), options)
     steps = _whole("steps", 64 if options.steps is None else options.steps)

@@ -21,7 +21,7 @@ from mdlm_jax.host import parallel
 from mdlm_jax.runs.sampler import Method, make_writer, written
 from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.writing import decoding, filling
-from mdlm_jax.writing.prompts import Canvas
+from mdlm_jax.writing.canvases import Canvas
 
 ENCODER = dataclasses.replace(BASE, classes=3, vocab_multiple=8)
 LENGTH = ENCODER.max_length

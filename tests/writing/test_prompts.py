@@ -6,7 +6,7 @@ from command_runs import TEXT
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mdlm_jax import data
-from mdlm_jax.writing import prompts
+from mdlm_jax.writing import canvases, prompts
 from mdlm_jax.writing.prompts import Asking, Fields, Prompt
 
 LENGTH = 12
@@ -28,7 +28,7 @@ def ids(tokenizer, text):
 
 def test_rows_of_one_batch_have_lengths_of_their_own(tokenizer, special):
     texts = ["the [MASK]", "", "[MASK] mill {mask:3} salt"]
-    rows = prompts.canvas(texts, tokenizer, LENGTH)
+    rows = canvases.canvas(texts, tokenizer, LENGTH)
     assert rows.tokens.shape == rows.fill.shape == rows.shown.shape == (3, LENGTH)
     the, mill, salt = (ids(tokenizer, word) for word in ("the", "mill", "salt"))
     lengths = [len(the) + 1, LENGTH, len(mill) + len(salt) + 4]
@@ -48,7 +48,7 @@ def test_a_prompt_keeps_its_white_space(kind):
     texts = ["def f(x):\n    return x\t\n"] * 3
     tokenizer = data.train_tokenizer(texts, kind=kind, vocab_size=300, lowercase=False)
     prompt = "  def f(x):\n    [MASK] x\n\n[MASK]\t[MASK] "
-    rows = prompts.canvas([prompt], tokenizer, 40)
+    rows = canvases.canvas([prompt], tokenizer, 40)
     tokens = rows.tokens[0, rows.shown[0]]
     assert rows.fill.sum() == 3
     told = prompt.replace(" [MASK]", "[MASK]") if kind == "bpe" else prompt
@@ -61,7 +61,7 @@ def test_a_prompt_keeps_its_white_space(kind):
 
 
 def test_special_tokens_may_be_spelt_out(tokenizer, special):
-    tokens = prompts.canvas(["[SEP] the [MASK]"], tokenizer, LENGTH).tokens
+    tokens = canvases.canvas(["[SEP] the [MASK]"], tokenizer, LENGTH).tokens
     assert tokens[0, 0] == special.sep
 
 
@@ -70,7 +70,7 @@ def test_gaps_are_written_alike_whatever_the_mask_is_called():
     roberta = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     roberta.pre_tokenizer = pre_tokenizers.Whitespace()
     roberta.add_special_tokens([AddedToken("<mask>")])
-    rows = prompts.canvas(["a [MASK] a {mask:2}", "<mask>"], roberta, 6)
+    rows = canvases.canvas(["a [MASK] a {mask:2}", "<mask>"], roberta, 6)
     assert rows.tokens.tolist() == [[3, 4, 3, 4, 4, 4], [4] * 6]
     assert rows.fill.sum(axis=1).tolist() == [3, 1]
 
@@ -91,7 +91,7 @@ def test_gaps_are_written_alike_whatever_the_mask_is_called():
 )
 def test_a_prompt_that_is_none_is_refused_in_one_line(tokenizer, text, message):
     with pytest.raises(ValueError, match=message) as error:
-        prompts.canvas(["the [MASK]", text], tokenizer, LENGTH)
+        canvases.canvas(["the [MASK]", text], tokenizer, LENGTH)
     assert "\n" not in str(error.value)
 
 
@@ -256,9 +256,9 @@ def test_the_canvas_of_an_answer_is_the_row_of_training_with_its_response_masked
     asking = prompts.asking(prepared.card, prepared.tokenizer)
     asked = [Prompt(talk[0]["content"]) for talk in talks]
     told = [Prompt("", None, talk[:1]) for talk in talks]
-    rows, same = (prompts.lay_out(p, prepared.tokenizer, 40, asking) for p in (asked, told))
-    canvases = {tuple(tokens) for tokens in rows.tokens.tolist()}
-    assert canvases == {tuple(tokens) for tokens in same.tokens.tolist()}
+    rows, same = (canvases.lay_out(p, prepared.tokenizer, 40, asking) for p in (asked, told))
+    laid_out = {tuple(tokens) for tokens in rows.tokens.tolist()}
+    assert laid_out == {tuple(tokens) for tokens in same.tokens.tolist()}
     np.testing.assert_array_equal(rows.fill, rows.tokens == prepared.mask_id)
     np.testing.assert_array_equal(rows.shown, rows.fill)
     trained = set()
@@ -266,7 +266,7 @@ def test_the_canvas_of_an_answer_is_the_row_of_training_with_its_response_masked
         behind = np.arange(40) >= split.prompts[:, None]
         masked = np.where(behind, prepared.mask_id, split.tokens)
         trained |= {tuple(tokens) for tokens in masked.tolist()}
-    assert trained == canvases and len(trained) == 80
+    assert trained == laid_out and len(trained) == 80
 
 
 def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special):
@@ -274,8 +274,8 @@ def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special
     texts = ["the [MASK]", "the mill", "{mask:2} salt", ""]
     asked = [Prompt(text) for text in texts]
     assert [asking.answers(prompt) for prompt in asked] == [False, True, False, True]
-    rows = prompts.lay_out(asked, tokenizer, LENGTH, asking)
-    gaps = prompts.canvas(texts[::2], tokenizer, LENGTH)
+    rows = canvases.lay_out(asked, tokenizer, LENGTH, asking)
+    gaps = canvases.canvas(texts[::2], tokenizer, LENGTH)
     assert rows.valid is None and gaps.valid is None
     for name in ("tokens", "fill", "shown", "maskable"):
         np.testing.assert_array_equal(getattr(rows, name)[::2], getattr(gaps, name))
@@ -285,14 +285,14 @@ def test_prompts_with_gaps_stay_what_they_were_beside_answers(tokenizer, special
     assert rows.tokens[1].tolist() == mill + [special.mask] * (LENGTH - len(mill))
     assert rows.shown[1].sum() == LENGTH - len(mill)
     assert rows.tokens[3].tolist() == [special.sep] + [special.mask] * (LENGTH - 1)
-    plain = prompts.lay_out(asked[::2], tokenizer, LENGTH, None)
+    plain = canvases.lay_out(asked[::2], tokenizer, LENGTH, None)
     for one, other in zip(plain, gaps, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
-    whole = prompts.canvas(["", "the [MASK]"], tokenizer, LENGTH)
-    rows = prompts.as_whole_rows(whole, tokenizer)
+    whole = canvases.canvas(["", "the [MASK]"], tokenizer, LENGTH)
+    rows = canvases.as_whole_rows(whole, tokenizer)
     np.testing.assert_array_equal(rows.tokens[0], [special.mask] * LENGTH)
     size = whole.shown[1].sum()
     behind = [special.sep] + [special.pad] * (LENGTH - size - 1)
@@ -303,7 +303,7 @@ def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
     np.testing.assert_array_equal(rows.maskable, rows.valid)
     # Of a run that keeps prompts, what is known is no part of it either.
     for canvas in (whole, rows):
-        kept = prompts.as_kept(canvas, tokenizer)
+        kept = canvases.as_kept(canvas, tokenizer)
         np.testing.assert_array_equal(kept.maskable, kept.tokens == special.mask)
         np.testing.assert_array_equal(kept.fill, canvas.fill)
 
@@ -333,7 +333,7 @@ def test_of_padded_rows_a_text_ends_with_its_separator(tokenizer, special):
 )
 def test_what_cannot_be_answered_is_told(tokenizer, prompt, asking, message):
     with pytest.raises(ValueError, match=message) as error:
-        prompts.lay_out([Prompt("{mask:2}"), prompt], tokenizer, LENGTH, asking)
+        canvases.lay_out([Prompt("{mask:2}"), prompt], tokenizer, LENGTH, asking)
     assert "\n" not in str(error.value)
 
 
@@ -368,8 +368,8 @@ def test_a_token_is_found_by_its_spelling_or_its_text(tokenizer, special):
 
 
 def test_a_framed_row_is_a_text_between_its_marks(tokenizer, special):
-    canvas = prompts.canvas(["the [MASK]", "[MASK] mill {mask:3} salt"], tokenizer, LENGTH - 2)
-    rows = prompts.as_framed(canvas, tokenizer)
+    canvas = canvases.canvas(["the [MASK]", "[MASK] mill {mask:3} salt"], tokenizer, LENGTH - 2)
+    rows = canvases.as_framed(canvas, tokenizer)
     for row, size in enumerate(canvas.shown.sum(axis=1)):
         text = canvas.tokens[row, :size].tolist()
         end = 1 + size
@@ -386,5 +386,5 @@ def test_a_tokenizer_without_a_start_frames_by_its_separator_alone():
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(words[:4])
-    rows = prompts.as_framed(prompts.canvas(["a [MASK] b"], tokenizer, 7), tokenizer)
-    assert rows.tokens[0, :4].tolist() == [4, 3, 5, 2] and prompts.frame_size(tokenizer) == 1
+    rows = canvases.as_framed(canvases.canvas(["a [MASK] b"], tokenizer, 7), tokenizer)
+    assert rows.tokens[0, :4].tolist() == [4, 3, 5, 2] and canvases.frame_size(tokenizer) == 1

@@ -8,6 +8,7 @@
 | `tables` | Parquet and Arrow files |
 | `saved_datasets` | folders that Hugging Face `datasets` saved |
 | `tfds_datasets` | datasets of TensorFlow Datasets |
+| `english` | articles, speeches and recipes, as files of three packages |
 | `wikipedia` | the default corpus |
 | `wikipedia_builder` | the default corpus as a TensorFlow Datasets builder |
 | `holding_out` | splits that a corpus does not bring, taken out of its training documents |

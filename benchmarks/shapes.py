@@ -26,7 +26,7 @@ _BASE = {**_MODERN, "layers": 12, "width": 768, "heads": 12, "mlp_width": 3072}
 _340M = {**_MODERN, "layers": 24, "width": 1024, "heads": 16, "mlp_width": 4096}
 _1B = {**_MODERN, "layers": 22, "width": 2048, "heads": 16, "mlp_width": 8192}
 _ON_CPU = {**_MODERN, "dtype": "float32", "vocab_multiple": 1}
-# The config `quickstart`.
+# The config `quickstart` of version 0.1.0, which the figures of docs/performance.md are of.
 _QUICKSTART = {
     **_ON_CPU,
     "layers": 2,

@@ -115,12 +115,15 @@ def sample(
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
     fill = maskable if fill is None else fill & maskable
     canvas = jnp.asarray(canvas, jnp.int32)
-    wanted = fill & (canvas == mask_id)
+    wanted = fill & (canvas == mask_id)  # from here on what is wanted is carried
     if steps is None:
         steps = -(-wanted.sum(axis=1).max() // blocks) * blocks  # as many in each block
     steps = jnp.maximum(jnp.asarray(steps, jnp.int32), blocks)
     text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
     block_of = _blocks(wanted, blocks)  # i32[B, L], -1 where none is
+
+    def masked(canvas):  # what is left to write; the only place that asks the canvas for its masks
+        return canvas == mask_id
 
     def of_shard(carry):  # of one type, whatever it is made from
         return shards.alike(carry, canvas, of_row, fill, steps)
@@ -129,17 +132,16 @@ def sample(
         canvas, filled = carry
         first, behind = steps * block // blocks, steps * (block + 1) // blocks
         # Padding behind an end of text is not wanted any more.
-        wanted = (block_of == block) & (canvas == mask_id)
-        outside = (maskable & ~wanted & (canvas == mask_id)).sum(axis=1) / text
+        wanted = (block_of == block) & masked(canvas)
+        outside = (maskable & ~wanted & masked(canvas)).sum(axis=1) / text
         share = wanted.sum(axis=1) / text
 
-        def view(canvas, index):
-            masked = canvas == mask_id
+        def view(canvas, blank, index):
             return View(
                 canvas=canvas,
                 wanted=wanted,
-                blank=wanted & masked,
-                rate=(maskable & masked).sum(axis=1) / text,
+                blank=blank,
+                rate=(maskable & masked(canvas)).sum(axis=1) / text,
                 outside=outside,
                 share=share,
                 index=index,
@@ -151,13 +153,13 @@ def sample(
             return noise.derive(of_row, purpose, first + index)
 
         def goes_on(carry):
-            index, canvas, *_ = carry
-            needed = wanted if strategy.remasks else wanted & (canvas == mask_id)
+            index, _, blank, *_ = carry
+            needed = wanted if strategy.remasks else blank
             return (index < behind - first) & needed.any()
 
         def one_step(carry):
-            index, canvas, state, filled = carry
-            before = view(canvas, index)
+            index, canvas, blank, state, filled = carry
+            before = view(canvas, blank, index)
             proposal, state = strategy.propose(state, keys_of("propose", index), before)
             asked = proposal.asked
 
@@ -172,6 +174,7 @@ def sample(
                     chunk=chunk or strategy.chunk,
                     noise=proposal.noise,
                     score=strategy.score,
+                    blank=blank,
                 )
 
             drawn = jax.lax.cond(
@@ -180,17 +183,21 @@ def sample(
                 lambda: of_shard(_no_candidates(canvas)),
             )
             canvas, state = strategy.commit(state, keys_of("commit", index), before, asked, drawn)
-            written = before.blank & (canvas != mask_id)
+            blank = wanted & masked(canvas)
+            written = before.blank & ~blank
             filled = Trace(
                 step=jnp.where(written, first + index, filled.step),
                 log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
                 evaluations=filled.evaluations + asked.any(axis=1).astype(jnp.int32),
             )
-            return index + 1, *of_shard((canvas, state, filled))
+            return index + 1, *of_shard((canvas, blank, state, filled))
 
         start = jnp.int32(0)
-        state = of_shard(strategy.init(keys_of("begin", 0), view(canvas, start)))
-        _, canvas, _, filled = jax.lax.while_loop(goes_on, one_step, (start, canvas, state, filled))
+        blank = of_shard(wanted)
+        state = of_shard(strategy.init(keys_of("begin", 0), view(canvas, blank, start)))
+        _, canvas, _, _, filled = jax.lax.while_loop(
+            goes_on, one_step, (start, canvas, blank, state, filled)
+        )
         if end_id is None:
             return canvas, filled
         padding = _behind_the_end(canvas, (block_of >= 0) & (block_of <= block), block_of, end_id)

@@ -90,3 +90,19 @@ def test_devices_with_less_to_read_wait_for_those_with_more(monkeypatch):
     parts = drawn(2)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(np.where(asked, one, 0), np.where(asked, other, 0), rtol=1e-6)
+
+
+def test_a_position_is_blank_whatever_the_canvas_holds_there():
+    """As where noise is other than masks: what stands at a blank is drawn anew, else scored."""
+    table = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    denoiser = as_denoiser(lambda tokens, t: table, 4)
+    canvas = jnp.array([[1, 1, 1], [2, 4, 2]])
+    blank = jnp.array([[True, False, True], [False, True, False]])
+    hidden = denoiser.encode(canvas, jnp.ones(2))
+    keys = jax.random.split(jax.random.key(1), 2)
+    asked = jnp.ones((2, 3), bool)
+    drawn = draw_tokens(
+        denoiser, hidden, canvas, asked, keys, mask_id=4, chunk=6, blank=blank, noise=0.0
+    )
+    best = jnp.argmax(table.at[..., 4].set(-jnp.inf), axis=-1)
+    np.testing.assert_array_equal(drawn.tokens, jnp.where(blank, best, canvas))

@@ -41,6 +41,7 @@ def draw_tokens(
     chunk: int,
     noise: Array | float = 1.0,
     score: Score = probability,
+    blank: Array | None = None,
 ) -> Candidates:
     """Draws one token at each position that is asked for. No other position is read out.
 
@@ -51,14 +52,17 @@ def draw_tokens(
     Args:
       denoiser: its `readout` scores, and its `shape` is drawn from.
       hidden: of its `encode`: `at` leaves [B, L, ...], `row` leaves [B, ...].
-      canvas: i32[B, L]. A token that stands where one is asked for stays, and is scored.
+      canvas: i32[B, L]. A token that stands where one is asked for stays, and is scored, unless
+        its position is blank.
       asked: bool[B, L].
       keys: [B], one a row.
       mask_id: never drawn.
       chunk: positions read out at a time, on each device.
       noise: scale of the Gumbel noise: 1 draws, 0 takes the most likely token.
       score: of the candidates.
+      blank: bool[B, L], where a token is drawn; by default where the canvas holds the mask.
     """
+    blank = canvas == mask_id if blank is None else blank
     width = asked.shape[1]
     groups = math.gcd(asked.shape[0], shards.devices())
 
@@ -67,7 +71,7 @@ def draw_tokens(
 
     at = jax.tree.map(lambda x: grouped(x, 2), hidden.at)
     of_row = jax.tree.map(lambda x: grouped(x, 1), (hidden.row, keys))
-    held, asked = grouped(canvas, 2), grouped(asked, 2)
+    held, asked, blank = grouped(canvas, 2), grouped(asked, 2), grouped(blank, 2)
     size = asked.shape[1]
     chunk = min(chunk, size)
     total = asked.sum(axis=1)
@@ -91,7 +95,7 @@ def draw_tokens(
             shaped = distribution(remove_mask(denoiser.shape(logits, row_flat), mask_id))
         drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), shaped, noise)
         standing = _take(held, index).reshape(-1)
-        tokens = jnp.where(standing == mask_id, drawn, standing)
+        tokens = jnp.where(_take(blank, index).reshape(-1), drawn, standing)
         found = Candidates(tokens, probability(read, tokens), score(read, tokens))
         to = jnp.where(empty, size, index)  # nowhere
         return start + chunk, jax.tree.map(

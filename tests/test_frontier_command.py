@@ -138,7 +138,7 @@ def test_guidance_and_classes_are_measured(run, folder):
     assert told["reference"]["class_accuracy"] > 0.95
     assert abs(none - 0.5) < 4 * (0.25 / 64) ** 0.5  # chance, but in one run of 10,000
     assert one > 0.75 and three >= one - 0.1
-    assert "class: rows that naive Bayes" in done.stdout and "guidance" in done.stdout
+    assert "by naive Bayes of the training split" in done.stdout and "guidance" in done.stdout
 
 
 def test_features_without_scikit_learn_are_refused_before_anything_is_read(tmp_path):

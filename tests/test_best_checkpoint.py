@@ -48,6 +48,7 @@ def test_started_again_it_has_ended(ended, places):
     assert (places["folder"] / "run" / "metrics.jsonl").read_text() == records
 
 
+@pytest.mark.slow
 def test_commands_read_the_best_or_any_checkpoint(ended, places):
     workdir, folder = "--workdir={folder}/run", places["folder"]
     evaluated = folder / "run" / "evaluation_test.json"

@@ -133,6 +133,7 @@ def trained(tmp_path_factory):
     return folder, env
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_config(trained):
     folder, env = trained
     done = run("train", f"--workdir={folder}/run", env=env)
@@ -158,6 +159,7 @@ def test_another_run_begins_from_the_config_of_a_run(trained):
     assert (told["training"]["seed"], told["model"]["width"]) == (5, 16)
 
 
+@pytest.mark.slow
 def test_home_is_written_out_wherever_a_path_is_taken(trained):
     folder, env = trained
     page = run("generate", "--workdir=~/run", "--html=~/page.html", "--steps=1", env=env)

@@ -13,6 +13,8 @@ from etils import epath
 from mdlm_jax import data
 from mdlm_jax.runs import workdir
 
+pytestmark = pytest.mark.slow
+
 METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
 ANSWERS = ("--workdir={run}", "--answers", "--samples=16", "--batch_size=8")
 STEPS = 200  # a second of training, enough for some answers to be right

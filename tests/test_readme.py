@@ -5,6 +5,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
+
+pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -172,6 +172,7 @@ class Stopping:
             yield self.batches.at(step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", ["a crash", "a signal"])
 def test_what_the_last_step_lacks_is_finished_by_the_next_start(
     short, tmp_path, monkeypatch, capsys, cause

@@ -16,6 +16,8 @@ from mdlm_jax.runs.experiment import Experiment, default_config
 from mdlm_jax.training import checkpoints
 from mdlm_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def configured(tmp_path, monkeypatch):

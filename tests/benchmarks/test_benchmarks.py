@@ -29,6 +29,8 @@ from benchmarks import train_step as command
 from mdlm_jax.diffusion.sampling import Trace
 from mdlm_jax.networks import bert
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Of the shape `tiny`: 2 layers of width 32, MLPs of 64, 300 tokens, 4 rows of 16.
 LAYER = 2 * (4 * 32**2 + 2 * 32 * 64)  # a token

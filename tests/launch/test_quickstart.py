@@ -69,6 +69,7 @@ def test_a_driver_without_a_gpu_is_none(fakes, quickstart):
     assert ".[quickstart]" in install.args
 
 
+@pytest.mark.slow
 def test_installing_shows_that_it_goes_on_and_a_failure_ends_it(fakes, quickstart):
     fakes.act("uv", "/bin/sleep 15.5")
     assert re.search(r"installing: 15 s, \d+ packages are there", quickstart().stderr)

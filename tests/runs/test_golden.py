@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_runs import run as run_command
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden" / "runs.tar.gz"
 LIKELIHOOD = {"diffusion": 4.838562, "causal": 4.781933}  # of the validation split, nats a token
 SAMPLE = "the riverz old > >"

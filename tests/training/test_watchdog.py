@@ -69,6 +69,7 @@ with Watchdog(0, 0):  # off
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_process_that_hangs_ends_with_its_stacks(case):
     body, told = CASES[case]

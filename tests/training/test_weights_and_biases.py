@@ -109,6 +109,7 @@ def test_a_machine_that_knows_no_key_is_told_before_anything_starts(monkeypatch,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_goes_on_as_one(tmp_path):
     """Two starts, and a wrong name that begins nothing."""
     text = write_text(tmp_path / "text.txt")

@@ -204,6 +204,7 @@ def test_what_cannot_be_done_is_said_in_one_line(model, answers):
             call()
 
 
+@pytest.mark.slow
 def test_the_guide_runs_as_it_stands(folder, answers, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "from_python.md").read_text()
     (tmp_path / "runs").mkdir()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash launch/test.sh [pytest arguments]
 #
-# Makes .venv, installs mdlm_jax[dev], and runs every unmarked test: 9 minutes on 2 CPU cores
+# Makes .venv, installs mdlm_jax[dev], and runs every unmarked test: 10 minutes on 2 CPU cores
 # (2026-11-26).
 # `bash launch/test.sh -m slow` runs the slow ones. Needs Python >= 3.11 with pip.
 set -euo pipefail

@@ -26,6 +26,7 @@ def test_a_checkpoint_is_converted(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_converted_run_writes_as_the_run_does(tmp_path):
     """It says of itself what its rows are: no `[CLS]` stands before a text, as of other BERTs."""
     run_folder, target = exported.write(tmp_path / "run", use_bias=True), tmp_path / "target"

@@ -123,6 +123,7 @@ def test_bert_of_hugging_face_is_loaded_and_fills():
         mdlm_jax.load(GOLDEN / "bert", weights="params")
 
 
+@pytest.mark.slow
 def test_a_causal_model_is_exact_and_writes_from_left_to_right(tmp_path):
     folder = exported.write(tmp_path / "causal", attention="causal")
     config = json.loads((folder / "config.json").read_text())

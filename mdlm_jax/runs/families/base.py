@@ -40,8 +40,6 @@ class Network(NamedTuple):
       distance_to_head: `config -> tree` of whole numbers, for layer-wise learning rates.
       denoiser: `(params, config, batch, label, dropout_key) -> Denoiser` of a batch, which has
         "valid" bool `[B, L]` if rows have padding.
-      is_conditional: `config -> bool`, whether it takes labels.
-      is_stochastic: `config -> bool`, whether training draws noise within the network.
     """
 
     configure: Callable[[Mapping[str, Any]], Config]
@@ -54,8 +52,6 @@ class Network(NamedTuple):
     select: Callable[[Config, Sequence[str]], PyTree]
     distance_to_head: Callable[[Config], PyTree]
     denoiser: Callable[..., Denoiser]
-    is_conditional: Callable[[Config], bool]
-    is_stochastic: Callable[[Config], bool]
 
 
 class Measure(NamedTuple):

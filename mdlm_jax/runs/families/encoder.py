@@ -93,7 +93,7 @@ def denoiser(
 
 def make_loss(config: Config) -> LossFn:
     """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from a family's `prepare`."""
-    stochastic = is_stochastic(config)
+    stochastic = config.dropout > 0 or config.class_dropout > 0
 
     def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
         own = denoiser(
@@ -108,11 +108,6 @@ def make_loss(config: Config) -> LossFn:
     return loss_fn
 
 
-def is_stochastic(config: Config) -> bool:
-    """Whether training drops activations or labels."""
-    return config.dropout > 0 or config.class_dropout > 0
-
-
 NETWORK = Network(
     configure=configure,
     init=bert.init,
@@ -124,6 +119,4 @@ NETWORK = Network(
     select=bert.select,
     distance_to_head=bert.distance_to_head,
     denoiser=denoiser,
-    is_conditional=lambda config: config.classes > 0,
-    is_stochastic=is_stochastic,
 )

@@ -152,3 +152,10 @@ def test_a_causal_denoiser_is_equal_by_value(oracle):
     own = chain(oracle)
     assert causal_denoiser(own, start_id=0) == causal_denoiser(own, start_id=0)
     assert causal_denoiser(own, start_id=0) != causal_denoiser(own, start_id=1)
+
+
+def test_a_causal_denoiser_is_given_the_time_of_its_training():
+    times = as_denoiser(lambda tokens, t: jnp.broadcast_to(t[:, None, None], (*tokens.shape, 4)))
+    own = causal_denoiser(times, start_id=0)
+    hidden = own.encode(jnp.zeros((2, 3), jnp.int32), jnp.array([0.2, 0.7]))
+    np.testing.assert_array_equal(hidden.at, 1.0)

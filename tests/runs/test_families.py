@@ -77,6 +77,12 @@ def test_a_family_of_ones_own_is_trained_measured_and_sampled(halves):
     made = hooks.make_hooks(program, prepared)
     assert made["eval"](state, 20)["likelihood"] == "bound"
     assert made["sample"](state, 20)["text"]
+    measure = halves.make_measure(
+        settings.objective, encoder, start_id=2, seed=0, draws=2, mesh=MESH, curve=True
+    )
+    done = []
+    figures = measure.of_rows(state.ema, rows, 8, done.append)
+    assert sum(done) == measure.passes * len(rows) and len(figures["rate_curve"]) > 1
 
 
 def test_a_name_of_no_family_is_refused():

@@ -42,7 +42,7 @@ def rows_of(count, sizes=None):
     return data.Rows(np.zeros((count, LENGTH), np.int32), labels, sizes)
 
 
-def measured(config, grid, reference, *, batch_size=64, strategy=None, classifier=None):
+def measured(config, grid, reference, *, batch_size=64, strategy=None, classifier=None, **options):
     """The points, and the rows that were written for each."""
     seen = []
 
@@ -60,6 +60,7 @@ def measured(config, grid, reference, *, batch_size=64, strategy=None, classifie
         seed=0,
         batch_size=batch_size,
         mesh=MESH,
+        **options,
     )
     return list(found), seen
 
@@ -239,3 +240,16 @@ def test_the_plot_is_a_picture(guided, count):
     _, points, _ = guided
     png = frontier_png(points[:count], {**points[0], "evaluations": None}, "trigram")
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
+
+
+def test_a_causal_model_writes_behind_its_start_token():
+    """The same noise, another token before the row, another text."""
+    causal = dataclasses.replace(PLAIN, attention="causal")
+    strategy = {"left_to_right": strategies.left_to_right()}
+    grid, reference = points.Grid(16, (LENGTH,)), rows_of(16)
+    (one, same, other) = (
+        measured(causal, grid, reference, strategy=strategy, start_id=start)[1][0].tokens
+        for start in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()

@@ -12,6 +12,7 @@ and evaluation are imported when they are first asked for (`mdlm_jax.networks.be
 | objectives | `diffusion_loss`, `mlm_loss`, `corrupted_loss` -> `(loss, LossAux)` |
 | likelihood | `nelbo`, `causal_likelihood` -> `Likelihood`; `at_rate` -> `AtRate` |
 | sampling | `sample` with one of `strategies`, `exact_count` first -> tokens, `Trace` |
+| sampling of rows that live apart | `sampling.start`, `.step`, `.finished`, `.insert` |
 | transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
 | a trained model | `load(run, export or Hugging Face checkpoint)` -> `Model` |
 """
@@ -125,4 +126,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted([*__all__, *_ROOMS, "parallel"])
+    return sorted([*__all__, *_ROOMS, *moved.MATHEMATICS, "parallel"])

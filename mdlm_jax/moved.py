@@ -1,5 +1,8 @@
 """Names of modules that lie elsewhere.
 
+Modules of the mathematics are public by their own names: `mdlm_jax.sampling` is
+`mdlm_jax.diffusion.sampling`.
+
 Former names go on working: `mdlm_jax.experiment` is `mdlm_jax.runs.experiment`. Both names are one
 module: what is set in it under one is seen under the other.
 
@@ -27,9 +30,12 @@ _ROOMS = {
     "writing": ("answering", "decoding", "filling", "prompts", "sample_files"),
 }  # fmt: skip
 
+MATHEMATICS = ("sampling",)  # modules of `diffusion` that are public by name
+
 HOMES = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names} | {
     "evaluate_answers": "measuring.answers",
     "evaluate_frontier": "measuring.frontier",
+    **{name: f"diffusion.{name}" for name in MATHEMATICS},
 }
 
 

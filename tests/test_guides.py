@@ -66,6 +66,8 @@ def test_the_autoregressive_likelihood_is_its_loss(capsys):
 def test_steps_and_strategy_writes_two_tokens_a_step(capsys):
     names = program("steps_and_strategy.md")
     assert sorted(names["trace"].step[0].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    # Four tokens are equally likely: below both thresholds, so a step writes one and the last all.
+    assert names["state"].evaluations.tolist() == [4, 8] and not (names["state"].canvas == 4).any()
     assert capsys.readouterr().out
 
 

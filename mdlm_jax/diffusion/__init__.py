@@ -10,6 +10,7 @@
 | `likelihood` | denoiser x data -> NELBO with its error |
 | `enumeration` | the NELBO of few tokens, exactly |
 | `sampling` | denoiser x canvas -> tokens |
+| `clocks` | rows on their way from masks to text, each with its own clock |
 | `strategies` | which positions a sampler writes, and when |
 | `transforms` | denoiser -> denoiser |
 | `reading` | logits of the positions that are needed, and what is drawn there |

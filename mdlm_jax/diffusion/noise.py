@@ -22,6 +22,7 @@ Functions that draw for a batch take `key=`, of the whole batch, with `rows=`; o
 one a row. `keys_of_rows` checks them.
 """
 
+import functools
 import operator
 import zlib
 from typing import Any
@@ -104,7 +105,8 @@ def derive(key: Array, purpose: str, *numbers: Array | int) -> Array:
     Args:
       key: one key, or keys `[B]`, which are derived from one by one.
       purpose: one of `PURPOSES`.
-      numbers: whole numbers from 0 to 2^31 - 1, folded in one after the other; may be traced.
+      numbers: whole numbers from 0 to 2^31 - 1, folded in one after the other; may be traced. With
+        keys `[B]` a number may be `[B]`, one a key.
 
     Returns:
       One key, or keys `[B]`.
@@ -115,12 +117,12 @@ def derive(key: Array, purpose: str, *numbers: Array | int) -> Array:
     if purpose not in _NUMBERS:
         raise ValueError(f"purpose is {purpose!r}, it must be one of {', '.join(PURPOSES)}")
 
-    def of_one(key: Array) -> Array:
-        for number in (_NUMBERS[purpose], *numbers):
-            key = jax.random.fold_in(key, number)
-        return key
-
-    return jax.vmap(of_one)(key) if _typed(key).ndim else of_one(key)
+    fold_in = jax.random.fold_in
+    if not _typed(key).ndim:
+        return functools.reduce(fold_in, (_NUMBERS[purpose], *numbers), key)
+    for number in (_NUMBERS[purpose], *numbers):
+        key = jax.vmap(fold_in, in_axes=(0, 0 if jnp.ndim(number) else None))(key, number)
+    return key
 
 
 def row_keys(key: Array, rows: Array) -> Array:

@@ -1,16 +1,44 @@
-"""The sampler: denoiser x canvas -> tokens, one compiled loop around any strategy."""
+"""The sampler: denoiser x canvas -> tokens, one compiled step around any strategy.
 
-from typing import NamedTuple
+`sample` fills canvases whole: it is a loop around `step`. A server calls `step` itself and puts
+rows in and takes them out between steps:
+
+    state = sampling.start(strategy, canvas, keys, mask_id=mask_id, steps=steps)
+    while not sampling.finished(state).all():
+        state = sampling.step(denoiser, strategy, state, mask_id=mask_id)
+        state = sampling.insert(state, row, strategy, other, key, mask_id=mask_id, steps=steps)
+
+Every row has its own clock, key and parameters. Within one compiled shape the tokens of a row do
+not depend on the other rows, on its slot or on when it was put in, to the bit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mdlm_jax.diffusion import checks, noise, shards
-from mdlm_jax.diffusion.denoisers import Denoiser, check_mask
+from mdlm_jax.diffusion import checks, clocks, noise, shards
+from mdlm_jax.diffusion.clocks import SamplingState, finished, insert, start
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, check_mask
 from mdlm_jax.diffusion.reading.readouts import Candidates, draw_tokens
 from mdlm_jax.diffusion.strategies import Strategy, View, exact_count
 
+__all__ = [
+    "SamplingState",
+    "Trace",
+    "finished",
+    "insert",
+    "sample",
+    "start",
+    "step",
+    "step_with",
+]
+
 Array = jax.Array
+PyTree = Any
+# `(memory, view, t f32[B]) -> (memory, Hidden)`: an evaluation that remembers, such as a cache.
+Encode = Callable[[PyTree, View, Array], tuple[PyTree, Hidden]]
 
 
 class Trace(NamedTuple):
@@ -27,6 +55,111 @@ class Trace(NamedTuple):
     step: Array
     log_prob: Array
     evaluations: Array
+
+
+def step(
+    denoiser: Denoiser,
+    strategy: Strategy,
+    state: SamplingState,
+    *,
+    mask_id: int,
+    chunk: int | None = None,
+) -> SamplingState:
+    """One network evaluation for all rows that are not done; the others stay as they are.
+
+    If no row asks for anything, the network is not evaluated. Call it under `jax.jit`, with the
+    state as an argument.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves, of all rows of the state. What shapes a
+        row (temperature, nucleus, guidance weight, label) is in it: the transforms take `[B]`.
+      strategy: of the kind that the state was started with. Its numbers are the state's.
+      state: from `start`, `insert` or `step`.
+      mask_id: as in `start`.
+      chunk: positions read out at a time; the default is the strategy's.
+
+    Raises:
+      ValueError: on a strategy of another kind, or a denoiser of another mask.
+      TypeError: on a bare function for a denoiser.
+    """
+    checks.check_denoiser(denoiser)
+
+    def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
+        return memory, denoiser.encode(view.canvas, t)
+
+    state, _ = step_with(encode, denoiser, strategy, state, (), mask_id=mask_id, chunk=chunk)
+    return state
+
+
+def step_with(
+    encode: Encode,
+    denoiser: Any,
+    strategy: Strategy,
+    state: SamplingState,
+    memory: PyTree,
+    *,
+    mask_id: int,
+    chunk: int | None = None,
+    always: bool = False,
+) -> tuple[SamplingState, PyTree]:
+    """`step` with an evaluation that remembers, such as one that caches keys and values.
+
+    Args:
+      encode: `(memory, view, t f32[B]) -> (memory, Hidden)`, with `Hidden.at` leaves [B, L, ...].
+      denoiser: its `readout`, `shape` and `mask_id` are used.
+      strategy, state, mask_id, chunk: as in `step`.
+      memory: what `encode` remembers.
+      always: whether to evaluate even if no row asks for anything, for the sake of the memory.
+
+    Returns:
+      The state and the memory after the step.
+    """
+    clocks.check_kind(strategy, state)
+    check_mask(denoiser, mask_id)
+    strategy, live = state.strategy, ~state.done
+
+    def keys_of(purpose: str) -> Array:
+        return noise.derive(state.keys, purpose, state.index)
+
+    view = clocks.view_of(state, mask_id)
+    proposal, remembered = strategy.propose(state.memory, keys_of("propose"), view)
+    asked = proposal.asked & live[:, None]
+
+    def evaluated() -> tuple[PyTree, Candidates]:
+        after, hidden = encode(memory, view, proposal.t)
+        return after, draw_tokens(
+            denoiser,
+            hidden,
+            view.canvas,
+            asked,
+            keys_of("draw"),
+            mask_id=mask_id,
+            chunk=chunk or strategy.chunk,
+            noise=proposal.noise,
+            score=strategy.score,
+            blank=view.blank,
+        )
+
+    if always:
+        after, drawn = evaluated()
+    else:
+        after, drawn = jax.lax.cond(
+            asked.any(),
+            lambda: shards.alike(evaluated(), state, memory),
+            lambda: shards.alike((memory, _no_candidates(view.canvas)), state, memory),
+        )
+    canvas, remembered = strategy.commit(remembered, keys_of("commit"), view, asked, drawn)
+    canvas = jnp.where(live[:, None], canvas, view.canvas)
+    written = view.blank & (canvas != mask_id)
+    state = state._replace(
+        canvas=canvas,
+        memory=clocks.choose(live, remembered, state.memory),
+        index=state.index + live.astype(jnp.int32),
+        evaluations=state.evaluations + asked.any(axis=1).astype(jnp.int32),
+        step_of=jnp.where(written, state.index[:, None], state.step_of),
+        log_prob=jnp.where(written, drawn.log_prob, state.log_prob),
+    )
+    return clocks.turned(state, mask_id), after
 
 
 def sample(
@@ -99,152 +232,43 @@ def sample(
     """
     checks.check_denoiser(denoiser)
     checks.check_text("canvas", canvas)
-    for name, value in (("mask_id", mask_id), ("blocks", blocks)):
-        checks.check_whole(name, value)
-    if steps is not None:
-        checks.check_whole("steps", steps)
-    for name, marked in (("maskable", maskable), ("fill", fill)):
-        if marked is not None:
-            checks.check_maskable(name, marked, canvas.shape)
+    checks.check_whole("mask_id", mask_id)
     check_mask(denoiser, mask_id)
-    checks.check_kind("strategy", strategy, Strategy, "strategies.exact_count()")
     if rows is not None:
         checks.check_rows(rows, canvas.shape[0])
-    of_row = noise.keys_of_rows(key, keys, rows, canvas)  # [B]
-    _check(steps, blocks, mask_id, end_id, pad_id)
-    maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
-    fill = maskable if fill is None else fill & maskable
-    canvas = jnp.asarray(canvas, jnp.int32)
-    wanted = fill & (canvas == mask_id)  # from here on what is wanted is carried
-    if steps is None:
-        steps = -(-wanted.sum(axis=1).max() // blocks) * blocks  # as many in each block
-    steps = jnp.maximum(jnp.asarray(steps, jnp.int32), blocks)
-    text = jnp.maximum(maskable.sum(axis=1), 1)  # [B]
-    block_of = _blocks(wanted, blocks)  # i32[B, L], -1 where none is
-
-    def masked(canvas):  # what is left to write; the only place that asks the canvas for its masks
-        return canvas == mask_id
-
-    def of_shard(carry):  # of one type, whatever it is made from
-        return shards.alike(carry, canvas, of_row, fill, steps)
-
-    def fill_block(block, carry):
-        canvas, filled = carry
-        first, behind = steps * block // blocks, steps * (block + 1) // blocks
-        # Padding behind an end of text is not wanted any more.
-        wanted = (block_of == block) & masked(canvas)
-        outside = (maskable & ~wanted & masked(canvas)).sum(axis=1) / text
-        share = wanted.sum(axis=1) / text
-
-        def view(canvas, blank, index):
-            return View(
-                canvas=canvas,
-                wanted=wanted,
-                blank=blank,
-                rate=(maskable & masked(canvas)).sum(axis=1) / text,
-                outside=outside,
-                share=share,
-                index=index,
-                steps=behind - first,
-                mask_id=jnp.int32(mask_id),
-            )
-
-        def keys_of(purpose, index):
-            return noise.derive(of_row, purpose, first + index)
-
-        def goes_on(carry):
-            index, _, blank, *_ = carry
-            needed = wanted if strategy.remasks else blank
-            return (index < behind - first) & needed.any()
-
-        def one_step(carry):
-            index, canvas, blank, state, filled = carry
-            before = view(canvas, blank, index)
-            proposal, state = strategy.propose(state, keys_of("propose", index), before)
-            asked = proposal.asked
-
-            def candidates():
-                return draw_tokens(
-                    denoiser,
-                    denoiser.encode(canvas, proposal.t),
-                    canvas,
-                    asked,
-                    keys_of("draw", index),
-                    mask_id=mask_id,
-                    chunk=chunk or strategy.chunk,
-                    noise=proposal.noise,
-                    score=strategy.score,
-                    blank=blank,
-                )
-
-            drawn = jax.lax.cond(
-                asked.any(),
-                lambda: of_shard(candidates()),
-                lambda: of_shard(_no_candidates(canvas)),
-            )
-            canvas, state = strategy.commit(state, keys_of("commit", index), before, asked, drawn)
-            blank = wanted & masked(canvas)
-            written = before.blank & ~blank
-            filled = Trace(
-                step=jnp.where(written, first + index, filled.step),
-                log_prob=jnp.where(written, drawn.log_prob, filled.log_prob),
-                evaluations=filled.evaluations + asked.any(axis=1).astype(jnp.int32),
-            )
-            return index + 1, *of_shard((canvas, blank, state, filled))
-
-        start = jnp.int32(0)
-        blank = of_shard(wanted)
-        state = of_shard(strategy.init(keys_of("begin", 0), view(canvas, blank, start)))
-        _, canvas, _, _, filled = jax.lax.while_loop(
-            goes_on, one_step, (start, canvas, blank, state, filled)
-        )
-        if end_id is None:
-            return canvas, filled
-        padding = _behind_the_end(canvas, (block_of >= 0) & (block_of <= block), block_of, end_id)
-        return jnp.where(padding, end_id if pad_id is None else pad_id, canvas), Trace(
-            step=jnp.where(padding, -1, filled.step),
-            log_prob=jnp.where(padding, 0.0, filled.log_prob),
-            evaluations=filled.evaluations,
-        )
-
-    filled = Trace(
-        step=jnp.full(canvas.shape, -1, jnp.int32),
-        log_prob=jnp.zeros(canvas.shape),
-        evaluations=jnp.zeros(canvas.shape[:1], jnp.int32),
+    state = start(
+        strategy,
+        canvas,
+        noise.keys_of_rows(key, keys, rows, canvas),
+        mask_id=mask_id,
+        steps=_most_blanks(canvas, mask_id, maskable, fill, blocks) if steps is None else steps,
+        fill=fill,
+        maskable=maskable,
+        blocks=blocks,
+        end_id=end_id,
+        pad_id=pad_id,
     )
-    canvas, filled = of_shard((canvas, filled))
-    canvas, filled = jax.lax.fori_loop(0, blocks, fill_block, (canvas, filled))
-    return (canvas, filled) if trace else canvas
+    state = jax.lax.while_loop(
+        lambda state: ~finished(state).all(),
+        lambda state: shards.alike(
+            step(denoiser, strategy, state, mask_id=mask_id, chunk=chunk), state
+        ),
+        state,
+    )
+    if not trace:
+        return state.canvas
+    return state.canvas, Trace(state.step_of, state.log_prob, state.evaluations)
 
 
-def _blocks(wanted: Array, blocks: int | Array) -> Array:
-    """Which block each wanted position is in, by its place among the row's; -1 elsewhere."""
-    place = jnp.cumsum(wanted, axis=1) - 1
-    count = jnp.maximum(wanted.sum(axis=1, keepdims=True), 1)
-    return jnp.where(wanted, place * blocks // count, -1)
-
-
-def _behind_the_end(canvas: Array, written: Array, block_of: Array, end_id: int) -> Array:
-    """The positions of the row's blocks behind the first end of text that was written."""
-    ends = jnp.cumsum(written & (canvas == end_id), axis=1)
-    is_end = written & (canvas == end_id) & (ends == 1)
-    return (block_of >= 0) & (ends > 0) & ~is_end
+def _most_blanks(canvas, mask_id, maskable, fill, blocks) -> Array:
+    """A token a step in the row with the most blanks, as many steps in each block."""
+    wanted = canvas == mask_id
+    for marked in (maskable, fill):
+        wanted = wanted if marked is None else wanted & marked
+    most = wanted.sum(axis=1, dtype=jnp.int32).max()
+    return jnp.maximum(-(-most // blocks) * blocks, blocks)
 
 
 def _no_candidates(canvas: Array) -> Candidates:
-    nothing = jnp.zeros(canvas.shape)
+    nothing = jnp.zeros(canvas.shape, jnp.float32)
     return Candidates(jnp.zeros(canvas.shape, jnp.int32), nothing, nothing)
-
-
-def _check(steps, blocks, mask_id, end_id, pad_id):
-    if not isinstance(blocks, jax.core.Tracer) and blocks < 1:
-        raise ValueError(f"blocks is {blocks}, at least 1 is needed")
-    if not any(x is None or isinstance(x, jax.core.Tracer) for x in (steps, blocks)) and (
-        steps < blocks
-    ):
-        needed = "1 is" if blocks == 1 else f"{blocks}, one a block, are"
-        raise ValueError(f"steps is {steps}, at least {needed} needed")
-    if pad_id is not None and end_id is None:
-        raise ValueError("pad_id is for what follows end_id, which is not given")
-    if end_id == mask_id or pad_id == mask_id:
-        raise ValueError(f"end_id and pad_id must be other tokens than the mask, {mask_id}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.values import Bound, holds_values
@@ -46,15 +47,15 @@ def polynomial(exponent: float | Array) -> Schedule:
     """`alpha(t) = 1 - t ** exponent` (MD4, table 4).
 
     Args:
-      exponent: positive; it may be traced.
+      exponent: positive; it may be traced, and one a row where the times are.
 
     Raises:
       ValueError: if the exponent is known and not positive.
     """
     if not isinstance(exponent, jax.core.Tracer):
-        if not exponent > 0:
+        if not np.all(np.asarray(exponent) > 0):
             raise ValueError(f"polynomial schedule: exponent is {exponent}, it must be positive")
-        if exponent == 1:
+        if np.ndim(exponent) == 0 and exponent == 1:
             return linear()
     return Schedule(*(Bound(f, (exponent,)) for f in (_alpha, _dalpha, _rate, _time, _weight)))
 

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 
 Array = jax.Array
@@ -29,7 +30,12 @@ def alike(tree: PyTree, *others: PyTree) -> PyTree:
 
     def cast(x: Array) -> Array:
         missing = tuple(sorted(axes - _varying(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        if not missing:
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = jax.lax.pcast(jax.random.key_data(x), missing, to="varying")
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.lax.pcast(x, missing, to="varying")
 
     return jax.tree.map(cast, tree) if axes else tree
 

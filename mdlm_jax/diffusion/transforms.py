@@ -5,8 +5,8 @@
 `guide` and `within` change the model and its own logits. All others shape the law that tokens are
 drawn from and keep the model's own logits, by which strategies choose positions. So `guide` and
 `within` come first. Each transform keeps the split in two halves, so only the positions that are
-read out are transformed. They are applied from the inside out, as functions are. The strengths may
-be traced: another temperature does not recompile.
+read out are transformed. They are applied from the inside out, as functions are. A strength is one
+number, or `[B]`, one a row. It may be traced: another temperature does not recompile.
 
 A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. Tokens that
 `top_k`, `top_p` and `min_p` cut off are not removed but set far below the rest. Their probability
@@ -49,7 +49,9 @@ def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
     Raises:
       ValueError: if the value is known and is negative or not finite.
     """
-    _require("temperature", "value", value, lambda v: 0 <= v < np.inf, "at least 0 and finite")
+    _require(
+        "temperature", "value", value, lambda v: (v >= 0) & (v < np.inf), "at least 0 and finite"
+    )
     return _shaped(denoiser, _scale, value)
 
 
@@ -58,21 +60,26 @@ def _scale(logits: Array, value: float | Array) -> Array:
     return logits * (1.0 / jnp.maximum(jnp.asarray(value, jnp.float32), 1e-6))
 
 
-def top_k(denoiser: Denoiser, k: int) -> Denoiser:
+def top_k(denoiser: Denoiser, k: int | Array) -> Denoiser:
     """Keeps the k most likely tokens (Fan et al. 2018), and those that tie with the last.
 
     Raises:
-      ValueError: if k < 1, or k is not a whole number.
+      ValueError: if k is not whole, or is known and below 1.
     """
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"top_k: k is {k}, it must be at least 1, a whole number")
-    return _shaped(denoiser, _keep_best, int(k))
+    accepted = "at least 1, a whole number"
+    whole = not isinstance(k, bool) and jnp.issubdtype(jnp.result_type(k), jnp.integer)
+    if not whole:
+        raise ValueError(f"top_k: k is {k}, it must be {accepted}")
+    _require("top_k", "k", k, lambda v: v >= 1, accepted)
+    return _shaped(denoiser, _keep_best, k)
 
 
-def _keep_best(logits: Array, k: int) -> Array:
+def _keep_best(logits: Array, k: int | Array) -> Array:
     # Sorted: before a `top_k` devices would gather the rows.
-    least = jnp.sort(logits, axis=-1)[:, max(logits.shape[-1] - k, 0), None]
-    return _cut(logits, logits >= least)
+    ascending = jnp.sort(logits, axis=-1)
+    place = jnp.maximum(logits.shape[-1] - jnp.asarray(k, jnp.int32), 0).reshape(-1, 1)
+    place = jnp.broadcast_to(place, (logits.shape[0], 1))
+    return _cut(logits, logits >= jnp.take_along_axis(ascending, place, axis=-1))
 
 
 def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
@@ -84,7 +91,7 @@ def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     Raises:
       ValueError: if p is known and is outside (0, 1].
     """
-    _require("top_p", "p", p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+    _require("top_p", "p", p, lambda v: (v > 0) & (v <= 1), "above 0 and at most 1")
     return _shaped(denoiser, _keep_nucleus, p)
 
 
@@ -94,10 +101,11 @@ def _keep_nucleus(logits: Array, p: float | Array) -> Array:
     # The sum of each token and all less likely ones, from the least likely up: from the other end a
     # sum would reach 1 in float32 long before a large vocabulary's end.
     rest = jax.lax.cumsum(probabilities, axis=probabilities.ndim - 1, reverse=True)
-    inside = rest > (1.0 - jnp.asarray(p, jnp.float32)) * rest[:, :1]
+    p = jnp.asarray(p, jnp.float32)
+    inside = rest > (1.0 - p) * rest[:, :1]
     inside = inside.at[:, 0].set(True)
     least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
-    return _cut(logits, (logits >= least) | (jnp.asarray(p) >= 1))
+    return _cut(logits, (logits >= least) | (p >= 1))
 
 
 def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
@@ -106,7 +114,7 @@ def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     Raises:
       ValueError: if p is known and is outside [0, 1].
     """
-    _require("min_p", "p", p, lambda v: 0 <= v <= 1, "from 0 to 1")
+    _require("min_p", "p", p, lambda v: (v >= 0) & (v <= 1), "from 0 to 1")
     return _shaped(denoiser, _keep_likely, p)
 
 
@@ -128,7 +136,7 @@ def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
     ids = tuple(np.asarray(tokens, int).reshape(-1).tolist())
     if min(ids, default=0) < 0:
         raise ValueError(f"forbid: token {min(ids)} must not be negative")
-    return _shaped(denoiser, _remove, ids)
+    return denoiser._replace(shape=Bound(_change, (denoiser.shape, _remove, ids)))
 
 
 def _remove(logits: Array, ids: tuple[int, ...]) -> Array:
@@ -150,31 +158,33 @@ def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
       ValueError: if the penalty is known and is not positive, or not finite.
     """
     _require(
-        "repetition_penalty", "penalty", penalty, lambda v: 0 < v < np.inf, "positive and finite"
+        "repetition_penalty",
+        "penalty",
+        penalty,
+        lambda v: (v > 0) & (v < np.inf),
+        "positive and finite",
     )
     return Denoiser(
-        Bound(_encode_with_standing, (denoiser,)),
-        Bound(_read_without_standing, (denoiser.readout,)),
-        Bound(_penalise, (denoiser.shape, penalty)),
+        Bound(_encode_with_standing, (denoiser, penalty)),
+        Bound(_read_inner, (denoiser.readout,)),
+        Bound(_penalise, (denoiser.shape,)),
         denoiser.mask_id,
     )
 
 
-def _encode_with_standing(denoiser: Denoiser, tokens: Array, t: Array) -> Hidden:
+def _encode_with_standing(
+    denoiser: Denoiser, penalty: float | Array, tokens: Array, t: Array
+) -> Hidden:
     hidden = denoiser.encode(tokens, t)
     size = vocabulary_size(denoiser.readout, hidden)
     stands = jax.vmap(lambda row: jnp.zeros(size, bool).at[row].set(True, mode="drop"))
-    return Hidden(hidden.at, (hidden.row, stands(tokens)))  # bool[B, V]
+    return Hidden(hidden.at, (hidden.row, stands(tokens), _a_row(penalty, t)))  # bool[B, V], [B]
 
 
-def _read_without_standing(inner: Readout, at: PyTree, row: PyTree) -> Array:
-    return inner(at, row[0])
-
-
-def _penalise(inner: Shape, penalty: float | Array, logits: Array, row: PyTree) -> Array:
-    inner_row, stands = row
+def _penalise(inner: Shape, logits: Array, row: PyTree) -> Array:
+    inner_row, stands, penalty = row
     log_probs = jax.nn.log_softmax(inner(logits, inner_row).astype(jnp.float32), axis=-1)
-    return jnp.where(stands, log_probs * penalty, log_probs)
+    return jnp.where(stands, log_probs * penalty[:, None], log_probs)
 
 
 def guide(
@@ -280,8 +290,42 @@ def _read_within(inner: Readout, at: PyTree, row: PyTree) -> Array:
 
 
 def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
-    """The denoiser with `change(logits f32[N, V], value)` after its other shapes."""
-    return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
+    """The denoiser with `change(logits f32[N, V], value)` after its other shapes.
+
+    A value a row, `[B]`, goes with the row to where its positions are read out, as `[N, 1]`.
+    """
+    if not jnp.ndim(value):
+        return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
+    return Denoiser(
+        Bound(_encode_with_value, (denoiser, value)),
+        Bound(_read_inner, (denoiser.readout,)),
+        Bound(_change_a_row, (denoiser.shape, change)),
+        denoiser.mask_id,
+    )
+
+
+def _encode_with_value(denoiser: Denoiser, value: Array, tokens: Array, t: Array) -> Hidden:
+    hidden = denoiser.encode(tokens, t)
+    return Hidden(hidden.at, (hidden.row, _a_row(value, t)))
+
+
+def _a_row(value: float | Array, t: Array) -> Array:
+    """The value of each row, `[B]`."""
+    if jnp.ndim(value) and jnp.shape(value) != t.shape:
+        raise ValueError(
+            f"a strength has shape {jnp.shape(value)}: it must be one number, or one a row, "
+            f"{t.shape}"
+        )
+    return jnp.broadcast_to(jnp.asarray(value), t.shape)
+
+
+def _read_inner(inner: Readout, at: PyTree, row: PyTree) -> Array:
+    return inner(at, row[0])
+
+
+def _change_a_row(inner: Shape, change: Callable, logits: Array, row: PyTree) -> Array:
+    inner_row, value = row
+    return change(inner(logits, inner_row).astype(jnp.float32), value[:, None])
 
 
 def _change(inner: Shape, change: Callable, value: Any, logits: Array, row: PyTree) -> Array:
@@ -302,5 +346,5 @@ def _is_hopeless(logits: Array) -> Array:
 
 
 def _require(transform, name, value, within, accepted) -> None:
-    if not isinstance(value, jax.core.Tracer) and not within(value):
+    if not isinstance(value, jax.core.Tracer) and not np.all(within(np.asarray(value))):
         raise ValueError(f"{transform}: {name} is {value}, it must be {accepted}")

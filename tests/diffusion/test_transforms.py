@@ -170,7 +170,7 @@ def test_shapes_leave_the_models_own_logits_and_are_refused_by_guidance(name):
     plain = random_denoiser()
     shaped = WAYS[name](plain)
     hidden = shaped.encode(TOKENS, jnp.full(2, 0.5))
-    own = shaped.readout(*jax.tree.map(lambda x: x[:, 0], tuple(hidden)))
+    own = shaped.readout(jax.tree.map(lambda x: x[:, 0], hidden.at), hidden.row)
     expected = plain.readout(plain.encode(TOKENS, jnp.full(2, 0.5)).at[:, 0], ())
     assert np.array_equal(own, expected)
     for guided in ((shaped, plain), (plain, shaped)):

@@ -58,15 +58,16 @@ def draw(keys: Array, of: Distribution, noise: Array | float = 1.0) -> Array:
     Args:
       keys: [N], one a position.
       of: the distributions.
-      noise: s; 1 draws, 0 takes the first of the most likely tokens.
+      noise: s, one number or f32[N]; 1 draws, 0 takes the first of the most likely tokens.
     """
     first, second = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     as_they_are = isinstance(noise, float) and noise == 1.0
-    totals = of.log_totals if as_they_are else _log_totals(of, noise)  # [N, M]
-    block = jnp.argmax(totals + noise * _gumbel(first, totals.shape[1]), axis=-1)
+    scale = jnp.broadcast_to(jnp.asarray(noise, jnp.float32), keys.shape[:1])[:, None]
+    totals = of.log_totals if as_they_are else _log_totals(of, scale)  # [N, M]
+    block = jnp.argmax(totals + scale * _gumbel(first, totals.shape[1]), axis=-1)
     within = jnp.take_along_axis(of.blocks, block[:, None, None], axis=1)[:, 0]  # [N, W]
     width = within.shape[1]
-    place = jnp.argmax(within + noise * _gumbel(second, width), axis=-1)
+    place = jnp.argmax(within + scale * _gumbel(second, width), axis=-1)
     return (block * width + place).astype(jnp.int32)
 
 
@@ -95,13 +96,13 @@ def entropy(of: Distribution, tokens: Array) -> Array:
     return jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=(1, 2))
 
 
-def _log_totals(of: Distribution, noise: Array | float) -> Array:
-    """`s log sum_i exp(x_i / s)` of each block, its largest logit where s is 0: f32[N, M]."""
+def _log_totals(of: Distribution, noise: Array) -> Array:
+    """`s log sum_i exp(x_i / s)` of each block, with s `[N, 1]`; its largest logit where s is 0."""
     possible = jnp.isfinite(of.top)
     apart = of.blocks - jnp.where(possible, of.top, 0.0)[..., None]
     # Towards s = 0 each term becomes 1 at the maximum, 0 elsewhere.
     scale = jnp.maximum(noise, jnp.finfo(jnp.float32).tiny)
-    terms = jnp.exp(apart / scale).sum(axis=-1)
+    terms = jnp.exp(apart / scale[..., None]).sum(axis=-1)
     return jnp.where(possible, of.top + noise * jnp.log(terms), -jnp.inf)  # 0 * -inf is no number
 
 

@@ -58,7 +58,7 @@ def draw_tokens(
       keys: [B], one a row.
       mask_id: never drawn.
       chunk: positions read out at a time, on each device.
-      noise: scale of the Gumbel noise: 1 draws, 0 takes the most likely token.
+      noise: scale of the Gumbel noise, one number or `[B]`: 1 draws, 0 takes the most likely token.
       score: of the candidates.
       blank: bool[B, L], where a token is drawn; by default where the canvas holds the mask.
     """
@@ -70,7 +70,9 @@ def draw_tokens(
         return x.reshape(groups, -1, *x.shape[axes:])
 
     at = jax.tree.map(lambda x: grouped(x, 2), hidden.at)
-    of_row = jax.tree.map(lambda x: grouped(x, 1), (hidden.row, keys))
+    of_row = jax.tree.map(
+        lambda x: grouped(x, 1), (hidden.row, keys, noise if jnp.ndim(noise) else ())
+    )
     held, asked, blank = grouped(canvas, 2), grouped(asked, 2), grouped(blank, 2)
     size = asked.shape[1]
     chunk = min(chunk, size)
@@ -82,18 +84,19 @@ def draw_tokens(
         start, out = carry
         index = jax.lax.dynamic_slice_in_dim(where, start, chunk, axis=1)  # [G, c]
         empty = start + jnp.arange(chunk)[None] >= total[:, None]
-        row, key = jax.tree.map(lambda x: _take(x, index // width), of_row)
+        row, key, own = jax.tree.map(lambda x: _take(x, index // width), of_row)
         flat = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]),
-            (jax.tree.map(lambda x: _take(x, index), at), row, key, index % width),
+            (jax.tree.map(lambda x: _take(x, index), at), row, key, own, index % width),
         )
-        at_flat, row_flat, key_flat, position = flat
+        at_flat, row_flat, key_flat, own, position = flat
         logits = denoiser.readout(at_flat, row_flat).astype(jnp.float32)
         logits = remove_mask(logits, mask_id)  # [G c, V]
         read = shaped = distribution(logits)
         if denoiser.shape is not unshaped:
             shaped = distribution(remove_mask(denoiser.shape(logits, row_flat), mask_id))
-        drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), shaped, noise)
+        scale = own if jnp.ndim(noise) else noise
+        drawn = draw(jax.vmap(jax.random.fold_in)(key_flat, position), shaped, scale)
         standing = _take(held, index).reshape(-1)
         tokens = jnp.where(_take(blank, index).reshape(-1), drawn, standing)
         found = Candidates(tokens, probability(read, tokens), score(read, tokens))

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdlm_jax.diffusion.reading.draws import Score, probability
 from mdlm_jax.diffusion.reading.readouts import Candidates
@@ -18,7 +19,10 @@ Last = Literal["drawn", "greedy"]
 
 
 class View(NamedTuple):
-    """What a strategy sees of the block that is being filled (of all, if there is one block).
+    """What a strategy sees of each row's block that is being filled (of all, if there is one).
+
+    Every row has its own clock: rows of one batch may stand at different steps of different
+    numbers of steps. So what is compared with `[B, L]` is written `view.last[:, None]`.
 
     Attributes:
       canvas: i32[B, L].
@@ -28,8 +32,8 @@ class View(NamedTuple):
       outside: f32[B], the share of the whole text that is masked and not wanted: other blocks, and
         what is not to be filled.
       share: f32[B], the share of the whole text that is wanted.
-      index: i32[], the step, from 0.
-      steps: i32[], how many there are.
+      index: i32[B], the step of the block, from 0.
+      steps: i32[B], how many there are.
       mask_id: i32[].
     """
 
@@ -45,7 +49,7 @@ class View(NamedTuple):
 
     @property
     def last(self) -> Array:
-        """bool[]: this is the last step, after which no blank may be left."""
+        """bool[B]: this is the last step, after which no blank may be left."""
         return self.index + 1 == self.steps
 
     def rate_of_text(self, rate: Array | float) -> Array:
@@ -65,8 +69,8 @@ class Proposal(NamedTuple):
         scored and none is drawn.
       t: f32[B], the denoiser's time, from a mask rate of the whole text: `view.rate` or
         `view.rate_of_text(...)`.
-      noise: f32[], scale of the draw's Gumbel noise: 1 draws from the model, 0 takes the most
-        likely token.
+      noise: f32[] or f32[B], scale of the draw's Gumbel noise: 1 draws from the model, 0 takes the
+        most likely token.
     """
 
     asked: Array
@@ -77,6 +81,10 @@ class Proposal(NamedTuple):
 @holds_values
 class Strategy(NamedTuple):
     """Pure functions with carried state; `keys` are one a row, fresh at every call.
+
+    Every leaf of the state leads with the rows, `[B, ...]`, and so does every number that is bound
+    (`Bound`): the functions get it as `[B]`, one a row, whether all rows were given the same or
+    not. `column` makes it `[B, 1]`.
 
     Two strategies of this package with the same kind and values are equal and hash alike, so a
     strategy may be a static argument of a jitted function. It may be a traced argument too; then
@@ -129,6 +137,11 @@ def blanks_left(grid: Grid, blanks: Array, view: View) -> Array:
     return jnp.where(view.last, 0, left)
 
 
+def column(value: Array | float) -> Array:
+    """A number a row, `[B]`, to be compared with `[B, L]`: `[B, 1]`; one number as `[1, 1]`."""
+    return jnp.asarray(value, jnp.float32).reshape(-1, 1)
+
+
 def noise_of(last: Last, view: View) -> Array | float:
     """`Proposal.noise` of a strategy whose last step is drawn, or greedy."""
     return 1.0 if last == "drawn" else jnp.where(view.last, 0.0, 1.0)
@@ -146,6 +159,7 @@ def require_within(
     """Raises: ValueError: the value is known and is not a number in [low, high]."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not low <= value <= high:
+    values = np.asarray(value)
+    if not np.all((low <= values) & (values <= high)):
         accepted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{strategy}: {name} is {value}, it must be {accepted}")

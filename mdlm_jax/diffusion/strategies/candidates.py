@@ -18,6 +18,7 @@ from mdlm_jax.diffusion.strategies.base import (
     Strategy,
     View,
     blanks_left,
+    column,
     no_state,
     require_one_of,
     require_within,
@@ -103,7 +104,7 @@ def _keep_surest(temperature, grid: Grid, state, keys, view: View, asked, candid
     done = (view.index + 1) / view.steps
     blanks = view.blank.sum(axis=1)
     left = jnp.clip(jnp.minimum(blanks_left(grid, state, view), blanks - 1), 0)
-    jitter = temperature * (1.0 - done) * noise.row_gumbel(keys, asked.shape[1])
+    jitter = column(temperature * (1.0 - done)) * noise.row_gumbel(keys, asked.shape[1])
     rank = ranks(jnp.where(asked, -(candidates.score + jitter), jnp.inf))
     kept = asked & (rank < (blanks - left)[:, None])
     return jnp.where(kept, candidates.tokens, view.canvas), state
@@ -127,7 +128,7 @@ def threshold(tau: float | Array, schedule: Schedule = linear()) -> Strategy:
 
 
 def _above(tau, score, rank):
-    return jnp.exp(score) >= tau
+    return jnp.exp(score) >= column(tau)
 
 
 def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
@@ -148,7 +149,8 @@ def factor(value: float | Array, schedule: Schedule = linear()) -> Strategy:
 
 
 def _sure_together(value, score, rank):
-    enough = (rank + 2).astype(jnp.float32) * -jnp.expm1(score) <= value  # n = rank + 1
+    confidence = (rank + 2).astype(jnp.float32) * -jnp.expm1(score)  # n = rank + 1
+    enough = confidence <= column(value)
     return _all_before(enough, rank)
 
 
@@ -177,7 +179,7 @@ def _within_entropy(gamma, score, rank):
     order = jnp.argsort(rank, axis=1)
     ascending = jnp.take_along_axis(nats, order, axis=1)
     before = jnp.cumsum(ascending, axis=1) - ascending  # of the more certain ones
-    return jnp.take_along_axis(before, rank, axis=1) <= gamma
+    return jnp.take_along_axis(before, rank, axis=1) <= column(gamma)
 
 
 def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) -> Strategy:
@@ -193,7 +195,7 @@ def _adaptive(sure: Callable[[Array, Array], Array], score, schedule: Schedule) 
 def _keep_sure(sure, state, keys, view: View, asked, candidates):
     scores = jnp.where(asked, candidates.score, -jnp.inf)
     rank = ranks(-scores)
-    kept = asked & (sure(scores, rank) | (rank == 0) | view.last)
+    kept = asked & (sure(scores, rank) | (rank == 0) | view.last[:, None])
     return jnp.where(kept, candidates.tokens, view.canvas), state
 
 

@@ -138,8 +138,8 @@ def _ask_alone(schedule: Schedule, grid: Grid, last: Last, state, keys, view: Vi
 
     t, s = time(view.index, view.steps), time(view.index + 1, view.steps)
     now = schedule.rate(t)
-    stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)
-    asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
+    stays = jnp.where(view.last, 0.0, schedule.rate(s) / now)  # [B]
+    asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays[:, None])
     t = schedule.rate_to_time(view.rate_of_text(now))
     return Proposal(asked, t, noise_of(last, view)), state
 

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.processes.masks import ranks
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 from mdlm_jax.diffusion.strategies.base import (
@@ -16,6 +17,7 @@ from mdlm_jax.diffusion.strategies.base import (
     Strategy,
     View,
     blanks_left,
+    column,
     no_state,
     require_one_of,
     require_within,
@@ -33,9 +35,9 @@ def remask(
     eta: float | Array,
     *,
     schedule: Schedule = linear(),
-    t_on: float = 0.55,
-    t_off: float = 0.05,
-    alpha_on: float = 0.9,
+    t_on: float | Array = 0.55,
+    t_off: float | Array = 0.05,
+    alpha_on: float | Array = 0.9,
 ) -> Strategy:
     """The reverse process that may mask a token again (ReMDM, Wang et al. 2025).
 
@@ -66,7 +68,8 @@ def remask(
     """
     require_one_of("remask", "kind", kind, _KINDS)
     require_within("remask", "eta", eta, 0.0, 1.0)
-    if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
+    shares = [checks.known(x) for x in (t_off, t_on, alpha_on)]
+    if not any(x is None for x in shares) and not _in_order(*shares):
         raise ValueError(
             f"remask: t_off={t_off}, t_on={t_on}, alpha_on={alpha_on} must be within "
             "0 < t_off < t_on < 1 and 0 < alpha_on < 1"
@@ -83,14 +86,19 @@ def remask(
     )
 
 
+def _in_order(t_off, t_on, alpha_on) -> bool:
+    return bool(np.all((t_off > 0) & (t_off < t_on) & (t_on < 1) & (alpha_on > 0) & (alpha_on < 1)))
+
+
 def _certain(keys, view: View):
     return jnp.ones(view.canvas.shape)  # the probability that each token was written with
 
 
 def _ask_what_is_due(rate_to_time, rate, sigma, state, keys, view: View):
     now = _step(rate, view)
-    stays = now.rate_s / now.rate_t - sigma(now, state, view) * (1.0 / now.rate_t - 1.0)
-    stays = jnp.where(view.last, 0.0, stays)
+    kept = column(now.rate_s / now.rate_t)
+    stays = kept - sigma(now, state, view) * column(1.0 / now.rate_t - 1.0)
+    stays = jnp.where(view.last[:, None], 0.0, stays)
     asked = view.blank & (noise.row_uniform(keys, view.canvas.shape[1]) >= stays)
     return Proposal(asked, rate_to_time(view.rate_of_text(now.rate_t))), state
 
@@ -111,22 +119,22 @@ def _rate_of_loop(t_on, t_off, alpha_on, t):
 
 
 def _sigma(kind: Kind, eta, t_on, t_off, now: "_Step", probability: Array, view: View) -> Array:
-    """The probability that a written token is masked: `f32[]`, or `[B, L]` and 0 at blanks."""
+    """The probability that a written token is masked: `f32[B, 1]`, or `[B, L]` and 0 at blanks."""
     if kind == "rescale":
-        return eta * now.sigma_max
+        return column(eta * now.sigma_max)
     if kind == "cap":
-        return jnp.minimum(eta, now.sigma_max)
+        return column(jnp.minimum(eta, now.sigma_max))
     if kind == "loop":
         remasks = (now.t <= t_on) & (now.t > t_off)
-        return jnp.where(remasks, jnp.minimum(eta, now.sigma_max), 0.0)
+        return column(jnp.where(remasks, jnp.minimum(eta, now.sigma_max), 0.0))
     written = view.wanted & ~view.blank
     weights = jnp.where(written, jnp.exp(-probability), 0.0)
     total = weights.sum(axis=1, keepdims=True)
-    return eta * now.sigma_max * weights / jnp.where(total > 0, total, 1.0)
+    return column(eta * now.sigma_max) * weights / jnp.where(total > 0, total, 1.0)
 
 
 class _Step(NamedTuple):
-    """A step from t down to s on the uniform grid, in mask rates `1 - alpha`."""
+    """A step of each row from t down to s on the uniform grid, in mask rates `1 - alpha`: [B]."""
 
     t: Array
     rate_t: Array
@@ -181,7 +189,7 @@ def _ask_all_wanted(schedule: Schedule, state, keys, view: View):
 def _keep_most_probable(eta, grid: Grid, state, keys, view: View, asked, candidates):
     left = blanks_left(grid, view.wanted.sum(axis=1), view)
     score = jnp.maximum(candidates.score, jnp.finfo(jnp.float32).min)  # 0 * inf is no number
-    score = jnp.where(view.blank, score, eta * score)
+    score = jnp.where(view.blank, score, column(eta) * score)
     rank = ranks(jnp.where(asked, score, jnp.inf))  # the lowest first
     masked = asked & (rank < left[:, None])
     canvas = jnp.where(view.blank & asked, candidates.tokens, view.canvas)

@@ -1,11 +1,13 @@
 """The encoder: one block, and the stack of them from tokens to hidden states."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mdlm_jax.host import parallel
-from mdlm_jax.networks.attention import Mask, rope_turns
+from mdlm_jax.networks.attention import Attend, Mask, rope_turns
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.layers import (
     Embeddings,
@@ -20,6 +22,7 @@ from mdlm_jax.networks.layers import (
 )
 
 Array = jax.Array
+PyTree = Any
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -38,6 +41,7 @@ class Block(nn.Module):
 
     config: Config
     branches: tuple[str, ...] = ("attention", "mlp")  # or one of them
+    asking: int | None = None  # as in `SelfAttention`
 
     @nn.compact
     def __call__(
@@ -46,19 +50,21 @@ class Block(nn.Module):
         condition: Array | None = None,
         seen: tuple = (None, None),
         turns: tuple[Array, ...] = (),
+        attend: Attend | None = None,
         number: Array | None = None,
-    ):
-        """`x [B, L, D]` to `(x, None)`; without attention the shape is any `[..., D]`.
+    ) -> tuple[Array, PyTree]:
+        """`x [B, L, D]` to `(x [B, asking, D], kept)`; without attention, any `[..., D]`.
 
         Args:
           x: the residual stream.
           condition: `[B, D]`.
           seen: `(valid, segment_ids)`.
           turns: as in `rotate`, followed by those of the blocks that lift their window.
-          number: i32, the number of the block, if blocks differ.
+          attend: computes the attention in place of `attention`, and decides what is kept of it.
+          number: i32, the number of the block, if blocks differ or `attend` is given.
         """
         config = self.config
-        pre = config.norm_position == "pre"
+        pre, kept = config.norm_position == "pre", None
 
         def add(x: Array, name: str, branch, shift=0.0, scale=0.0, gate=1.0) -> Array:
             normalise = norm(config, name + "_norm")
@@ -66,16 +72,21 @@ class Block(nn.Module):
                 normal = normalise(x)
                 if config.embedding_norm and name == "attention":
                     normal = jnp.where(number == 0, x, normal)
-                return x + gate * dropout(self, branch(modulate(normal, shift, scale)))
-            return modulate(normalise(x + dropout(self, branch(x))), shift, scale)
+                out = branch(modulate(normal, shift, scale))
+                return _first(x, out) + gate * dropout(self, out)
+            out = branch(x)
+            return modulate(normalise(_first(x, out) + dropout(self, out)), shift, scale)
 
-        def attend(x: Array) -> Array:
+        def look(x: Array) -> Array:
+            nonlocal kept
             everywhere = number % config.global_every == 0 if config.global_every else None
             mask = Mask(config.attention, config.window, *seen)
             turn = turns[0] if turns else None
             if turns and config.global_every:
                 turn = jnp.where(everywhere, turns[1], turns[0])
-            return SelfAttention(config, name="attention")(x, mask, turn, everywhere)
+            layer = SelfAttention(config, self.asking, name="attention")
+            x, kept = layer(x, mask, turn, everywhere, attend, number)
+            return x
 
         of_attention, of_mlp = (), ()
         if condition is not None:
@@ -83,10 +94,15 @@ class Block(nn.Module):
             parts = dense(config, "modulation", out, axes=("condition",), zero=True)(condition)
             of_attention, of_mlp = jnp.moveaxis(parts[:, None], (2, 3), (0, 1))  # [2|3, B, 1, D]
         if "attention" in self.branches:
-            x = add(x, "attention", attend, *of_attention)
+            x = add(x, "attention", look, *of_attention)
         if "mlp" in self.branches:
             x = add(x, "mlp", Mlp(config, name="mlp"), *of_mlp)
-        return parallel.spread_rows(x), None
+        return parallel.spread_rows(x), kept
+
+
+def _first(x: Array, like: Array) -> Array:
+    """The positions of `x [B, L, ...]` that `like [B, n, ...]` has, which are the first."""
+    return x if x.shape == like.shape else x[:, : like.shape[1]]
 
 
 def differ(config: Config) -> bool:
@@ -94,14 +110,17 @@ def differ(config: Config) -> bool:
     return bool(config.global_every) or config.embedding_norm
 
 
-def blocks(config: Config, count: int, name: str) -> nn.Module:
-    """A stack of blocks as one module, with parameters on a leading axis."""
+def blocks(config: Config, count: int, name: str, *, numbered: bool) -> nn.Module:
+    """A stack of blocks as one module, with parameters on a leading axis.
+
+    Its last argument, if they are `numbered`, is the number of each.
+    """
     stack = nn.scan(
         # In a scan nothing can be merged with its recomputation; in line it would be.
         _recomputing(config, prevent_cse=not config.scan),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * 3 + (0,) * differ(config),
+        in_axes=(nn.broadcast,) * 4 + (0,) * numbered,
         length=count,
         unroll=1 if config.scan else count,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -137,9 +156,21 @@ class Encoder(nn.Module):
         token_types: Array | None = None,
         label: Array | None = None,
         positions: Array | None = None,
-    ) -> Array:
-        """Tokens `i32[B, L]` to `[B, L, D]`, with all that depends on the row or `t` done."""
+        attend: Attend | None = None,
+        asking: int | None = None,
+    ) -> Array | tuple[Array, PyTree]:
+        """Tokens `i32[B, L]` to `[B, L, D]`, with all that depends on the row or `t` done.
+
+        With `attend`, which computes the attention of every block in place of `attention`, also
+        what it keeps, on a leading axis of blocks. `valid` and `segment_ids` are then its affair.
+        With `asking`, only that many of a row's first positions are returned; where the last block
+        stands apart, the others are no more than keys and values there.
+        """
         config = self.config
+        if attend is not None and config.attention != "full":
+            raise ValueError(
+                f"attention={config.attention!r}: must be 'full' with keys of elsewhere"
+            )
         rows, length = tokens.shape
         condition = extra = None
         if config.classes:
@@ -157,15 +188,28 @@ class Encoder(nn.Module):
         if config.positions == "rope":
             thetas = (config.rope_theta, *[config.global_rope_theta] * bool(config.global_every))
             turns = tuple(rope_turns(length, config.head_dim, theta, positions) for theta in thetas)
-        shared = (condition, (valid, segment_ids), turns)
+        shared = (condition, (valid, segment_ids), turns, attend)
         number = jnp.arange(config.layers)
+        numbered = differ(config) or attend is not None
         stacked = config.layers if self.whole else config.layers - 1
+        kept = []
         if stacked:
-            stack = blocks(config, stacked, "blocks")
-            x, _ = stack(x, *shared, *(number[:stacked],) * differ(config))
+            stack = blocks(config, stacked, "blocks", numbered=numbered)
+            x, of_stack = stack(x, *shared, *(number[:stacked],) * numbered)
+            kept.append(of_stack)
         if not self.whole:
-            last = _recomputing(config)(config, ("attention",), name="last")
-            return last(x, *shared, number[-1])[0]
+            last = _recomputing(config)(config, ("attention",), asking, name="last")
+            x, of_last = last(x, *shared, number[-1])
+            kept.append(jax.tree.map(lambda leaf: leaf[None], of_last))
+        else:
+            x = self._finish(x[:, :asking], condition)
+        if attend is None:
+            return x
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+
+    def _finish(self, x: Array, condition: Array | None) -> Array:
+        """The final norm, where there is one."""
+        config = self.config
         if config.norm_position == "pre":
             x = norm(config, "final_norm")(x)
             if config.time_conditioning:

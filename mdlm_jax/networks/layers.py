@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import shards
 from mdlm_jax.host import parallel
-from mdlm_jax.networks.attention import Mask, attention, rotate
+from mdlm_jax.networks.attention import Attend, Mask, attention, rotate
 from mdlm_jax.networks.config import Config
 
 Array = jax.Array
+PyTree = Any
 
 
 @jax.custom_jvp
@@ -262,12 +264,28 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention, with one kernel for its three input projections."""
 
     config: Config
+    asking: int | None = None  # how many of a row's first positions ask; by default all
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, turns: Array | None, everywhere: Array | None = None
-    ) -> Array:
-        """`x [B, L, D]`; `mask`, `everywhere` as in `attention`, `turns` as in `rotate`."""
+        self,
+        x: Array,
+        mask: Mask,
+        turns: Array | None,
+        everywhere: Array | None = None,
+        attend: Attend | None = None,
+        number: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """`x [B, L, D]` to `[B, asking, D]` and what `attend` keeps of the layer.
+
+        Args:
+          x: input of the layer.
+          mask: as in `attention`; not used where `attend` is given.
+          turns: as in `rotate`.
+          everywhere: as in `attention`.
+          attend: computes the attention in its place.
+          number: of the layer, for `attend`.
+        """
         config = self.config
         heads = {"heads": config.heads, "head_dim": config.head_dim}
         x = dense(config, "qkv", {"qkv": 3, **heads}, axes=("embed",))(x)
@@ -277,8 +295,12 @@ class SelfAttention(nn.Module):
             k = norm(config, "key_norm", "head_dim")(k)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        x = attention(q, k, v, mask, backend=config.attention_backend, everywhere=everywhere)
-        return dense(config, "out", {"embed": config.width}, axes=("heads", "head_dim"))(x)
+        q, kept = q[:, : self.asking], None
+        if attend is None:
+            x = attention(q, k, v, mask, backend=config.attention_backend, everywhere=everywhere)
+        else:
+            x, kept = attend(q, k, v, number)
+        return dense(config, "out", {"embed": config.width}, axes=("heads", "head_dim"))(x), kept
 
 
 class Mlp(nn.Module):

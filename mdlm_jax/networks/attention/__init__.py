@@ -5,6 +5,7 @@
 | `dispatch` | attention by the backend of a platform |
 | `masks` | which query sees which key |
 | `rope` | rotary positions |
+| `memory` | attention to keys and values of an earlier pass |
 | `local` | local attention, block by block |
 | `cudnn` | the kernel for NVIDIA GPUs |
 | `splash` | the kernel for TPUs |
@@ -13,11 +14,14 @@
 from mdlm_jax import lazy
 from mdlm_jax.networks.attention.dispatch import BACKENDS, attention, fastest, runs_on
 from mdlm_jax.networks.attention.masks import Mask, attention_mask
+from mdlm_jax.networks.attention.memory import Attend, Memory
 from mdlm_jax.networks.attention.rope import rope_turns, rotate
 
 __all__ = [
     "BACKENDS",
+    "Attend",
     "Mask",
+    "Memory",
     "attention",
     "attention_mask",
     "fastest",

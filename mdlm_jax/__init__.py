@@ -13,6 +13,7 @@ and evaluation are imported when they are first asked for (`mdlm_jax.networks.be
 | likelihood | `nelbo`, `causal_likelihood` -> `Likelihood`; `at_rate` -> `AtRate` |
 | sampling | `sample` with one of `strategies`, `exact_count` first -> tokens, `Trace` |
 | sampling of rows that live apart | `sampling.start`, `.step`, `.finished`, `.insert` |
+| blocks | `blocks.loss`, `.nelbo`, ... of a `blocks.BlockDenoiser`: from autoregression to full |
 | transforms | `transforms.temperature`, `.top_p`, `.guide`, ...: denoiser to denoiser |
 | a trained model | `load(run, export or Hugging Face checkpoint)` -> `Model` |
 """
@@ -25,6 +26,8 @@ from mdlm_jax import moved
 from mdlm_jax.host.interrupts import held_back, starts_command
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from mdlm_jax.diffusion import blocks as blocks
+    from mdlm_jax.diffusion import sampling as sampling
     from mdlm_jax.writing.model import Model, load
 
 moved.install()

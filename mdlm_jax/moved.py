@@ -30,7 +30,7 @@ _ROOMS = {
     "writing": ("answering", "decoding", "filling", "prompts", "sample_files"),
 }  # fmt: skip
 
-MATHEMATICS = ("sampling",)  # modules of `diffusion` that are public by name
+MATHEMATICS = ("blocks", "sampling")  # modules of `diffusion` that are public by name
 
 HOMES = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names} | {
     "evaluate_answers": "measuring.answers",

@@ -63,6 +63,15 @@ def test_the_autoregressive_likelihood_is_its_loss(capsys):
     assert f"{expected:.3f} nats per token, exact" in capsys.readouterr().out
 
 
+def test_blocks_that_count_are_the_law_of_counting(capsys):
+    names = program("blocks.md")
+    told = np.log(9 + np.exp(6)) - 6  # of a token whose block has one before it
+    expected = (4 * np.log(10) + 12 * told) / 16
+    assert names["exact"].nats_per_token == pytest.approx(expected, rel=1e-5)
+    assert names["loss"] == pytest.approx(expected, rel=1e-5)  # all tokens of a block cost the same
+    assert "exact" in capsys.readouterr().out
+
+
 def test_steps_and_strategy_writes_two_tokens_a_step(capsys):
     names = program("steps_and_strategy.md")
     assert sorted(names["trace"].step[0].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]

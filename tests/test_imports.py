@@ -79,7 +79,8 @@ from pathlib import Path
 import mdlm_jax
 
 heavy = {"flax", "grain", "optax", "orbax", "tokenizers", "ml_collections", "matplotlib"}
-print(sorted(heavy & {*sys.modules}))
+print(sorted(heavy & {*sys.modules}), "mdlm_jax.diffusion.blocks" in sys.modules)
+print(mdlm_jax.blocks.__name__, mdlm_jax.blocks.nelbo.__name__)
 print(mdlm_jax.networks.bert.__name__, mdlm_jax.runs.workdir.__name__)
 print(mdlm_jax.data.corpora.text_files.__name__, mdlm_jax.data.prepare.__name__)
 print({"load", "Model", "networks"} <= {*dir(mdlm_jax)}, "bert" in dir(mdlm_jax.networks))
@@ -94,7 +95,8 @@ except AttributeError as error:
 def test_rooms_are_imported_when_they_are_first_asked_for():
     done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
-        "[]",
+        "[] False",
+        "mdlm_jax.diffusion.blocks nelbo",
         "mdlm_jax.networks.bert mdlm_jax.runs.workdir",
         "mdlm_jax.data.corpora.text_files prepare",
         "True True",

@@ -14,6 +14,7 @@ import pytest
 from mdlm_jax import (
     as_denoiser,
     at_rate,
+    blocks,
     causal_likelihood,
     diffusion_loss,
     keep_around,
@@ -77,7 +78,25 @@ def test_losses_and_likelihoods(name):
     jax.eval_shape(jax.grad(lambda table: LOSSES[name](lifted(table))), TABLE)
 
 
+def of_blocks(table):
+    return blocks.as_block_denoiser(lambda noisy, clean, t: table[noisy] + table[clean], 4, MASK)
+
+
+BLOCK_LOSSES = {
+    "loss": lambda d: blocks.loss(d, **TEXT)[0],
+    "rows": lambda d: blocks.loss(d, **TEXT, rows=ROWS)[0],
+    "keys": lambda d: blocks.loss(d, **TEXT | {"key": None}, keys=jax.random.split(KEY, 4))[0],
+    "nelbo": lambda d: sum(_told(blocks.nelbo(d, **TEXT, draws=4))),
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_LOSSES)
+def test_blocks(name):
+    jax.eval_shape(jax.grad(lambda table: BLOCK_LOSSES[name](of_blocks(table))), TABLE)
+
+
 def test_what_has_no_gradient():
+    jax.eval_shape(lambda: blocks.nelbo(of_blocks(TABLE), **TEXT, draws="all"))
     jax.eval_shape(lambda: enumerated_nelbo(lifted(TABLE), TOKENS[:, :3], mask_id=MASK, longest=3))
     jax.eval_shape(lambda: (keep_prefix(KEY, TOKENS == 0), keep_around(KEY, TOKENS == 0)))
 

@@ -12,6 +12,7 @@
 | `sampling` | denoiser x canvas -> tokens |
 | `clocks` | rows on their way from masks to text, each with its own clock |
 | `strategies` | which positions a sampler writes, and when |
+| `blocks` | blocks from left to right, and masked diffusion within each |
 | `transforms` | denoiser -> denoiser |
 | `reading` | logits of the positions that are needed, and what is drawn there |
 | `noise` | one seed, named purposes, one key a row |

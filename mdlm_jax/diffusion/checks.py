@@ -19,12 +19,29 @@ Array = jax.Array
 
 def check_denoiser(value: Any, name: str = "denoiser") -> None:
     """Raises: TypeError: the value lacks the two halves of a `Denoiser`."""
+    if hasattr(value, "encode_block"):
+        raise TypeError(
+            f"{name} is a BlockDenoiser: the functions in mdlm_jax.blocks take it, "
+            "blocks.loss, blocks.nelbo, blocks.sample"
+        )
     if callable(getattr(value, "encode", None)) and callable(getattr(value, "readout", None)):
         return
     what = _called(value) if callable(value) else _described(value)
     raise TypeError(
         f"{name} is {what}: pass as_denoiser(f, mask_id), "
         "where f(tokens i32[B, L], t f32[B]) returns logits [B, L, V]"
+    )
+
+
+def check_block_denoiser(value: Any) -> None:
+    """Raises: TypeError: the value lacks the parts of a `BlockDenoiser`."""
+    parts = ("encode", "start", "extend", "encode_block", "readout")
+    if all(callable(getattr(value, part, None)) for part in parts):
+        return
+    what = _called(value) if callable(value) else _described(value)
+    raise TypeError(
+        f"denoiser is {what}: pass blocks.as_block_denoiser(f, block_size, mask_id), where "
+        "f(noisy i32[B, L], clean i32[B, L], t f32[B, L / block_size]) returns logits [B, L, V]"
     )
 
 
@@ -117,15 +134,26 @@ def check_function(value: Any) -> None:
         )
 
 
-def check_logits(value: Any, tokens: Array) -> None:
+def check_block_function(value: Any) -> None:
+    """Raises: TypeError: the argument of `as_block_denoiser` is no function."""
+    if hasattr(value, "encode_block"):
+        raise TypeError("fn is a BlockDenoiser already: pass it on as it is")
+    if not callable(value):
+        raise TypeError(
+            f"fn is {_described(value)}, it must be a function (noisy i32[B, L], clean i32[B, L], "
+            "t f32[B, L / size]) -> logits [B, L, V]"
+        )
+
+
+def check_logits(value: Any, tokens: Array, lift: str = "as_denoiser") -> None:
     """Raises: TypeError, ValueError: a model's output is not float [B, L, V] over `tokens`."""
     batch, width = tokens.shape
     expected = f"it must return float logits [{batch}, {width}, V]"
     if not _is_array(value):
-        raise TypeError(f"the function in as_denoiser returned {_described(value)}: {expected}")
+        raise TypeError(f"the function in {lift} returned {_described(value)}: {expected}")
     fits = value.ndim == 3 and value.shape[:2] == tokens.shape
     if not (fits and jnp.issubdtype(value.dtype, jnp.floating)):
-        raise ValueError(f"the function in as_denoiser returned {_shaped(value)}: {expected}")
+        raise ValueError(f"the function in {lift} returned {_shaped(value)}: {expected}")
 
 
 def _require_array(name: str, value: Any) -> None:

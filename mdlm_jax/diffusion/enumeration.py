@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, shards
 from mdlm_jax.diffusion.denoisers import Denoiser
-from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.objectives import group_nats
 from mdlm_jax.diffusion.processes.corruption import lay_out
 from mdlm_jax.diffusion.processes.masks import Masks, maskable_of
 
@@ -19,6 +19,7 @@ def enumerated_nelbo(
     mask_id: int,
     longest: int,
     maskable: Array | None = None,
+    together: int = 1,
 ) -> Array:
     """Each row's exact NELBO, for a denoiser that ignores the time.
 
@@ -37,6 +38,7 @@ def enumerated_nelbo(
       mask_id: the mask token.
       longest: the most maskable tokens that a row may have, from 1 to 30.
       maskable: bool[B, L], the tokens that count; default all but `mask_id`.
+      together: so many neighbouring rows are read out as one, for rows that are short.
 
     Returns:
       f32[B], nats; 0 where nothing is maskable. If `maskable` is traced, a row with more than
@@ -71,8 +73,7 @@ def enumerated_nelbo(
         corrupted = lay_out(
             tokens, canvas, masks, slots=min(longest, tokens.shape[1]), paired=False
         )
-        nats = slot_nats(denoiser, corrupted, mask_id=mask_id).nats
-        return total + jnp.sum(corrupted.weights * nats, axis=1)
+        return total + group_nats(denoiser, corrupted, mask_id=mask_id, together=together)
 
     sets = 1 << jnp.minimum(length.max(), longest)
     total = shards.alike(jnp.zeros(len(tokens)), tokens, maskable)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
-from mdlm_jax.diffusion.objectives import slot_nats
+from mdlm_jax.diffusion.objectives import group_nats
 from mdlm_jax.diffusion.processes.corruption import lay_out
 from mdlm_jax.diffusion.processes.masks import exact_masks, maskable_of
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
@@ -113,6 +113,40 @@ def nelbo(
     check_schedule(schedule)
     maskable = maskable_of(tokens, mask_id, maskable)
     of_rows = noise.keys_of_rows(key, keys, rows, tokens)
+    return drawn_nelbo(
+        denoiser,
+        of_rows,
+        tokens,
+        mask_id=mask_id,
+        draws=draws,
+        maskable=maskable,
+        schedule=schedule,
+    )
+
+
+def drawn_nelbo(
+    denoiser: Denoiser,
+    of_rows: Array,
+    tokens: Array,
+    *,
+    mask_id: int,
+    draws: int,
+    maskable: Array,
+    schedule: Schedule,
+    together: int = 1,
+) -> Likelihood:
+    """`nelbo` of arguments that were checked.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      of_rows: [B], the rows' keys.
+      tokens: i32[B, L], clean.
+      mask_id: the mask token.
+      draws: network evaluations a row, at least 2.
+      maskable: bool[B, L], the tokens that count.
+      schedule: turns the mask rate into the denoiser's time.
+      together: so many neighbouring rows are read out as one, for rows that are short.
+    """
     batch, width = tokens.shape
     replicates = _replicates(draws)
     strata = draws // replicates
@@ -138,8 +172,7 @@ def nelbo(
         masks = jax.tree.map(_interleaved, *drawn)
         canvas = jnp.where(masks.selected, mask_id, repeated)
         corrupted = lay_out(repeated, canvas, masks, slots=width + group - 1, paired=group == 2)
-        nats = slot_nats(of_group, corrupted, mask_id=mask_id).nats  # [B, L] or [B, L + 1]
-        return jnp.sum(corrupted.weights * nats, axis=1) / group
+        return group_nats(of_group, corrupted, mask_id=mask_id, together=together) / group
 
     nats = jax.lax.map(one_group, jnp.arange(draws // group))  # [draws / group, B]
     by_replicate = nats.reshape(replicates, points, -1).mean(axis=1)  # [replicates, B]

@@ -49,6 +49,7 @@ PURPOSES = (
     "shown",  # a sample while training
     # Of a function of this package.
     "row",
+    "block",  # of a row
     "spread",  # mask counts, stratified over rows
     "place",  # which tokens are masked
     "fate",  # of BERT's selected tokens: mask, another token, or as it was

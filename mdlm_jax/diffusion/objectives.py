@@ -7,7 +7,12 @@ import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.denoisers import Denoiser, check_mask, law_of, vocabulary_size
-from mdlm_jax.diffusion.processes.corruption import Corrupted, corrupt, corrupt_mlm
+from mdlm_jax.diffusion.processes.corruption import (
+    Corrupted,
+    corrupt,
+    corrupt_mlm,
+    laid_together,
+)
 from mdlm_jax.diffusion.reading import slots
 from mdlm_jax.diffusion.reading.slots import SlotNats
 from mdlm_jax.diffusion.schedules import Schedule, linear
@@ -206,6 +211,21 @@ def corrupted_loss(
 def slot_nats(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> SlotNats:
     """Encodes the canvas and reads out its slots."""
     return slots.slot_nats(*_read_out(denoiser, corrupted, mask_id), mask_id=mask_id)
+
+
+def group_nats(
+    denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None, together: int = 1
+) -> Array:
+    """Each group's weighted nats, `f32[G]`.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      corrupted: G groups.
+      mask_id: removed from the logits where given.
+      together: so many neighbouring groups are read out as one, which changes no number.
+    """
+    read = slot_nats(denoiser, laid_together(corrupted, together), mask_id=mask_id)
+    return jnp.sum(corrupted.weights * read.nats.reshape(corrupted.weights.shape), axis=1)
 
 
 def _read_out(denoiser: Denoiser, corrupted: Corrupted, mask_id: int | None) -> tuple:

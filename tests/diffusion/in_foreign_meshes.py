@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mdlm_jax import as_denoiser, corrupted_loss, diffusion_loss, mlm_loss, nelbo, sample
+from mdlm_jax import as_denoiser, blocks, corrupted_loss, diffusion_loss, mlm_loss, nelbo, sample
 from mdlm_jax import strategies as s
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
@@ -35,6 +35,16 @@ PARAMS = bert.init(jax.random.key(0), CONFIG)
 
 def of_table(table):
     return as_denoiser(lambda tokens, t: table[jnp.roll(tokens, 1, axis=1)], MASK)
+
+
+def of_blocks(table):
+    """Of two tokens each: by what stands there, and by the clean token before the block."""
+
+    def logits(noisy, clean, t):
+        first = jnp.arange(L) // 2 * 2
+        return table[noisy] + table[jnp.where(first > 0, clean[:, first - 1], 0)]
+
+    return blocks.as_block_denoiser(logits, 2, MASK)
 
 
 def of_network(params):
@@ -65,6 +75,10 @@ LOSSES = {
             of_table(w), KEY, x, mask_id=MASK, rows=rows, paired=True
         ),
     ),
+    "blocks.loss": (
+        TABLE,
+        lambda w, x, rows, keys: blocks.loss(of_blocks(w), KEY, x, mask_id=MASK, rows=rows),
+    ),
     "autoregressive loss": (
         TABLE,
         lambda w, x, rows, keys: corrupted_loss(of_table(w), corrupt_causal(x, start_id=0)),
@@ -84,6 +98,16 @@ BY_ROW = {
     "enumerated_nelbo": (
         TABLE,
         lambda w, x, rows, keys: enumerated_nelbo(of_table(w), x, mask_id=MASK, longest=L),
+    ),
+    "blocks.nelbo": (
+        TABLE,
+        lambda w, x, rows, keys: blocks.nelbo(
+            of_blocks(w), None, x, mask_id=MASK, keys=keys, draws=4
+        ),
+    ),
+    "blocks.nelbo, all": (
+        TABLE,
+        lambda w, x, rows, keys: blocks.nelbo(of_blocks(w), None, x, mask_id=MASK, draws="all"),
     ),
     "at_rate": (
         TABLE,

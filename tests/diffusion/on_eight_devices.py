@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mdlm_jax import as_denoiser, corrupt, corrupted_loss, sample, strategies
+from mdlm_jax import as_denoiser, blocks, corrupt, corrupted_loss, sample, strategies
 
 LENGTH, VOCABULARY = 16, 32
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -24,6 +24,23 @@ def collectives(rows, paired):
         denoiser = as_denoiser(lambda tokens, t: table[tokens], mask_id=0)
         return corrupted_loss(denoiser, corrupted)[0]
 
+    return of_loss(loss, rows)
+
+
+def of_blocks(rows, size):
+    """The same of the loss over blocks."""
+
+    def loss(table, tokens):
+        def logits(noisy, clean, t):
+            return table[noisy] + table[jnp.roll(clean, size, axis=1)]
+
+        denoiser = blocks.as_block_denoiser(logits, size, mask_id=0)
+        return blocks.loss(denoiser, jax.random.key(0), tokens, mask_id=0)[0]
+
+    return of_loss(loss, rows)
+
+
+def of_loss(loss, rows):
     whole, split = (NamedSharding(MESH, PartitionSpec(*axes)) for axes in ((), ("data",)))
     step = jax.jit(jax.value_and_grad(loss), in_shardings=(whole, split), out_shardings=whole)
     table = jax.ShapeDtypeStruct((VOCABULARY, VOCABULARY), jnp.float32)
@@ -58,6 +75,7 @@ def sampling(strategy):
 
 if __name__ == "__main__":
     told = {"even": collectives(16, True), "odd": collectives(8, True)}
+    told["blocks"] = [of_blocks(8, size) for size in (1, 4)]  # a row a device
     told["exact_count"] = sampling(strategies.exact_count())
     told["confidence"] = sampling(strategies.confidence("margin"))
     told["remask"] = sampling(strategies.remask("cap", 0.2))

@@ -33,6 +33,10 @@ def test_pairs_over_two_devices_would_move_rows(collectives):
     assert {*collectives["odd"]} > {"all-reduce"}
 
 
+def test_blocks_of_a_row_stay_on_its_device(collectives):
+    assert collectives["blocks"] == [["all-reduce"]] * 2
+
+
 @pytest.mark.parametrize("strategy", ["exact_count", "confidence", "remask"])
 def test_the_sampler_moves_no_rows_and_writes_what_one_device_does(collectives, strategy):
     """Devices agree on whether anything is left to do, and on nothing else."""

@@ -27,7 +27,7 @@ Array = jax.Array
 
 
 class Corrupted(NamedTuple):
-    """A corrupted batch. Groups are single rows (G = B) or pairs of neighbours (G = B / 2).
+    """A corrupted batch. Groups are single rows (G = B), pairs of neighbours (G = B / 2), or more.
 
     Every leaf's leading axis runs along the rows, so a batch can be cut into microbatches.
 
@@ -240,6 +240,21 @@ def lay_out(tokens: Array, canvas: Array, masks: Masks, *, slots: int, paired: b
         targets=jnp.take_along_axis(tokens.reshape(batch // group, -1), positions, axis=1),
         weights=jnp.where(slot < count.sum(axis=1), weights, 0.0),
     )
+
+
+def laid_together(corrupted: Corrupted, count: int) -> Corrupted:
+    """The slots of `count` neighbouring groups as one group's, so that they are padded once.
+
+    Small groups need it: a reading of slots rounds their number up.
+    """
+    groups = corrupted.positions.shape[0]
+    span = corrupted.canvas.size // groups  # positions of a group
+    first = span * jnp.arange(count, dtype=jnp.int32)[None, :, None]  # of each group in the larger
+    positions = corrupted.positions.reshape(groups // count, count, -1) + first
+    joined = (
+        x.reshape(groups // count, -1) for x in (positions, corrupted.targets, corrupted.weights)
+    )
+    return Corrupted(corrupted.canvas, corrupted.t, corrupted.rate, *joined)
 
 
 def _uniform(key: Array | None, keys: Array | None, index: Array) -> Array:

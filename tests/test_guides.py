@@ -70,6 +70,9 @@ def test_blocks_that_count_are_the_law_of_counting(capsys):
     assert names["exact"].nats_per_token == pytest.approx(expected, rel=1e-5)
     assert names["loss"] == pytest.approx(expected, rel=1e-5)  # all tokens of a block cost the same
     assert "exact" in capsys.readouterr().out
+    written, steps = names["written"], np.diff(names["written"][:, 3:], axis=1) % 10
+    assert written[:, 0].tolist() == [3, 7] and written[1, 9] == 0
+    assert np.mean(steps == 1) > 0.8 and names["trace"].evaluations.tolist() == [15, 14]
 
 
 def test_steps_and_strategy_writes_two_tokens_a_step(capsys):

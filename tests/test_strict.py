@@ -110,6 +110,16 @@ def test_strategies(name):
     jax.eval_shape(lambda: write(lifted(TABLE), EVERY[name], blocks=2, end_id=1, trace=True))
 
 
+@pytest.mark.parametrize("strategy", ["exact_count", "path_planning"])
+def test_sampling_in_blocks(strategy):
+    jax.eval_shape(
+        lambda: blocks.sample(
+            of_blocks(TABLE), KEY, CANVAS, mask_id=MASK, steps=3, strategy=EVERY[strategy],
+            end_id=1, trace=True,
+        )
+    )  # fmt: skip
+
+
 def test_the_documented_defaults_of_sampling():
     keys = jax.random.split(KEY, 4)
     jax.eval_shape(lambda: sample(lifted(TABLE), None, CANVAS, mask_id=MASK, keys=keys))

@@ -115,12 +115,13 @@ def start(
     steps = _a_row("steps", steps, batch)
     blocks = _a_row("blocks", blocks, batch)
     _check_clock(steps, blocks)
-    steps = jnp.maximum(steps, blocks)  # where they are traced
     if end_id is None and pad_id is not None:
         raise ValueError("pad_id is for what follows end_id, which is not given")
     end = _a_row("end_id", -1 if end_id is None else end_id, batch)
     pad = end if pad_id is None else _a_row("pad_id", pad_id, batch)
     _check_ends(mask_id, end, pad)
+    steps = jnp.maximum(steps, blocks)  # where they are traced
+    blocks, end, pad = (jnp.asarray(x) for x in (blocks, end, pad))
 
     canvas = jnp.asarray(canvas, jnp.int32)
     maskable = jnp.ones(canvas.shape, bool) if maskable is None else maskable
@@ -329,8 +330,8 @@ def _of_rows(strategy: Strategy, batch: int) -> Strategy:
     return jax.tree.map(of_number, strategy)
 
 
-def _a_row(name: str, value: Any, batch: int) -> Array:
-    """The whole number of each row, i32[B]."""
+def _a_row(name: str, value: Any, batch: int) -> Any:
+    """The whole number of each row, i32[B]; in numpy if it is known, which it stays under `jit`."""
     if not isinstance(value, jax.Array | np.ndarray) or value.ndim == 0:
         checks.check_whole(name, value)
     elif not (jnp.shape(value) == (batch,) and jnp.issubdtype(value.dtype, jnp.integer)):
@@ -338,10 +339,13 @@ def _a_row(name: str, value: Any, batch: int) -> Array:
             f"{name} must be one whole number, or integers [{batch}], one a row, not "
             f"{value.dtype}{list(value.shape)}"
         )
+    seen = checks.known(value)
+    if seen is not None:
+        return np.broadcast_to(seen.astype(np.int32), (batch,))
     return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch,))
 
 
-def _check_clock(steps: Array, blocks: Array) -> None:
+def _check_clock(steps: Any, blocks: Any) -> None:
     seen_steps, seen = checks.known(steps), checks.known(blocks)
     if seen is not None and seen.min() < 1:
         raise ValueError(f"blocks is {seen.min()}, at least 1 is needed")
@@ -352,7 +356,7 @@ def _check_clock(steps: Array, blocks: Array) -> None:
     raise ValueError(f"steps is {seen_steps[row]}, at least {needed} needed")
 
 
-def _check_ends(mask_id: int, end_id: Array, pad_id: Array) -> None:
+def _check_ends(mask_id: int, end_id: Any, pad_id: Any) -> None:
     the_mask = checks.known(mask_id)
     for ids in (checks.known(end_id), checks.known(pad_id)):
         if the_mask is not None and ids is not None and np.any(ids == the_mask):

@@ -126,7 +126,7 @@ def remove_mask(logits: Array, mask_id: int | None) -> Array:
     return jnp.where(along_last(logits) == mask_id, -jnp.inf, logits)
 
 
-def check_mask(denoiser: Denoiser, mask_id: int | None) -> None:
+def check_mask(denoiser: Any, mask_id: int | None) -> None:
     """Raises: ValueError: the denoiser is known to fill another mask."""
     if denoiser.mask_id is None or mask_id is None:
         return

@@ -67,6 +67,13 @@ def written(strategy, **options):
     return write
 
 
+def written_in_blocks(table, tokens, rows, keys):
+    """As `written`, in blocks, until the end of text."""
+    canvas = jnp.where(jnp.arange(L)[None] % 2 == 0, MASK, tokens)
+    given = {"keys": keys, "mask_id": MASK, "steps": 2, "end_id": 3, "trace": True}
+    return blocks.sample(of_blocks(table), None, canvas, **given)
+
+
 # Of (weights, tokens, rows, keys): losses with their gradients, and what there is of each row.
 LOSSES = {
     "diffusion_loss": (
@@ -122,6 +129,7 @@ BY_ROW = {
     "bert, logits": (PARAMS, lambda w, x, rows, keys: bert.logits(w, CONFIG, x)),
     "sample, exact_count": (TABLE, written(s.exact_count(), blocks=2, end_id=3)),
     "sample, path_planning": (TABLE, written(s.path_planning())),
+    "blocks.sample": (TABLE, written_in_blocks),
 }
 
 

@@ -53,12 +53,24 @@ def kinds(compiled):
     return sorted(set(COLLECTIVE.findall(compiled.as_text())))
 
 
-def sampling(strategy):
-    """The collectives of the compiled sampler, and whether it writes what one device does."""
+def sampling(strategy, size=None):
+    """The collectives of the compiled sampler, and whether it writes what one device does.
+
+    With a size, of blocks.
+    """
     table = jax.random.normal(jax.random.key(1), (VOCABULARY, VOCABULARY))
     canvas = jnp.zeros((16, LENGTH), jnp.int32).at[:, ::5].set(7)
 
     def write(table, canvas):
+        if size is not None:
+
+            def logits(noisy, clean, t):
+                return table[jnp.roll(noisy, 1, axis=1)] + table[jnp.roll(clean, size, axis=1)]
+
+            return blocks.sample(
+                blocks.as_block_denoiser(logits, size, mask_id=0), jax.random.key(2), canvas,
+                mask_id=0, steps=2, strategy=strategy, chunk=3,
+            )  # fmt: skip
         denoiser = as_denoiser(lambda tokens, t: table[jnp.roll(tokens, 1, axis=1)], mask_id=0)
         return sample(
             denoiser, jax.random.key(2), canvas, mask_id=0, steps=5, strategy=strategy, chunk=3
@@ -79,4 +91,5 @@ if __name__ == "__main__":
     told["exact_count"] = sampling(strategies.exact_count())
     told["confidence"] = sampling(strategies.confidence("margin"))
     told["remask"] = sampling(strategies.remask("cap", 0.2))
+    told["in blocks"] = sampling(strategies.exact_count(), size=4)
     print(json.dumps(told))

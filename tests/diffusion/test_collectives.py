@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "on_eight_devices.py"
 
 
@@ -37,7 +39,7 @@ def test_blocks_of_a_row_stay_on_its_device(collectives):
     assert collectives["blocks"] == [["all-reduce"]] * 2
 
 
-@pytest.mark.parametrize("strategy", ["exact_count", "confidence", "remask"])
+@pytest.mark.parametrize("strategy", ["exact_count", "confidence", "remask", "in blocks"])
 def test_the_sampler_moves_no_rows_and_writes_what_one_device_does(collectives, strategy):
     """Devices agree on whether anything is left to do, and on nothing else."""
     assert collectives[strategy] == {"collectives": ["all-reduce"], "same": True}

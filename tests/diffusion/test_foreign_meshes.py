@@ -28,7 +28,7 @@ def told():
 
 
 def test_in_a_shard_map_that_checks_all_is_as_of_the_whole_batch(told):
-    assert len(told) == 13
+    assert len(told) == 14
     assert [name for name, of in told.items() if not of["same in shards"]] == []
 
 

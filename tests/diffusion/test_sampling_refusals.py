@@ -28,8 +28,15 @@ KEY = jax.random.key(0)
 )
 def test_bad_input_is_named(oracle, change, message):
     arguments = {"key": KEY, "canvas": jnp.full((2, L), MASK), "steps": 2} | change
-    with pytest.raises(ValueError, match=message):
-        sample(oracle.denoiser(), mask_id=MASK, strategy=strategies.exact_count(), **arguments)
+
+    def write():
+        return sample(
+            oracle.denoiser(), mask_id=MASK, strategy=strategies.exact_count(), **arguments
+        )
+
+    for run in (write, lambda: jax.eval_shape(write)):  # while it is traced, too
+        with pytest.raises(ValueError, match=message):
+            run()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ lies before a block is final, so a network computes it once and keeps it.
 | `as_rows` | given the clean text, blocks are the rows of an ordinary denoiser |
 | `objectives` | corruption of every block, and the loss |
 | `likelihoods` | the NELBO over blocks: drawn, or exact for small ones |
+| `generation` | the sampler: each block by a strategy, after a cache of those before it |
 """
 
 from mdlm_jax.diffusion.blocks.as_rows import given
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
+from mdlm_jax.diffusion.blocks.generation import sample
 from mdlm_jax.diffusion.blocks.lifting import as_block_denoiser
 from mdlm_jax.diffusion.blocks.likelihoods import nelbo
 from mdlm_jax.diffusion.blocks.objectives import CorruptedBlocks, corrupt, corrupted_loss, loss
@@ -32,4 +34,5 @@ __all__ = [
     "given",
     "loss",
     "nelbo",
+    "sample",
 ]

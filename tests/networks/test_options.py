@@ -218,13 +218,12 @@ def test_dropout_has_its_rate_and_is_drawn_anew_for_each_branch_and_layer(scan):
     params["attention"]["out"]["bias"] += 1
     params["mlp"]["down"]["bias"] += 10
     x = jnp.zeros((40, LENGTH, WIDTH))
-    stack = encoder.blocks(config, config.layers, None)
+    stack = encoder.blocks(config, config.layers, None, numbered=False)
 
     @jax.jit
     def run(key):
-        return stack.apply({"params": params}, x, None, (None, None), None, rngs={"dropout": key})[
-            0
-        ]
+        told = (None, (None, None), (), None)
+        return stack.apply({"params": params}, x, *told, rngs={"dropout": key})[0]
 
     out = np.asarray(run(jax.random.key(0)))
     kept = {"attention": out % 20 / 2, "mlp": out // 20}  # in how many of the two layers

@@ -4,6 +4,8 @@
 |---|---|
 | `config` | what an encoder is: sizes, and the choices that tell one transformer from another |
 | `bert` | BERT and its modern variants as functions of parameters |
+| `in_blocks` | BERT block by block: two streams at once, or one block after a cache |
+| `arguments` | checks of what a network is given |
 | `encoder` | a block, and the stack of blocks |
 | `layers` | dense layers, norms, embeddings, attention, MLP, head |
 | `attention` | who attends to whom, rotary positions, and the kernels |

@@ -4,13 +4,14 @@
     params = bert.init(jax.random.key(0), config)
     logits = bert.logits(params, config, tokens)  # the masked language model
     denoiser = bert.denoiser(params, config)  # the same, as objectives and samplers take it
+    blocks = bert.block_denoiser(params, config, 16)  # the same, from left to right in blocks of 16
 
 The parameters are a plain nested dict `{"encoder": ..., "head": ...}`. Those of the blocks are
 stacked on a leading axis.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm_jax.diffusion import checks
-from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, along_last, remove_mask
+from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
+from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, Readout, along_last, remove_mask
+from mdlm_jax.networks import arguments, in_blocks
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
 
 __all__ = [
     "Config",
+    "block_denoiser",
     "denoiser",
     "distance_to_head",
     "hidden_states",
@@ -160,7 +164,7 @@ def logits(
         "label": label,
         "positions": positions,
     }
-    _check_rows(config, tokens, t, **rows)
+    arguments.check_rows(config, tokens, t, **rows)
     encode, project = _halves(params, config, dropout_key, whole=True)
     return project(encode(tokens, t, **rows))[..., : config.vocab_size]
 
@@ -188,7 +192,7 @@ def hidden_states(
     **rows: Array | None,
 ) -> Array:
     """The encoder's output `[B, L, D]` in the config's type; arguments as in `logits`."""
-    _check_rows(config, tokens, t, **rows)
+    arguments.check_rows(config, tokens, t, **rows)
     encode, _ = _halves(params, config, dropout_key, whole=True)
     return encode(tokens, t, **rows)
 
@@ -222,15 +226,66 @@ def denoiser(
     encode_tokens, project = _halves(params, config, dropout_key, whole=whole)
 
     def encode(tokens: Array, t: Array) -> Hidden:
-        _check_rows(config, tokens, t, **rows)
+        arguments.check_rows(config, tokens, t, **rows)
         return Hidden(at=encode_tokens(tokens, t, **rows))
+
+    return Denoiser(encode, _readout(project, config), mask_id=config.mask_id)
+
+
+def block_denoiser(
+    params: PyTree,
+    config: Config,
+    block_size: int,
+    *,
+    valid: Array | None = None,
+    label: Array | None = None,
+    dropout_key: Array | None = None,
+    window: int | None = None,
+) -> BlockDenoiser:
+    """The network as a denoiser of blocks: each sees its noisy tokens and the clean ones before it.
+
+    (Arriola et al. 2025, BD3-LM.) It has the parameters of `denoiser`, and with one block a row it
+    is the same. All blocks at once are two streams in one pass, which cost about two passes of
+    `denoiser`. One block at a time keeps the keys and values of the text before it,
+    `[layers, B, room, heads, head_dim]` each, and costs what its own tokens and their context cost,
+    whatever the room. Both agree to rounding. `t` is not used.
+
+    `extend` and `advance` also take `where`, bool `[B]`: the rows that commit the tokens. For the
+    others nothing is committed, and `advance` encodes the noisy block after what they have. A row
+    that was given more than it has room for is NaN from there on.
+
+    Args:
+      params: from `init`.
+      config: of the parameters; 'full' attention, no time conditioning.
+      block_size: tokens of a block.
+      valid: bool `[B, L]` or i32 `[B]`, as in `logits`, in `encode`. A cache takes none.
+      label: i32 `[B]`, as in `logits`.
+      dropout_key: if given, dropout and class dropout are on.
+      window: how many tokens before its own a block sees, a multiple of the block size; by default
+        all. A cache keeps no more than these, so that with rotary positions a text may be of any
+        length: positions go on, and distances stay what they were.
+
+    Raises:
+      TypeError: a block size that is no whole number.
+      ValueError: a config, block size or window that does not fit, and where the functions are
+        called, arguments as in `logits`; a cache for more tokens than there are positions.
+    """
+    in_blocks.check(config, block_size, window)
+    drops = dropout_key is not None and config.dropout > 0
+    encode, project = _halves(params, config, dropout_key, whole=drops)
+    readout = _readout(project, config)
+    return in_blocks.build(encode, readout, config, block_size, window, valid, label)
+
+
+def _readout(project: Callable[[Any], Any], config: Config) -> Readout:
+    """Logits, `-inf` at the mask token and the padding of the vocabulary."""
 
     def readout(at: Array, row: PyTree) -> Array:
         del row
         out = remove_mask(project(at), config.mask_id)
         return jnp.where(along_last(out) < config.vocab_size, out, -jnp.inf)
 
-    return Denoiser(encode, readout, mask_id=config.mask_id)
+    return readout
 
 
 def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole: bool):
@@ -323,61 +378,3 @@ def _boxed_params(key: Array, config: Config) -> PyTree:
             "encoder": Encoder(config).init(encoder_key, tokens, t)["params"],
             "head": Head(config).init(head_key, x, table, table)["params"],
         }
-
-
-def _check_rows(
-    config,
-    tokens,
-    t,
-    valid=None,
-    segment_ids=None,
-    token_types=None,
-    label=None,
-    positions=None,
-) -> None:
-    if tokens.ndim != 2 or tokens.dtype != jnp.int32:
-        raise ValueError(f"tokens are {_describe(tokens)}: must be int32 [B, L]")
-    checks.check_not_explicit("tokens", tokens)
-    rows, length = tokens.shape
-    if length > config.max_length:
-        raise ValueError(f"tokens have length {length}: max_length is {config.max_length}")
-    if config.time_conditioning:
-        if t is None:
-            raise ValueError("t is None: a network with time_conditioning needs float [B]")
-        _check("t", t, (rows,), jnp.floating, "float")
-    if token_types is not None and not config.token_types:
-        raise ValueError("token_types given to a network with token_types=0: must be None")
-    if label is not None and not config.classes:
-        raise ValueError("label given to a network with classes=0: must be None")
-    if valid is not None and (valid.shape, valid.dtype) != ((rows,), jnp.int32):
-        _check("valid", valid, (rows, length), jnp.bool_, "bool", f", or int32 [{rows}]")
-    _check("segment_ids", segment_ids, (rows, length), jnp.int32, "int32")
-    _check("token_types", token_types, (rows, length), jnp.int32, "int32")
-    _check("positions", positions, (rows, length), jnp.int32, "int32")
-    _check("label", label, (rows,), jnp.int32, "int32")
-    _check_range("tokens", tokens, 0, config.vocab_size)
-    _check_range("label", label, -1, config.classes)
-    last = config.max_length if config.positions == "learned" else jnp.iinfo(jnp.int32).max
-    _check_range("positions", positions, 0, last)
-
-
-def _check(
-    name: str, value: Array | None, shape: tuple, kind, kind_name: str, others: str = ""
-) -> None:
-    if value is None:
-        return
-    if value.shape != shape or not jnp.issubdtype(value.dtype, kind):
-        accepted = f"{kind_name} {list(shape)}{others}"
-        raise ValueError(f"{name} is {_describe(value)}: must be {accepted}")
-
-
-def _check_range(name: str, value: Array | None, first: int, behind: int) -> None:
-    """Refuses values out of their range, which would read another row of a table."""
-    seen = None if value is None else checks.known(value)
-    if seen is not None and seen.size and (seen.min() < first or seen.max() >= behind):
-        wrong = seen.min() if seen.min() < first else seen.max()
-        raise ValueError(f"{name} holds {wrong}: must be from {first} to {behind - 1}")
-
-
-def _describe(value: Array) -> str:
-    return f"{value.dtype} {list(value.shape)}"

@@ -18,12 +18,27 @@ ACTIVATIONS = {
 
 
 def logits(
-    params, config, tokens, t=None, *, valid=None, segment_ids=None, token_types=None, label=None
+    params,
+    config,
+    tokens,
+    t=None,
+    *,
+    valid=None,
+    segment_ids=None,
+    token_types=None,
+    label=None,
+    places=None,
+    sees=None,
 ):
-    """f64[B, L, vocab_size], as `bert.logits` without dropout."""
+    """f64[B, L, vocab_size], as `bert.logits` without dropout.
+
+    Token i of a row stands at `places[i]`, and `sees`, bool[B, L, L], may say who sees whom.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     rows, length = tokens.shape
-    sees = who_sees_whom(config, rows, length, valid, segment_ids)
+    places = np.arange(length) if places is None else places
+    if sees is None:
+        sees = who_sees_whom(config, rows, length, valid, segment_ids)
     all_see = who_sees_whom(config, rows, length, valid, segment_ids, window=length)
     encoder, head = p["encoder"], p["head"]
 
@@ -40,7 +55,7 @@ def logits(
     table = encoder["embeddings"]["tokens"]
     x = table[np.asarray(tokens)] + extra[:, None]
     if config.positions == "learned":
-        x = x + encoder["embeddings"]["positions"][:length]
+        x = x + encoder["embeddings"]["positions"][places]
     if config.token_types:
         types = np.zeros((rows, length), int) if token_types is None else np.asarray(token_types)
         x = x + encoder["embeddings"]["token_types"][types]
@@ -49,9 +64,11 @@ def logits(
     for i in range(config.layers):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
         if config.global_every and i % config.global_every == 0:
-            x = add_branches(config, block, x, condition, all_see, i, config.global_rope_theta)
+            x = add_branches(
+                config, block, x, condition, all_see, i, places, config.global_rope_theta
+            )
         else:
-            x = add_branches(config, block, x, condition, sees, i, config.rope_theta)
+            x = add_branches(config, block, x, condition, sees, i, places, config.rope_theta)
     if config.norm_position == "pre":
         x = norm(config, encoder["final_norm"], x)
         if config.time_conditioning:
@@ -79,7 +96,7 @@ def who_sees_whom(config, rows, length, valid, segment_ids, window=None):
     return sees
 
 
-def add_branches(config, block, x, condition, sees, number, theta):
+def add_branches(config, block, x, condition, sees, number, places, theta):
     pre = config.norm_position == "pre"
     parts = 6 if pre else 4
     told = np.zeros((len(x), parts * config.width))
@@ -87,7 +104,7 @@ def add_branches(config, block, x, condition, sees, number, theta):
         told = linear(block["modulation"], condition)
     told = split(told, parts)
     branches = {
-        "attention": lambda h: attention(config, block["attention"], h, sees, theta),
+        "attention": lambda h: attention(config, block["attention"], h, sees, places, theta),
         "mlp": lambda h: mlp(config, block["mlp"], h),
     }
     for i, (name, branch) in enumerate(branches.items()):
@@ -103,7 +120,7 @@ def add_branches(config, block, x, condition, sees, number, theta):
     return x
 
 
-def attention(config, weights, x, sees, theta):
+def attention(config, weights, x, sees, places, theta):
     rows, length, _ = x.shape
     d = config.width // config.heads
     q, k, v = (
@@ -112,7 +129,7 @@ def attention(config, weights, x, sees, theta):
     if config.qk_norm:
         q, k = norm(config, weights["query_norm"], q), norm(config, weights["key_norm"], k)
     if config.positions == "rope":
-        q, k = rope(q, theta), rope(k, theta)
+        q, k = rope(q, places, theta), rope(k, places, theta)
     mixed = np.zeros_like(v)
     for head in range(config.heads):
         scores = q[:, :, head] @ k[:, :, head].transpose(0, 2, 1) / math.sqrt(d)
@@ -125,10 +142,10 @@ def attention(config, weights, x, sees, theta):
     return linear(weights["out"], mixed.reshape(rows, length, -1))
 
 
-def rope(x, theta):
+def rope(x, places, theta):
     """`x [B, L, H, d]`: pairs (i, i + d/2) as complex numbers, turned by position."""
     half = x.shape[-1] // 2
-    turn = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
+    turn = places[:, None] * theta ** (-np.arange(half) / half)
     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turn)[:, None]
     return np.concatenate([z.real, z.imag], axis=-1)
 

@@ -6,6 +6,8 @@
 | `masks` | which query sees which key |
 | `rope` | rotary positions |
 | `memory` | attention to keys and values of an earlier pass |
+| `streams` | attention of all blocks of a text at once, clean and noisy |
+| `cached` | attention of a block to a cache of what is before it |
 | `local` | local attention, block by block |
 | `cudnn` | the kernel for NVIDIA GPUs |
 | `splash` | the kernel for TPUs |

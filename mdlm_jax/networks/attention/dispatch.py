@@ -31,6 +31,44 @@ def fastest(platform: str, q: Array, *, lifted: bool = False) -> str:
     return "splash" if platform == "tpu" and not lifted else "xla"
 
 
+def backend_of(backend: str, q: Array, *, lifted: bool = False) -> str:
+    """The backend that a config names; for 'auto' the `fastest` on JAX's default devices."""
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
+    return fastest(jax.default_backend(), q, lifted=lifted) if backend == "auto" else backend
+
+
+def masked(q: Array, k: Array, v: Array, mask: Array, *, backend: str) -> Array:
+    """`attention` of any queries `[B, Q, H, d]` to any keys `[B, K, H, d]`, all of it computed.
+
+    Args:
+      q: queries.
+      k: keys; `v` alike.
+      mask: bool `[B, Q, K]` or `[1, Q, K]`, True where the query sees the key; each sees some.
+      backend: 'cudnn', or else 'xla' computes.
+    """
+    length = q.shape[1]
+    if backend == "cudnn":
+        # Its masks are of even lengths.
+        q, k, v = (_evened(x) for x in (q, k, v))
+        odd = [(0, 0), (0, q.shape[1] - mask.shape[1]), (0, k.shape[1] - mask.shape[2])]
+        mask = jnp.pad(mask, odd)
+    left = cudnn.refused(q) if backend == "cudnn" else ""
+    if left:
+        cudnn.say_once(left)
+    fits = backend == "cudnn" and not left
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own logits are wider than `q`
+        out = jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], implementation="cudnn" if fits else "xla"
+        )
+    return out[:, :length]
+
+
+def _evened(x: Array) -> Array:
+    """`[B, L, H, d]` with zeros at the end where L is odd."""
+    return jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) if x.shape[1] % 2 else x
+
+
 def attention(
     q: Array,
     k: Array,
@@ -61,10 +99,7 @@ def attention(
       ValueError: an unknown backend, or one that does not lift windows; a number of queries that
         differs from that of keys, with a mask other than 'full'.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r}: must be one of {list(BACKENDS)}")
-    if backend == "auto":
-        backend = fastest(jax.default_backend(), q, lifted=everywhere is not None)
+    backend = backend_of(backend, q, lifted=everywhere is not None)
     if q.shape[1] != k.shape[1]:
         return _of_few(q, k, v, mask, backend)
     if backend == "splash":

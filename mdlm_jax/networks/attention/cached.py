@@ -1,0 +1,166 @@
+"""Attention of a block to what was committed before it: a cache that grows from the left.
+
+Places of the cache are read in chunks of one shape, as many as the longest row has filled, and each
+chunk is merged into the softmax so far (Milakov and Gimelshein 2018, Online normalizer calculation
+for softmax). So the cost follows the context and not the room. A chunk without a place that a row
+sees leaves the row exactly as it was, so no row notices how long the others are.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdlm_jax.networks.attention.memory import Attend, Memory, write
+
+Array = jax.Array
+
+_CHUNK = 512
+
+
+class Cache(NamedTuple):
+    """Keys and values of a text's beginning, after normalisation and rotation.
+
+    Attributes:
+      keys: `[layers, B, room, H, d]`; what lies beyond a row's length is never used.
+      values: `[layers, B, room, H, d]`.
+      length: i32 `[B]`, tokens that were committed.
+    """
+
+    keys: Array
+    values: Array
+    length: Array
+
+
+def empty(
+    layers: int, rows: int, length: int, heads: int, head_dim: int, dtype: jnp.dtype
+) -> Cache:
+    """A cache without tokens; the room is the length, rounded up to whole chunks."""
+    chunk = min(_CHUNK, length)
+    shape = (layers, rows, -(-length // chunk) * chunk, heads, head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, jnp.int32))
+
+
+def ring(cache: Cache, window: int | None) -> int | None:
+    """The window, if new tokens take the places of those that left it; None if all have room."""
+    return window if window is not None and cache.keys.shape[2] >= window else None
+
+
+def overflows(cache: Cache, window: int | None) -> Array:
+    """bool `[B]`: rows with more tokens than the cache has room for."""
+    if ring(cache, window):
+        return jnp.zeros(cache.length.shape, bool)
+    return cache.length > cache.keys.shape[2]
+
+
+def commit(cache: Cache, own: Memory, window: int | None, where: Array | None = None) -> Cache:
+    """The cache with the next tokens of each row.
+
+    Args:
+      cache: of what is before them.
+      own: keys and values `[layers, B, w, H, d]`.
+      window: tokens that are kept, if not all.
+      where: bool `[B]`, the rows that get them; by default all.
+    """
+    rows, count = cache.length.shape[0], own.keys.shape[2]
+    places = cache.length[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+    if turn := ring(cache, window):
+        places %= turn
+    if where is not None:
+        places = jnp.where(where[:, None], places, cache.keys.shape[2])
+    added = jnp.full(rows, count) if where is None else jnp.where(where, count, 0)
+    kept = write(Memory(cache.keys, cache.values), own, places)
+    return Cache(*kept, cache.length + added.astype(jnp.int32))
+
+
+def after(cache: Cache, own: Array, starts: Array, window: int | None = None) -> Attend:
+    """Attention of the tokens that follow a cache, to it and to each other.
+
+    Args:
+      cache: it stays as it is.
+      own: bool `[B, w, w]` or `[1, w, w]`, which of the tokens sees which; each sees itself.
+      starts: i32 `[B, w]`, the position at which the block of each token begins.
+      window: how many tokens before `starts` a token sees; by default all.
+
+    Returns:
+      An `Attend` that keeps the tokens' keys and values as a `Memory` `[layers, B, w, H, d]`. Its
+      queries may be the first ones alone.
+    """
+    look = partial(_look_back, window=window)
+    return jax.tree_util.Partial(look, cache=cache, own=own, starts=starts)
+
+
+class _Softmax(NamedTuple):
+    """A softmax over the keys so far, and the mean of their values by it, before the division."""
+
+    peak: Array  # [B, H, Q], the greatest score
+    total: Array  # [B, H, Q], sum of exp(score - peak)
+    mixed: Array  # [B, H, Q, d], sum of exp(score - peak) value
+
+
+def _look_back(
+    q: Array,
+    k: Array,
+    v: Array,
+    number: Array,
+    *,
+    cache: Cache,
+    own: Array,
+    starts: Array,
+    window: int | None,
+) -> tuple[Array, Memory]:
+    asking, room = q.shape[1], cache.keys.shape[2]
+    own, starts = own[:, :asking], starts[:, :asking]
+    chunk = min(_CHUNK, room)
+
+    def look(i: Array | int, softmax: _Softmax) -> _Softmax:
+        first, shape = (number, 0, i * chunk, 0, 0), (1, *k.shape[:1], chunk, *k.shape[2:])
+        keys, values = (
+            jax.lax.dynamic_slice(x, first, shape)[0] for x in (cache.keys, cache.values)
+        )
+        places = (i * chunk + jnp.arange(chunk, dtype=jnp.int32))[None]  # [1, C]
+        length = cache.length[:, None]
+        positions, held = places, places < length
+        if turn := ring(cache, window):
+            # The last position that was written there.
+            positions = length - 1 - (length - 1 - places) % turn
+            held = (positions >= 0) & (places < turn)
+        seen = held[:, None]
+        if window is not None:
+            seen &= positions[:, None] >= starts[..., None] - window
+        # What was never written may be anything, and 0 times NaN is NaN.
+        values = jnp.where(held[..., None, None], values, 0)
+        return _merge(softmax, q, keys, values, seen)
+
+    # Each chunk in a loop of known length: the same program for any number of them.
+    counts = [2**i for i in range((room // chunk - 1).bit_length())] + [room // chunk]
+    filled = -(-jnp.minimum(cache.length.max(), room) // chunk)
+    few_enough = sum((filled > count).astype(jnp.int32) for count in counts[:-1])
+    loops = [partial(jax.lax.fori_loop, 0, count, look) for count in counts]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    shape = (q.shape[0], q.shape[2], asking)
+    nothing = _Softmax(
+        jnp.full(shape, -jnp.inf, wide),
+        jnp.zeros(shape, wide),
+        jnp.zeros((*shape, q.shape[3]), wide),
+    )
+    softmax = jax.lax.switch(few_enough, loops, _merge(nothing, q, k, v, own))
+    out = softmax.mixed / softmax.total[..., None]
+    return jnp.moveaxis(out, 1, 2).astype(q.dtype), Memory(k, v)
+
+
+def _merge(softmax: _Softmax, q: Array, k: Array, v: Array, seen: Array) -> _Softmax:
+    """The softmax with more keys. `seen` is bool `[B, Q, K]`; the first call's sees some each."""
+    wide = softmax.peak.dtype
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
+    scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    peak = jnp.maximum(softmax.peak, scores.max(axis=-1))
+    fades = jnp.exp(softmax.peak - peak)
+    weights = jnp.exp(scores - peak[..., None])
+    mixed = jnp.einsum("bhqk,bkhd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
+    return _Softmax(
+        peak,
+        softmax.total * fades + weights.sum(axis=-1),
+        softmax.mixed * fades[..., None] + mixed,
+    )

@@ -123,6 +123,7 @@ def blocks(config: Config, count: int, name: str, *, numbered: bool) -> nn.Modul
         in_axes=(nn.broadcast,) * 4 + (0,) * numbered,
         length=count,
         unroll=1 if config.scan else count,
+        check_constancy_invariants=False,  # or it traces each block twice
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return stack(config, name=name)

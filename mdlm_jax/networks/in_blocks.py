@@ -102,7 +102,9 @@ def build(
         both = jnp.concatenate([noisy, tokens], axis=1)
         x, own = after(cache, both, *_in_pairs(cache, size, commits), asking=size)
         own = jax.tree.map(lambda leaf: leaf[:, :, size:], own)
-        cache = cached.commit(cache, own, window, where)
+        # A row that is lost commits nothing. So nothing is written before the last layer has read,
+        # and the cache is written in place; a barrier would not be kept by all of XLA's passes.
+        cache = cached.commit(cache, own, window, commits & ~jnp.isnan(x).any(axis=(1, 2)))
         return cache, Hidden(at=_or_nan(x, cached.overflows(cache, window)))
 
     def check_block(cache: Cache, name: str, tokens: Array) -> None:

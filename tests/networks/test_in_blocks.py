@@ -6,9 +6,11 @@ the noisy and the clean text from it.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -355,3 +357,173 @@ def test_a_row_that_its_cache_has_no_room_for_is_lost_and_the_others_are_not():
     out = of.encode_block(cache, of.block(NOISY, 0), T[:, 0])
     assert np.isnan(out[0, :, MASK + 1 :]).all()
     np.testing.assert_allclose(out[1], of.block(expected_of("modern"), 0)[1], atol=2e-5)
+
+
+# Windows
+
+LONG_TEXT = 21  # longer than any text that the network was made for
+
+
+@pytest.mark.parametrize("window", [6, 9])  # less and more than the cache's chunks of 4 hold
+def test_a_window_of_the_cache_goes_on_past_the_longest_text(window):
+    config = dataclasses.replace(CONFIGS["modern"], max_length=8)
+    noisy, clean = np.random.default_rng(3).integers(
+        0, config.vocab_size, (2, ROWS, LONG_TEXT), dtype=np.int32
+    )
+    want = expected(params_of(config), config, noisy, clean, window=window)
+    everything = expected(params_of(config), config, noisy, clean)
+    felt = want[..., MASK + 1 :] - everything[..., MASK + 1 :]
+    assert np.abs(felt).max() > 0.1
+    of = Functions(params_of(config), config, window=window)
+    out = of.encode(noisy, clean, np.ones((ROWS, LONG_TEXT // SIZE), np.float32))
+    np.testing.assert_allclose(out, want, atol=2e-5)
+    assert of.start(ROWS, 10**9).keys.shape[2] < window + 4  # the room is the window's
+    np.testing.assert_allclose(of.one_by_one(noisy, clean, room=10**9), want, atol=2e-5)
+    cache = of.start(ROWS, LONG_TEXT)
+    for i in range(LONG_TEXT // SIZE - 1):
+        cache, out = of.advance(cache, of.block(clean, i), of.block(noisy, i + 1), T[:, 0])
+        np.testing.assert_allclose(out, of.block(want, i + 1), atol=2e-5)
+
+
+def test_in_a_window_too_rows_have_lengths_of_their_own_and_stale_places_are_not_seen():
+    config = dataclasses.replace(CONFIGS["modern"], max_length=8)
+    of = Functions(params_of(config), config, window=6)
+    cache, ahead = of.start(ROWS, LENGTH), jnp.array([True, False])
+    poison = jax.tree.map(lambda x: x.at[:, 1].set(jnp.nan), cache[:2])
+    cache = cached.Cache(*poison, cache.length)
+    for i in range(COUNT - 1):
+        cache = of.extend(cache, of.block(CLEAN, i), ahead)
+    out = of.encode_block(cache, of.block(NOISY, COUNT - 1), T[:, 0])
+    want = expected(params_of(config), config, window=6)
+    np.testing.assert_allclose(out[0], of.block(want, COUNT - 1)[0], atol=2e-5)
+    first = of.encode_block(of.start(ROWS, LENGTH), of.block(NOISY, COUNT - 1), T[:, 0])
+    np.testing.assert_array_equal(out[1], first[1])
+
+
+# Cost
+
+
+def in_program(jaxpr):
+    """Every equation of a program, those of its loops and branches among them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from in_program(inner)
+
+
+def test_no_step_but_the_write_touches_the_whole_room():
+    config, room = CONFIGS["modern"], 4 * 1024
+    denoiser = bert.block_denoiser(
+        params_of(config), dataclasses.replace(config, max_length=room), SIZE
+    )
+    cache, block = denoiser.start(ROWS, room), NOISY[:, :SIZE]
+
+    def of_the_room(fn, *args):
+        made = [
+            (equation.primitive.name, out.aval.shape)
+            for equation in in_program(jax.make_jaxpr(fn)(*args).jaxpr)
+            for out in equation.outvars
+        ]
+        assert len(made) > 100
+        return {name for name, shape in made if room in shape}
+
+    assert not of_the_room(denoiser.encode_block, cache, block, T[:, 0])
+    assert of_the_room(denoiser.advance, cache, block, block, T[:, 0]) <= {"scatter", "jit"}
+
+
+@pytest.mark.parametrize("name", ["extend", "advance"])
+def test_a_cache_that_is_handed_over_is_written_in_place(name):
+    room = 4 * 1024
+    denoiser = build(dataclasses.replace(MODERN, max_length=room))
+    cache, block = denoiser.start(ROWS, room), NOISY[:, :SIZE]
+    args = {"extend": (cache, block), "advance": (cache, block, block, T[:, 0])}[name]
+    program = jax.jit(getattr(denoiser, name), donate_argnums=0).lower(*args).compile()
+    copies = [line for line in program.as_text().splitlines() if re.search(r"= \S+ copy\(", line)]
+    assert not [line for line in copies if f",{room}," in line]
+
+
+@pytest.mark.parametrize("room", [16, 64])
+def test_chunks_are_read_as_far_as_the_longest_row_reaches(room, monkeypatch):
+    config = dataclasses.replace(CONFIGS["modern"], max_length=room)
+    denoiser = bert.block_denoiser(params_of(config), config, SIZE)
+    read, merge = [], cached._merge
+
+    def counted(softmax, q, k, v, seen):
+        jax.debug.callback(lambda _: read.append(k.shape[1]), q.sum() + k.sum())
+        return merge(softmax, q, k, v, seen)
+
+    monkeypatch.setattr(cached, "_merge", counted)
+    program = jax.jit(denoiser.encode_block)
+    for longest, chunks in [(0, 1), (4, 1), (5, 2), (8, 2), (9, 4), (16, 4)]:
+        cache = denoiser.start(ROWS, room)._replace(length=jnp.int32([longest, 0]))
+        jax.block_until_ready(program(cache, NOISY[:, :SIZE], T[:, 0]))
+        jax.effects_barrier()
+        assert sorted(read) == sorted(config.layers * [SIZE, *chunks * [4]])
+        read.clear()
+
+
+# What does not fit
+
+
+def build(config=MODERN, size=SIZE, **options):
+    return bert.block_denoiser(params_of(config), config, size, **options)
+
+
+def changed(**changes):
+    return dataclasses.replace(CONFIGS["post"], **changes)
+
+
+BAD = {
+    "causal": (lambda: build(changed(attention="causal")), "attention='causal': must be 'full'"),
+    "local": (lambda: build(changed(attention="local", window=2)), "attention='local': must be"),
+    "time": (lambda: build(changed(time_conditioning=True)), "time_conditioning=True: must be"),
+    "size": (lambda: build(size=0), "block_size is 0, at least 1"),
+    "window": (lambda: build(window=4), "window is 4: must be a multiple of block_size=3"),
+    "no window": (lambda: build(window=0), "window is 0: must be a multiple of block_size=3"),
+    "length": (
+        lambda: build(size=5).encode(NOISY, CLEAN, T),
+        "noisy has rows of 12 tokens, which blocks of 5 do not divide",
+    ),
+    "too long": (
+        lambda: build(changed(max_length=9), window=3).encode(NOISY, CLEAN, T),
+        "noisy tokens have length 12: max_length is 9",
+    ),
+    "clean": (
+        lambda: build().encode(NOISY, CLEAN[:, :9], T),
+        "clean is int32 [2, 9]: must be int32 [2, 12]",
+    ),
+    "label": (lambda: build(label=LABEL).encode(NOISY, CLEAN, T), "label given to a network with"),
+    "room": (lambda: build().start(2, 13), "a cache for 13 tokens: max_length is 12, or more with"),
+    "room of learned": (
+        lambda: build(changed(), window=3).start(2, 13),
+        "a cache for 13 tokens: max_length is 12",
+    ),
+    "padding": (
+        lambda: build(valid=jnp.int32([3, 4])).start(2, 12),
+        "valid given to a network with a cache: must be None",
+    ),
+    "block": (
+        lambda: build().encode_block(build().start(2, 12), NOISY, T[:, 0]),
+        "noisy is int32 [2, 12]: must be int32 [2, 3]",
+    ),
+    "rows": (
+        lambda: build().extend(build().start(3, 12), NOISY[:, :3]),
+        "tokens is int32 [2, 3]: must be int32 [3, 3]",
+    ),
+    "where": (
+        lambda: build().extend(build().start(2, 12), NOISY[:, :3], jnp.ones(2)),
+        "where is float32 [2]: must be bool [2]",
+    ),
+    "tokens": (
+        lambda: build().extend(build().start(2, 12), NOISY[:, :3] + 13),
+        "must be from 0 to 12",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_is_refused_in_one_line(name):
+    run, told = BAD[name]
+    with pytest.raises(ValueError, match=re.escape(told)) as error:
+        run()
+    assert "\n" not in str(error.value)

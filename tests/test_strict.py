@@ -193,6 +193,26 @@ def test_networks(name):
         )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_networks_in_blocks(dtype, window):
+    config = dataclasses.replace(tiny.BASE, classes=3, positions="rope", dtype=dtype)
+    params, options = tiny.params_of(config), {"label": TOKENS[:, 0], "window": window}
+    for valid in (None, jnp.full(4, 5)):
+
+        def loss(params, valid=valid):
+            denoiser = bert.block_denoiser(params, config, 2, valid=valid, **options)
+            return blocks.loss(denoiser, KEY, TOKENS, mask_id=tiny.MASK)[0]
+
+        jax.eval_shape(jax.grad(loss), params)
+    denoiser = bert.block_denoiser(params, config, 2, **options)
+    canvas = jnp.full((4, 8), tiny.MASK)
+    jax.eval_shape(lambda: blocks.sample(denoiser, KEY, canvas, mask_id=tiny.MASK, steps=3))
+    cache, block, where = denoiser.start(4, 8), TOKENS[:, :2], jnp.ones(4, bool)
+    jax.eval_shape(lambda: denoiser.extend(cache, block, where))
+    jax.eval_shape(lambda: denoiser.advance(cache, block, block, jnp.ones(4), where))
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_training_step(accumulation):
     optimizer, schedule = toy.optimizer()

@@ -17,7 +17,7 @@ import pytest
 from networks import reference
 from networks.tiny import BASE, MASK, params_of
 
-from mdlm_jax import interop
+from mdlm_jax import blocks, interop
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import Attend, cached
 
@@ -324,14 +324,15 @@ def test_rows_of_different_lengths():
     assert done.tolist() == [3, 2]
 
 
-def test_stale_places_and_other_rows_change_nothing():
-    of = functions_of("modern")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stale_places_and_other_rows_change_nothing(dtype):
+    of = Functions(params_of(MODERN), dataclasses.replace(MODERN, dtype=dtype))
     short, *_, long = of.committed(CLEAN)
     short = of.extend(short, of.block(CLEAN, 0))
     noisy, t = of.block(NOISY, 1), T[:, 0]
     out = of.encode_block(short, noisy, t)
     beyond = np.arange(short.keys.shape[2]) >= SIZE
-    poison = jnp.where(beyond[None, None, :, None, None], jnp.nan, 0)
+    poison = jnp.where(beyond[None, None, :, None, None], jnp.nan, 0).astype(dtype)
     poisoned = short._replace(keys=short.keys + poison, values=short.values + poison)
     np.testing.assert_array_equal(of.encode_block(poisoned, noisy, t), out)
     after, out_of_both = of.advance(poisoned, of.block(CLEAN, 1), of.block(NOISY, 2), t)
@@ -527,3 +528,53 @@ def test_what_does_not_fit_is_refused_in_one_line(name):
     with pytest.raises(ValueError, match=re.escape(told)) as error:
         run()
     assert "\n" not in str(error.value)
+
+
+# Losses and samplers
+
+
+def without_a_cache(params, config):
+    """The same law as a function of both texts, all of it computed for every block."""
+    denoiser = bert.block_denoiser(params, config, SIZE)
+
+    def fn(noisy, clean, t):
+        return denoiser.readout(denoiser.encode(noisy, clean, t).at, ())
+
+    return blocks.as_block_denoiser(fn, SIZE, MASK)
+
+
+def test_what_is_written_with_a_cache_is_what_is_written_without():
+    config, key = CONFIGS["modern"], jax.random.key(4)
+    canvas = np.where(np.arange(LENGTH) % 5 == 1, CLEAN, MASK)  # given tokens in every block
+
+    @jax.jit
+    def write(params):
+        return [
+            blocks.sample(denoiser, key, canvas, mask_id=MASK, steps=2)
+            for denoiser in (
+                bert.block_denoiser(params, config, SIZE),
+                without_a_cache(params, config),
+            )
+        ]
+
+    written, other = write(params_of(config))
+    assert not (written == MASK).any()
+    np.testing.assert_array_equal(written, other)
+
+
+def test_a_loss_of_blocks_reads_out_what_it_needs():
+    config, key = CONFIGS["post"], jax.random.key(5)
+
+    @jax.jit
+    def both(params):
+        return [
+            blocks.loss(denoiser, key, CLEAN % MASK, mask_id=MASK)[0]
+            for denoiser in (
+                bert.block_denoiser(params, config, SIZE),
+                without_a_cache(params, config),
+            )
+        ]
+
+    loss, other = both(params_of(config))
+    np.testing.assert_allclose(loss, other, rtol=1e-5)
+    assert 1 < loss < 10

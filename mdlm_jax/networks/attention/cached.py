@@ -92,7 +92,7 @@ def after(cache: Cache, own: Array, starts: Array, window: int | None = None) ->
 
 
 class _Softmax(NamedTuple):
-    """A softmax over the keys so far, and the mean of their values by it, before the division."""
+    """A softmax over the keys so far, and their values mixed by it, before the division; f32."""
 
     peak: Array  # [B, H, Q], the greatest score
     total: Array  # [B, H, Q], sum of exp(score - peak)
@@ -136,29 +136,28 @@ def _look_back(
     # Each chunk in a loop of known length: the same program for any number of them.
     counts = [2**i for i in range((room // chunk - 1).bit_length())] + [room // chunk]
     filled = -(-jnp.minimum(cache.length.max(), room) // chunk)
-    few_enough = sum((filled > count).astype(jnp.int32) for count in counts[:-1])
+    which = sum((filled > count).astype(jnp.int32) for count in counts[:-1])
     loops = [partial(jax.lax.fori_loop, 0, count, look) for count in counts]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     shape = (q.shape[0], q.shape[2], asking)
     nothing = _Softmax(
-        jnp.full(shape, -jnp.inf, wide),
-        jnp.zeros(shape, wide),
-        jnp.zeros((*shape, q.shape[3]), wide),
+        jnp.full(shape, -jnp.inf, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, q.shape[3]), jnp.float32),
     )
-    softmax = jax.lax.switch(few_enough, loops, _merge(nothing, q, k, v, own))
+    softmax = jax.lax.switch(which, loops, _merge(nothing, q, k, v, own))
     out = softmax.mixed / softmax.total[..., None]
     return jnp.moveaxis(out, 1, 2).astype(q.dtype), Memory(k, v)
 
 
 def _merge(softmax: _Softmax, q: Array, k: Array, v: Array, seen: Array) -> _Softmax:
     """The softmax with more keys. `seen` is bool `[B, Q, K]`; the first call's sees some each."""
-    wide = softmax.peak.dtype
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
-    scores = jnp.where(seen[:, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    scores = jnp.where(seen[:, None], scores, -jnp.inf)
     peak = jnp.maximum(softmax.peak, scores.max(axis=-1))
     fades = jnp.exp(softmax.peak - peak)
     weights = jnp.exp(scores - peak[..., None])
-    mixed = jnp.einsum("bhqk,bkhd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
+    mixed = product("bhqk,bkhd->bhqd", weights.astype(v.dtype), v)
     return _Softmax(
         peak,
         softmax.total * fades + weights.sum(axis=-1),

@@ -6,7 +6,10 @@ the noisy and the clean text from it.
 
 import dataclasses
 import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -269,6 +272,17 @@ def test_gradients_are_those_of_one_dense_stream(changes):
     gradients = gradient(of_streams), gradient(dense)
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(gradients[1]["encoder"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *gradients)
+
+
+@pytest.mark.parametrize("name", ["post", "modern"])
+def test_with_dropout_the_last_block_is_not_apart_and_computes_the_same(name):
+    rate = 1e-9  # keeps everything, by a program that could drop
+    config = dataclasses.replace(CONFIGS[name], dropout=rate)
+    of = Functions(params_of(config), config, dropout_key=jax.random.key(6))
+    np.testing.assert_allclose(of.encode(NOISY, CLEAN, T), expected_of(name), atol=2e-5)
+    tokens, noisy = of.block(CLEAN, 0), of.block(NOISY, 1)
+    _, out = of.advance(of.start(ROWS, LENGTH), tokens, noisy, T[:, 0])
+    np.testing.assert_allclose(out, of.block(expected_of(name), 1), atol=2e-5)
 
 
 # Padding
@@ -578,3 +592,14 @@ def test_a_loss_of_blocks_reads_out_what_it_needs():
     loss, other = both(params_of(config))
     np.testing.assert_allclose(loss, other, rtol=1e-5)
     assert 1 < loss < 10
+
+
+@pytest.mark.slow
+def test_rows_lie_on_a_mesh():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    script = Path(__file__).parent / "blocks_on_four_devices.py"
+    done = subprocess.run(
+        [sys.executable, script], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["mesh", "shard_map"]

@@ -60,7 +60,9 @@ def over(memory: Memory, places: Array, valid: Array | None = None, *, backend: 
 def write(memory: Memory, own: Memory, places: Array) -> Memory:
     """The memory with own keys and values `[layers, B, w, H, d]` at places `i32[B, w]`.
 
-    What stands at a place from M on is dropped.
+    What stands at a place from M on is dropped. XLA writes in place, in a loop that carries the
+    memory or with a donated one, if what is written depends on everything that was read; else it
+    may write before the last layer has read, and copies the whole memory first.
     """
     return jax.tree.map(lambda kept, new: _put(kept, new, places), memory, own)
 

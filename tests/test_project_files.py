@@ -27,7 +27,7 @@ def test_the_changelog_names_every_module_that_moved():
     for names, home in rows:
         for name in re.findall(r"`(?:mdlm_jax\.)?(\w+)`", names):
             said[name] = home.replace("*", name)
-    assert said == moved.HOMES
+    assert said == {k: v for k, v in moved.HOMES.items() if k not in moved.MATHEMATICS}
 
 
 def test_the_workflow_runs_the_check_under_every_python_that_is_declared():

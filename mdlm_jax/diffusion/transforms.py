@@ -6,7 +6,8 @@
 drawn from and keep the model's own logits, by which strategies choose positions. So `guide` and
 `within` come first. Each transform keeps the split in two halves, so only the positions that are
 read out are transformed. They are applied from the inside out, as functions are. A strength is one
-number, or `[B]`, one a row. It may be traced: another temperature does not recompile.
+number, or `[B]`, one a row. It may be traced: another temperature does not recompile. The
+transforms that only shape (temperature, nuclei, `forbid`) take a `BlockDenoiser` too.
 
 A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. Tokens that
 `top_k`, `top_p` and `min_p` cut off are not removed but set far below the rest. Their probability
@@ -164,6 +165,7 @@ def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
         lambda v: (v > 0) & (v < np.inf),
         "positive and finite",
     )
+    _require_rows("repetition_penalty", denoiser)
     return Denoiser(
         Bound(_encode_with_standing, (denoiser, penalty)),
         Bound(_read_inner, (denoiser.readout,)),
@@ -209,6 +211,7 @@ def guide(
       ValueError: if either is already shaped, or they are known to fill different masks.
     """
     for name, one in (("conditional", conditional), ("unconditional", unconditional)):
+        _require_rows("guide", one)
         if one.shape is not unshaped:
             raise ValueError(
                 f"guide: the {name} is shaped already (by temperature, top_p or the like): "
@@ -263,6 +266,7 @@ def within(denoiser: Denoiser, first: Array, behind: Array) -> Denoiser:
     Raises:
       ValueError: if the denoiser is already shaped.
     """
+    _require_rows("within", denoiser)
     if denoiser.shape is not unshaped:
         raise ValueError("within: the denoiser is shaped already: shape after it")
     return denoiser._replace(
@@ -296,27 +300,39 @@ def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: An
     """
     if not jnp.ndim(value):
         return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
-    return Denoiser(
-        Bound(_encode_with_value, (denoiser, value)),
-        Bound(_read_inner, (denoiser.readout,)),
-        Bound(_change_a_row, (denoiser.shape, change)),
-        denoiser.mask_id,
+    encoders: dict[str, Any] = {
+        name: Bound(_encode_with_value, (getattr(denoiser, name), value))
+        for name in ("encode", "encode_block")
+        if hasattr(denoiser, name)
+    }
+    advance = getattr(denoiser, "advance", None)
+    if advance is not None:
+        encoders["advance"] = Bound(_advance_with_value, (advance, value))
+    return denoiser._replace(
+        **encoders,
+        readout=Bound(_read_inner, (denoiser.readout,)),
+        shape=Bound(_change_a_row, (denoiser.shape, change)),
     )
 
 
-def _encode_with_value(denoiser: Denoiser, value: Array, tokens: Array, t: Array) -> Hidden:
-    hidden = denoiser.encode(tokens, t)
-    return Hidden(hidden.at, (hidden.row, _a_row(value, t)))
+def _encode_with_value(encode: Callable[..., Hidden], value: Array, *arguments: Array) -> Hidden:
+    hidden = encode(*arguments)
+    return Hidden(hidden.at, (hidden.row, _a_row(value, arguments[-1])))
+
+
+def _advance_with_value(advance: Callable, value: Array, *arguments: Any) -> tuple[PyTree, Hidden]:
+    cache, hidden = advance(*arguments)
+    return cache, Hidden(hidden.at, (hidden.row, _a_row(value, arguments[3])))
 
 
 def _a_row(value: float | Array, t: Array) -> Array:
-    """The value of each row, `[B]`."""
-    if jnp.ndim(value) and jnp.shape(value) != t.shape:
+    """The value of each row, `[B]`, of a batch whose times `t [B, ...]` lead with the rows."""
+    rows = t.shape[:1]
+    if jnp.ndim(value) and jnp.shape(value) != rows:
         raise ValueError(
-            f"a strength has shape {jnp.shape(value)}: it must be one number, or one a row, "
-            f"{t.shape}"
+            f"a strength has shape {jnp.shape(value)}: it must be one number, or one a row, {rows}"
         )
-    return jnp.broadcast_to(jnp.asarray(value), t.shape)
+    return jnp.broadcast_to(jnp.asarray(value), rows)
 
 
 def _read_inner(inner: Readout, at: PyTree, row: PyTree) -> Array:
@@ -343,6 +359,11 @@ def _any(conditions: Iterable[Array]) -> Array:
 def _is_hopeless(logits: Array) -> Array:
     """Whether each logit is removed, or a thousand nats below the best."""
     return logits < logits.max(axis=-1, keepdims=True) - 1e3
+
+
+def _require_rows(transform: str, denoiser: Any) -> None:
+    if hasattr(denoiser, "encode_block"):
+        raise TypeError(f"{transform}: it takes a Denoiser of whole rows, not a BlockDenoiser")
 
 
 def _require(transform, name, value, within, accepted) -> None:

@@ -1,5 +1,7 @@
 """The sampler of blocks: its law, what it costs, what it keeps, and when it stops."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from oracle import MASK, STRINGS, L, V, chi_square_p
 
 from mdlm_jax import Denoiser, blocks, sample, strategies, transforms
 from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion.blocks.generation import advance
 
 KEY = jax.random.key(0)
 TABLE = any_conditionals()  # of no joint: the law depends on the block size
@@ -286,6 +289,33 @@ def test_tokens_are_drawn_from_the_shaped_law():
     one, other = run(KEY), run(jax.random.key(1))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(one[0], one[1])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_temperature_a_row_is_that_temperature_in_the_row(fused):
+    plain = of_any_width(2)
+    if fused:
+        plain = plain._replace(advance=partial(advance, plain))
+    run = jax.jit(
+        lambda value: blocks.sample(
+            transforms.temperature(plain, value), KEY, jnp.full((3, 8), MASK), mask_id=MASK, steps=2
+        )
+    )
+    values = [0.0, 1.0, 3.0]
+    alone = [run(jnp.full(3, value))[row] for row, value in enumerate(values)]
+    np.testing.assert_array_equal(run(jnp.array(values)), alone)
+    assert not np.array_equal(alone, run(jnp.zeros(3)))
+
+
+def test_what_sees_the_whole_row_refuses_blocks():
+    plain = of_any_width(2)
+    for of_blocks in (
+        lambda: transforms.guide(plain, plain, 2.0),
+        lambda: transforms.within(plain, 0, 2),
+        lambda: transforms.repetition_penalty(plain, 2.0),
+    ):
+        with pytest.raises(TypeError, match="takes a Denoiser of whole rows, not a BlockDenoiser"):
+            of_blocks()
 
 
 def test_parts_have_the_noise_of_their_rows_or_keys():

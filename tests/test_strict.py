@@ -221,3 +221,17 @@ def test_a_training_step(accumulation):
         prepare=toy.prepare, schedule=schedule,
     )  # fmt: skip
     jax.eval_shape(step, toy.init_state(toy.params(), optimizer), toy.batch(0))
+
+
+@pytest.mark.parametrize("kind", ["dual", "vicinity"])
+def test_the_encoder_with_a_cache(kind):
+    encoder = dataclasses.replace(tiny.BASE, dtype="bfloat16")
+    params = tiny.params_of(encoder)
+    canvas = CANVAS.at[:, 2:].set(tiny.MASK)
+
+    def drawn(refresh):
+        around = {"around": 2} if kind == "vicinity" else {}
+        cached = bert.cached_denoiser(params, encoder, kind, 3, refresh, **around)
+        return sample(cached, KEY, canvas, mask_id=tiny.MASK, steps=4, blocks=2)
+
+    jax.eval_shape(drawn, jnp.int32(2))

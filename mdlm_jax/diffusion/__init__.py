@@ -11,6 +11,7 @@
 | `enumeration` | the NELBO of few tokens, exactly |
 | `sampling` | denoiser x canvas -> tokens |
 | `clocks` | rows on their way from masks to text, each with its own clock |
+| `caching` | a denoiser that remembers, and when it looks again |
 | `strategies` | which positions a sampler writes, and when |
 | `blocks` | blocks from left to right, and masked diffusion within each |
 | `transforms` | denoiser -> denoiser |

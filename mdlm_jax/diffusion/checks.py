@@ -24,6 +24,8 @@ def check_denoiser(value: Any, name: str = "denoiser") -> None:
             f"{name} is a BlockDenoiser: the functions in mdlm_jax.blocks take it, "
             "blocks.loss, blocks.nelbo, blocks.sample"
         )
+    if hasattr(value, "start"):
+        raise TypeError(f"{name} is a CachedDenoiser: sample takes it, and sampling.step_with")
     if callable(getattr(value, "encode", None)) and callable(getattr(value, "readout", None)):
         return
     what = _called(value) if callable(value) else _described(value)

@@ -130,7 +130,7 @@ def start(
         wanted &= fill
     state = SamplingState(
         canvas=canvas,
-        block_of=_blocks(wanted, blocks),
+        block_of=blocks_of(wanted, blocks),
         maskable=maskable,
         keys=keys,
         index=jnp.zeros(batch, jnp.int32),
@@ -270,6 +270,13 @@ def turned(state: SamplingState, mask_id: int) -> SamplingState:
     return jax.lax.cond(over.any(), lambda: shards.alike(turn(state), state), lambda: state)
 
 
+def blocks_of(wanted: Array, blocks: Array) -> Array:
+    """i32[B, L]: which of the row's blocks i32[B] a wanted position is in; -1 where it is not."""
+    place = jnp.cumsum(wanted, axis=1, dtype=jnp.int32) - 1
+    count = jnp.maximum(wanted.sum(axis=1, keepdims=True, dtype=jnp.int32), 1)
+    return jnp.where(wanted, place * blocks[:, None] // count, -1)
+
+
 def choose(rows: Array, new: PyTree, old: PyTree) -> PyTree:
     """Leaf by leaf the new in the marked rows, the old in the others; `rows bool[B]`."""
 
@@ -298,13 +305,6 @@ def _begun(state: SamplingState, mask_id: int) -> PyTree:
 
 def _first(block: Array, state: SamplingState) -> Array:
     return state.steps * block // state.blocks
-
-
-def _blocks(wanted: Array, blocks: Array) -> Array:
-    """Which block each wanted position is in, by its place among the row's; -1 elsewhere."""
-    place = jnp.cumsum(wanted, axis=1, dtype=jnp.int32) - 1
-    count = jnp.maximum(wanted.sum(axis=1, keepdims=True, dtype=jnp.int32), 1)
-    return jnp.where(wanted, place * blocks[:, None] // count, -1)
 
 
 def _behind_the_end(state: SamplingState) -> Array:

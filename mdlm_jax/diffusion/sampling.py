@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mdlm_jax.diffusion import checks, clocks, noise, shards
+from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.diffusion.clocks import SamplingState, finished, insert, start
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, check_mask
 from mdlm_jax.diffusion.reading.readouts import Candidates, draw_tokens
@@ -83,10 +84,7 @@ def step(
       TypeError: on a bare function for a denoiser.
     """
     checks.check_denoiser(denoiser)
-
-    def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
-        return memory, denoiser.encode(view.canvas, t)
-
+    encode = _without_memory(denoiser)
     state, _ = step_with(encode, denoiser, strategy, state, (), mask_id=mask_id, chunk=chunk)
     return state
 
@@ -106,6 +104,7 @@ def step_with(
 
     Args:
       encode: `(memory, view, t f32[B]) -> (memory, Hidden)`, with `Hidden.at` leaves [B, L, ...].
+        `view.asked` says what is read out of them. The encode of a `CachedDenoiser` is one.
       denoiser: its `readout`, `shape` and `mask_id` are used.
       strategy, state, mask_id, chunk: as in `step`.
       memory: what `encode` remembers.
@@ -126,7 +125,7 @@ def step_with(
     asked = proposal.asked & live[:, None]
 
     def evaluated() -> tuple[PyTree, Candidates]:
-        after, hidden = encode(memory, view, proposal.t)
+        after, hidden = encode(memory, view._replace(asked=asked), proposal.t)
         return after, draw_tokens(
             denoiser,
             hidden,
@@ -163,7 +162,7 @@ def step_with(
 
 
 def sample(
-    denoiser: Denoiser,
+    denoiser: Denoiser | CachedDenoiser,
     key: Array | None,
     canvas: Array,
     *,
@@ -191,7 +190,7 @@ def sample(
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves. Tokens are drawn from its shaped
-        logits. Strategies choose positions by its own.
+        logits. Strategies choose positions by its own. One with a cache is given an empty memory.
       key: the noise of a row is a function of (key, its number in `rows`), not of the other rows.
         In `vmap` or `shard_map` each part counts its rows from 0 and would draw the same noise as
         the others: give `rows`, or None here and `keys`.
@@ -230,7 +229,8 @@ def sample(
       TypeError: on a bare function for a denoiser, a strategy that was not called, a list for an
         array.
     """
-    checks.check_denoiser(denoiser)
+    if not isinstance(denoiser, CachedDenoiser):
+        checks.check_denoiser(denoiser)
     checks.check_text("canvas", canvas)
     checks.check_whole("mask_id", mask_id)
     check_mask(denoiser, mask_id)
@@ -248,16 +248,29 @@ def sample(
         end_id=end_id,
         pad_id=pad_id,
     )
-    state = jax.lax.while_loop(
-        lambda state: ~finished(state).all(),
-        lambda state: shards.alike(
-            step(denoiser, strategy, state, mask_id=mask_id, chunk=chunk), state
-        ),
-        state,
+    if isinstance(denoiser, CachedDenoiser):
+        encode, memory = denoiser.encode, denoiser.start(*canvas.shape)
+    else:
+        encode, memory = _without_memory(denoiser), ()
+
+    def one_step(carry: tuple[SamplingState, PyTree]) -> tuple[SamplingState, PyTree]:
+        state, memory = carry
+        after = step_with(encode, denoiser, strategy, state, memory, mask_id=mask_id, chunk=chunk)
+        return shards.alike(after, carry)
+
+    state, _ = jax.lax.while_loop(
+        lambda carry: ~finished(carry[0]).all(), one_step, shards.alike((state, memory))
     )
     if not trace:
         return state.canvas
     return state.canvas, Trace(state.step_of, state.log_prob, state.evaluations)
+
+
+def _without_memory(denoiser: Denoiser) -> Encode:
+    def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
+        return memory, denoiser.encode(view.canvas, t)
+
+    return encode
 
 
 def _most_blanks(canvas, mask_id, maskable, fill, blocks) -> Array:

@@ -5,6 +5,7 @@
     logits = bert.logits(params, config, tokens)  # the masked language model
     denoiser = bert.denoiser(params, config)  # the same, as objectives and samplers take it
     blocks = bert.block_denoiser(params, config, 16)  # the same, from left to right in blocks of 16
+    cached = bert.cached_denoiser(params, config, "dual", 32, 8)  # the same, mostly from memory
 
 The parameters are a plain nested dict `{"encoder": ..., "head": ...}`. Those of the blocks are
 stacked on a leading axis.
@@ -22,8 +23,9 @@ import numpy as np
 
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
+from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, Readout, along_last, remove_mask
-from mdlm_jax.networks import arguments, in_blocks
+from mdlm_jax.networks import arguments, in_blocks, with_cache
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
@@ -31,6 +33,7 @@ from mdlm_jax.networks.layers import Head
 __all__ = [
     "Config",
     "block_denoiser",
+    "cached_denoiser",
     "denoiser",
     "distance_to_head",
     "hidden_states",
@@ -275,6 +278,51 @@ def block_denoiser(
     encode, project = _halves(params, config, dropout_key, whole=drops)
     readout = _readout(project, config)
     return in_blocks.build(encode, readout, config, block_size, window, valid, label)
+
+
+def cached_denoiser(
+    params: PyTree,
+    config: Config,
+    kind: str,
+    width: int,
+    refresh: int | Array,
+    *,
+    around: int = 0,
+    valid: Array | None = None,
+    label: Array | None = None,
+) -> CachedDenoiser:
+    """The network as a denoiser that keeps keys and values of earlier steps, for `sample`.
+
+    In the first step of a block, and every `refresh` steps from then on, a row is encoded whole.
+    In the others a window around the block is, and what it sees of the rest is from its last look:
+    an approximation, which the network was not trained for. With `refresh=1` it is `denoiser`, to
+    rounding. With time conditioning what is kept is of an earlier time as well.
+
+    Every row has its own clock, and no row's text depends on the others. A step in which some rows
+    are due and others are not computes both, whole rows and windows.
+
+    Args:
+      params: from `init`.
+      config: of the parameters; 'full' attention.
+      kind: what the window holds. 'dual': the block. 'prefix': the block and all that follows it.
+        'vicinity': the block and `around` positions on both sides.
+      width: the most positions from a block's first blank to its last; with 'prefix', to the end of
+        the row (`caching.widest`). A row with more is encoded whole in every step.
+      refresh: steps from one look at the whole row to the next, at least 1; may be traced, and may
+        be i32 `[B]`.
+      around: of 'vicinity'.
+      valid: bool `[B, L]` or i32 `[B]`, as in `logits`.
+      label: i32 `[B]`, as in `logits`.
+
+    Raises:
+      TypeError: a width or `around` that is no whole number.
+      ValueError: an unknown kind, a config with other attention, numbers out of their range; where
+        it is called, arguments as in `logits`.
+    """
+    with_cache.check(config, kind, width, refresh, around)
+    encode, project = _halves(params, config, None, whole=config.time_conditioning)
+    readout = _readout(project, config)
+    return with_cache.build(encode, readout, config, kind, width, refresh, around, valid, label)
 
 
 def _readout(project: Callable[[Any], Any], config: Config) -> Readout:

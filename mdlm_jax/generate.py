@@ -106,6 +106,20 @@ _LENGTH = flags.DEFINE_integer(
     None,
     "Tokens of a row, at most as many as the model takes; as in training by default.",
 )
+_CACHE = flags.DEFINE_enum(
+    "cache",
+    None,
+    ["prefix", "dual", "vicinity"],
+    "Keeps keys and values from step to step, which is faster and an approximation. Computed anew "
+    "are the block at hand (dual; give --blocks), all that follows it too (prefix), or also its "
+    "neighbours (vicinity).",
+)
+_REFRESH = flags.DEFINE_integer(
+    "refresh", None, "Of a cache: steps from one look at the whole row to the next. Default: 8.", 1
+)
+_AROUND = flags.DEFINE_integer(
+    "around", None, "Of --cache=vicinity: positions on both sides of a block. Default: 16.", 1
+)
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged or raw weights.")
 _STEP = command_line.define_step()
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed is another text.", 0, 2**64 - 1)
@@ -251,6 +265,7 @@ def _plan(model: models.Model, mesh: Mesh, card: dict[str, Any]) -> Job:
     settings = {"strategy": request.strategy, "steps": method.steps}
     settings |= _settings(model, method.shaping)
     settings |= {"end_of_text": True} if method.end_id is not None else {}
+    settings |= _cache_settings(method)
     return Job(model, mesh, asked, request.canvas, request.labels, method, settings)
 
 
@@ -272,6 +287,13 @@ def _settings(model: models.Model, shaping: Shaping) -> dict[str, Any]:
         flag = flags.FLAGS[name]
         settings |= {name: flag.value} if flag.value != flag.default else {}
     return settings
+
+
+def _cache_settings(method: Method) -> dict[str, Any]:
+    if method.cache is None:
+        return {}
+    settings = {"cache": method.cache.kind, "refresh": method.cache.refresh}
+    return settings | ({"around": method.cache.around} if method.cache.around else {})
 
 
 def _fingerprint(job: Job) -> str:

@@ -280,6 +280,12 @@ CASES = {
         "generate", [WRITE, "--forbid=[SEP]", "--end_of_text"], "no text would end",
     ),
     "guidance": ("generate", [WRITE, "--guidance=2"], "--guidance is for models with classes"),
+    "cache": ("generate", [WRITE, "--cache=all"], "cache=all: .*prefix.dual.vicinity"),
+    "cache of a window": (
+        "generate", [WRITE, "--cache=dual", "--blocks=4"], "attention='local': must be 'full' for",
+    ),
+    "refresh": ("generate", [WRITE, "--cache=dual", "--refresh=0"], "--refresh=0: 0 is not"),
+    "refresh alone": ("generate", [WRITE, "--refresh=4"], "--refresh is of a cache, and none"),
     "sample mesh": ("generate", [WRITE, "--mesh=fdsp=2"], "mesh 'fdsp=2': it must be sizes of"),
     "sample devices": ("generate", [WRITE, "--mesh=fsdp=3"], "mesh .*fsdp=3.*1 devices"),
     "sample heads": (

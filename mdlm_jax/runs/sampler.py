@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mdlm_jax.diffusion import Denoiser, Strategy, Trace, causal_denoiser, sample, transforms
+from mdlm_jax.diffusion.caching import CachedDenoiser, transformed
 from mdlm_jax.host import parallel
-from mdlm_jax.runs.families import network_of
+from mdlm_jax.runs.families import Cache, network_of
 from mdlm_jax.runs.shaping import Shaping
 
 Array = jax.Array
@@ -39,9 +40,10 @@ class Method:
       end_id: token that ends a text; None if none does.
       pad_id: token that fills a row behind it.
       start_id: for a causal network, the token before a row; None for one that fills masks.
+      cache: what is kept from step to step; None for nothing.
 
     Raises:
-      ValueError: fewer steps than blocks, or a guidance that is no number.
+      ValueError: fewer steps than blocks, a guidance that is no number, or one beside a cache.
     """
 
     strategy: Strategy
@@ -52,6 +54,7 @@ class Method:
     end_id: int | None = None
     pad_id: int | None = None
     start_id: int | None = None
+    cache: Cache | None = None
 
     def __post_init__(self):
         if self.steps < self.blocks:
@@ -60,11 +63,14 @@ class Method:
             )
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}, it must be a finite number")
+        if self.guidance is not None and self.cache is not None:
+            raise ValueError("guidance and cache exclude each other: it evaluates two networks")
 
     def strengths(self) -> dict[str, float]:
         """The values that are traced beside the steps; other values do not recompile."""
         weight = {} if self.guidance is None else {"guidance": self.guidance}
-        return {**self.shaping.strengths(), **weight}
+        refresh = {} if self.cache is None else {"refresh": self.cache.refresh}
+        return {**self.shaping.strengths(), **weight, **refresh}
 
     def program(self) -> "Method":
         """The same without its steps and strengths: methods of one program are equal."""
@@ -78,6 +84,7 @@ class Method:
             shaping=dataclasses.replace(self.shaping, **values),
             steps=self.blocks,
             guidance=None if self.guidance is None else 1.0,
+            cache=None if self.cache is None else self.cache._replace(refresh=1),
         )
 
 
@@ -100,21 +107,25 @@ def make_writer(encoder: Any, mesh: Mesh, method: Method) -> Writer:
 def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def write(params, key, batch, steps, strengths):
-        shaped = {name: value for name, value in strengths.items() if name != "guidance"}
+        apart = ("guidance", "refresh")
+        shaped = {name: value for name, value in strengths.items() if name not in apart}
         shaping = dataclasses.replace(method.shaping, **shaped)
+        rest = {"mask_id": encoder.mask_id, "steps": steps, "method": method}
         with parallel.use(mesh):
+            if method.cache is not None:
+                cache = method.cache._replace(refresh=strengths["refresh"])
+                cached = _cached_denoiser(params, encoder, batch, cache)
+                return written(transformed(cached, shaping), key, batch, **rest)
             denoiser = _denoiser(params, encoder, batch, strengths.get("guidance"))
             if method.start_id is not None:
                 denoiser = causal_denoiser(denoiser, start_id=method.start_id)
-            return written(
-                shaping(denoiser), key, batch, mask_id=encoder.mask_id, steps=steps, method=method
-            )
+            return written(shaping(denoiser), key, batch, **rest)
 
     return write
 
 
 def written(
-    denoiser: Denoiser,
+    denoiser: Denoiser | CachedDenoiser,
     key: Array,
     batch: dict[str, Array],
     *,
@@ -140,6 +151,15 @@ def written(
     )
 
 
+def _cached_denoiser(
+    params: PyTree, encoder: Any, batch: dict[str, Array], cache: Cache
+) -> CachedDenoiser:
+    """As `_denoiser`, with a cache and without a guide."""
+    label = batch.get("label")
+    denoiser = network_of(encoder).cached_denoiser(params, encoder, cache, batch, label=label)
+    return _without_padding(denoiser, encoder)
+
+
 def _denoiser(
     params: PyTree, encoder: Any, batch: dict[str, Array], weight: Array | None
 ) -> Denoiser:
@@ -152,6 +172,10 @@ def _denoiser(
     if weight is not None:
         without = network.denoiser(params, encoder, batch, label=jnp.full_like(label, -1))
         denoiser = transforms.guide(denoiser, without, weight)
+    return _without_padding(denoiser, encoder)
+
+
+def _without_padding(denoiser: Any, encoder: Any) -> Any:
     return denoiser._replace(
         readout=lambda at, row, whole=denoiser.readout: whole(at, row)[..., : encoder.vocab_size]
     )

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlm_jax import data
+from mdlm_jax.diffusion import caching
 from mdlm_jax.runs.experiment import SCHEDULES
+from mdlm_jax.runs.families import Cache, network_of
 from mdlm_jax.runs.models import Model
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
@@ -19,7 +21,7 @@ class Options:
     """How text is written; the defaults are those of `generate`.
 
     A causal model writes from left to right, one token an evaluation, so it takes neither steps nor
-    strategy nor blocks.
+    strategy nor blocks nor a cache.
 
     Attributes:
       steps: the most network evaluations, by default 64; with 1, BERT fills all masks at once.
@@ -35,6 +37,12 @@ class Options:
       guidance: weight of classifier-free guidance by the label; None for none.
       end_of_text: whether the separator between texts ends a text; None: if a prompt is answered.
       length: tokens of a row; None for as many as in training.
+      cache: 'dual', 'prefix' or 'vicinity': keys and values are kept from step to step, which is
+        faster and an approximation (`bert.cached_denoiser`); None for none.
+      refresh: of a cache, steps from one look at the whole row to the next, by default 8; 1 is
+        exact.
+      around: of 'vicinity', positions on both sides of a block that are computed with it, by
+        default 16.
     """
 
     steps: int | None = None
@@ -49,6 +57,9 @@ class Options:
     guidance: float | None = None
     end_of_text: bool | None = None
     length: int | None = None
+    cache: str | None = None
+    refresh: int | None = None
+    around: int | None = None
 
 
 class Request(NamedTuple):
@@ -117,18 +128,46 @@ def plan(
         steps=steps,
         blocks=_whole("blocks", 1 if options.blocks is None else options.blocks),
         guidance=options.guidance,
+        cache=_cache(model, options, canvas),
         **ends,
     )
     return Request(canvas, labels, method, strategy)
 
 
 def _check_causal(options: Options) -> None:
-    for name in ("strategy", "steps", "blocks"):
+    for name in ("strategy", "steps", "blocks", "cache"):
         if getattr(options, name) is not None:
             raise ValueError(
                 f"{name} is for models that fill masks: this run was trained autoregressively, "
                 "it writes from left to right, a token an evaluation"
             )
+
+
+def _cache(model: Model, options: Options, canvas: canvases.Canvas) -> Cache | None:
+    """The cache of rows whose blanks are known."""
+    if options.cache is None:
+        for name in ("refresh", "around"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name} is of a cache, and none is asked for: cache=dual")
+        return None
+    around = 16 if options.cache == "vicinity" else 0
+    cache = Cache(
+        options.cache,
+        width=1,
+        refresh=8 if options.refresh is None else options.refresh,
+        around=around if options.around is None else options.around,
+    )
+    network_of(model.encoder).check_cache(model.encoder, cache)
+    blocks = _whole("blocks", 1 if options.blocks is None else options.blocks)
+    wanted = canvas.fill & (canvas.tokens == model.encoder.mask_id)
+    cache = cache._replace(width=caching.widest(wanted, blocks, to_end=options.cache == "prefix"))
+    window, length = cache.width + 2 * cache.around, wanted.shape[1]
+    if window >= length:
+        raise ValueError(
+            f"cache={cache.kind} computes {window} positions of rows of {length}, and saves "
+            "nothing: give more blocks, fewer around, or for prefix a prompt"
+        )
+    return cache
 
 
 def _ends(model: Model, shaping: Shaping, answers: bool, options: Options) -> dict[str, Any]:

@@ -225,6 +225,11 @@ def test_what_was_never_looked_at_and_what_asks_for_nothing_leaves_no_trace():
     rest, more = of.encode(after, view_of(CANVAS, 0, WANTED & ~first), T, NEVER)
     np.testing.assert_array_equal(np.where(first[..., None], out, more), clean)
     jax.tree.map(np.testing.assert_array_equal, rest, memory)
+    # A row that asks for nothing while others are computed keeps what it has.
+    kept, _ = of.encode(memory, view_of(CLEAN, 1, WANTED & first), T, NEVER)
+    idle = ~first[:, 0]
+    np.testing.assert_array_equal(kept.memory.keys[:, idle], memory.memory.keys[:, idle])
+    assert np.any(kept.memory.keys != memory.memory.keys)
     # Windows beside rows that are due are the windows without them.
     alone, near = of.encode(memory, view_of(CLEAN, 1), T, NEVER)
     mixed, out = of.encode(memory, view_of(CLEAN, np.where(first[:, 0], 1, 9)), T, 5)

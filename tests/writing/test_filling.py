@@ -18,6 +18,7 @@ from networks.tiny import BASE, MASK, params_of
 
 from mdlm_jax.diffusion import as_denoiser, noise, schedules, strategies
 from mdlm_jax.host import parallel
+from mdlm_jax.runs.families import Cache
 from mdlm_jax.runs.sampler import Method, make_writer, written
 from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.writing import decoding, filling
@@ -127,6 +128,29 @@ def test_guidance_weighs_the_label(mesh, canvas):
     np.testing.assert_array_equal(written(guide, 2, guidance=1.0), labelled)
     np.testing.assert_array_equal(written(guide, 2, guidance=0.0), plain)
     assert np.any(written(guide, 2, guidance=4.0) != labelled)
+
+
+def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(fill):
+    method = dataclasses.replace(PLAIN, blocks=2, steps=4)
+    plain = tokens_of(fill(method, samples=4))
+
+    def cached(refresh, **shaping):
+        shaping = dataclasses.replace(PLAIN.shaping, **shaping)
+        cache = Cache("dual", 4, refresh)
+        return dataclasses.replace(method, cache=cache, shaping=shaping)
+
+    np.testing.assert_array_equal(tokens_of(fill(cached(1), samples=4)), plain)
+    # Another period is something else by the same program.
+    exact = [row.log_prob for row in fill(cached(1), samples=4)]
+    with compilations.counted() as compiled:
+        other = [row.log_prob for row in fill(cached(9), samples=4)]
+    assert not compiled and np.abs(np.subtract(other, exact)).max() > 1e-3
+    greedy = dataclasses.replace(
+        method, shaping=dataclasses.replace(PLAIN.shaping, temperature=0.0)
+    )
+    np.testing.assert_array_equal(
+        tokens_of(fill(cached(1, temperature=0.0), samples=4)), tokens_of(fill(greedy, samples=4))
+    )
 
 
 def test_a_text_ends_where_the_model_ends_it(fill):

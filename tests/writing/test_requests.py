@@ -77,7 +77,12 @@ def test_a_causal_model_takes_as_many_steps_as_a_row_has_tokens(model):
     assert request.method.start_id == data.special_ids(model.tokenizer).sep
     asked = [prompts.Prompt("{mask:3}")]
     assert plan(causal, asked=asked).method == request.method
-    for options in (Options(steps=64), Options(strategy="exact_count"), Options(blocks=1)):
+    for options in (
+        Options(steps=64),
+        Options(strategy="exact_count"),
+        Options(blocks=1),
+        Options(cache="dual"),
+    ):
         with pytest.raises(ValueError, match="is for models that fill masks"):
             plan(causal, options)
 
@@ -92,9 +97,39 @@ def test_what_a_model_cannot_take_is_refused_by_its_name(model):
         "forbid and end_of_text exclude each other": Options(forbid=("[SEP]",), end_of_text=True),
         "guidance is for models with classes": Options(guidance=2.0),
         "top_p: p is 1.5": Options(top_p=1.5),
+        "cache 'all': must be one of prefix, dual, vicinity": Options(cache="all"),
+        "refresh is 0: must be a whole number of steps": Options(cache="dual", refresh=0),
+        "refresh is of a cache, and none": Options(refresh=8),
+        "around is of a cache, and none": Options(around=8),
+        "around is 4 for 'dual': must be 0": Options(cache="dual", around=4),
+        "cache=dual computes 16 positions of rows of 16, and saves nothing": Options(cache="dual"),
+        "cache=vicinity computes 36": Options(cache="vicinity", blocks=4),
     }
     for told, options in refused.items():
         with pytest.raises(ValueError, match=f"^{told}"):
             plan(model, options)
     with pytest.raises(ValueError, match="a label is for models with classes"):
         plan(model, asked=[prompts.Prompt("", "salt")])
+
+
+def test_a_cache_is_as_wide_as_the_widest_block(model):
+    asked = [prompts.Prompt("the old {mask:4} mill {mask:3}")]
+
+    def cache_of(**options):
+        return plan(model, Options(**options), asked).method.cache
+
+    assert cache_of() is None
+    wanted = plan(model, asked=asked).canvas.fill[0]
+    first, last = np.flatnonzero(wanted)[[0, -1]]
+    assert cache_of(cache="dual") == ("dual", last - first + 1, 8, 0)
+    assert cache_of(cache="dual", blocks=7, refresh=3) == ("dual", 1, 3, 0)
+    assert cache_of(cache="vicinity", blocks=7, around=2) == ("vicinity", 1, 8, 2)
+    assert cache_of(cache="prefix", blocks=7) == ("prefix", exported.LENGTH - first, 8, 0)
+
+
+def test_a_cache_needs_attention_to_the_whole_row(model):
+    local = dataclasses.replace(model.encoder, attention="local", window=4)
+    with pytest.raises(ValueError, match="attention='local': must be 'full' for a cache"):
+        plan(model._replace(encoder=local), Options(cache="dual", blocks=4))
+    with pytest.raises(ValueError, match="guidance and cache exclude each other"):
+        dataclasses.replace(plan(model, Options(cache="dual", blocks=4)).method, guidance=2.0)

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from mdlm_jax.runs.families.base import Family, Measure, Network
+from mdlm_jax.runs.families.base import Cache, Family, Measure, Network
 
 NAMES = {  # objective.name: the file
     "diffusion": "masks",
@@ -11,7 +11,7 @@ NAMES = {  # objective.name: the file
     "autoregressive": "causal",
 }
 
-__all__ = ["NAMES", "Family", "Measure", "Network", "family_of", "network_of"]
+__all__ = ["NAMES", "Cache", "Family", "Measure", "Network", "family_of", "network_of"]
 
 
 def family_of(name: str) -> Family:

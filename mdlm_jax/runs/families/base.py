@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from mdlm_jax.diffusion import Denoiser
+from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.training.step import LossFn
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ PyTree = Any
 Config = Any  # a frozen dataclass that describes a network
 Prepare = Callable[[Array, Array, PyTree], PyTree]  # (key, step, batch) -> batch
 Figures = dict[str, Any]
+
+
+class Cache(NamedTuple):
+    """What is kept from step to step while a network that sees the whole row writes it.
+
+    Attributes:
+      kind: 'prefix', 'dual' or 'vicinity', as in `bert.cached_denoiser`.
+      width: the most positions of a block, or with 'prefix' from its first one to the row's end.
+      refresh: steps from one look at the whole row to the next.
+      around: positions on both sides of a block that 'vicinity' computes with it.
+    """
+
+    kind: str
+    width: int
+    refresh: int
+    around: int = 0
 
 
 class Network(NamedTuple):
@@ -40,6 +57,8 @@ class Network(NamedTuple):
       distance_to_head: `config -> tree` of whole numbers, for layer-wise learning rates.
       denoiser: `(params, config, batch, label, dropout_key) -> Denoiser` of a batch, which has
         "valid" bool `[B, L]` if rows have padding.
+      check_cache: `(config, Cache)`; a ValueError if the network cannot keep that.
+      cached_denoiser: `(params, config, cache, batch, label) -> CachedDenoiser`.
     """
 
     configure: Callable[[Mapping[str, Any]], Config]
@@ -52,6 +71,8 @@ class Network(NamedTuple):
     select: Callable[[Config, Sequence[str]], PyTree]
     distance_to_head: Callable[[Config], PyTree]
     denoiser: Callable[..., Denoiser]
+    check_cache: Callable[[Config, Cache], None]
+    cached_denoiser: Callable[..., CachedDenoiser]
 
 
 class Measure(NamedTuple):

@@ -9,9 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from mdlm_jax.diffusion import Denoiser, corrupted_loss
-from mdlm_jax.networks import bert
+from mdlm_jax.diffusion.caching import CachedDenoiser
+from mdlm_jax.networks import bert, with_cache
 from mdlm_jax.networks.attention import fastest, runs_on
-from mdlm_jax.runs.families.base import Network
+from mdlm_jax.runs.families.base import Cache, Network
 from mdlm_jax.training.step import LossFn
 
 Array = jax.Array
@@ -91,6 +92,27 @@ def denoiser(
     )
 
 
+def check_cache(config: Config, cache: Cache) -> None:
+    """Raises: ValueError: the encoder cannot keep that, or the cache is impossible."""
+    with_cache.check(config, *cache)
+
+
+def cached_denoiser(
+    params: PyTree,
+    config: Config,
+    cache: Cache,
+    batch: Mapping[str, Array],
+    *,
+    label: Array | None = None,
+) -> CachedDenoiser:
+    """The encoder as the denoiser of a batch with its padding, that keeps what `cache` says."""
+    valid = bert.row_lengths(batch.get("valid"))
+    kind, width, refresh, around = cache
+    return bert.cached_denoiser(
+        params, config, kind, width, refresh, around=around, valid=valid, label=label
+    )
+
+
 def make_loss(config: Config) -> LossFn:
     """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from a family's `prepare`."""
     stochastic = config.dropout > 0 or config.class_dropout > 0
@@ -119,4 +141,6 @@ NETWORK = Network(
     select=bert.select,
     distance_to_head=bert.distance_to_head,
     denoiser=denoiser,
+    check_cache=check_cache,
+    cached_denoiser=cached_denoiser,
 )

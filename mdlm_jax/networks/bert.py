@@ -25,7 +25,8 @@ from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
 from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, Readout, along_last, remove_mask
-from mdlm_jax.networks import arguments, in_blocks, with_cache
+from mdlm_jax.diffusion.processes.causal import causal_denoiser
+from mdlm_jax.networks import arguments, in_blocks, token_by_token, with_cache
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "block_denoiser",
     "cached_denoiser",
+    "causal_block_denoiser",
     "denoiser",
     "distance_to_head",
     "hidden_states",
@@ -323,6 +325,37 @@ def cached_denoiser(
     encode, project = _halves(params, config, None, whole=config.time_conditioning)
     readout = _readout(project, config)
     return with_cache.build(encode, readout, config, kind, width, refresh, around, valid, label)
+
+
+def causal_block_denoiser(
+    params: PyTree, config: Config, start_id: int, *, label: Array | None = None
+) -> BlockDenoiser:
+    """A causal network as a denoiser of blocks of one token, which writes with a cache.
+
+    It predicts a token from the start and the tokens before it, so the noisy token is not used.
+    `blocks.nelbo` of it is `causal_likelihood`, and `blocks.sample` writes from left to right. All
+    tokens at once are `causal_denoiser`. One at a time each goes through the network once, when it
+    is committed: the cache holds its keys and values, as in `block_denoiser`, and the state of the
+    last one, which `encode_block` returns without a pass. `t` is not used.
+
+    `extend` also takes `where`, bool `[B]`: the rows that commit the token. A row that was given
+    more than it has room for is NaN from there on.
+
+    Args:
+      params: from `init`.
+      config: of the parameters; 'causal' attention.
+      start_id: stands before the first token, as in training.
+      label: i32 `[B]`, as in `logits`.
+
+    Raises:
+      TypeError: a start that is no whole number.
+      ValueError: another attention, a start that is no token, and where the functions are called,
+        arguments as in `logits`; a cache for more than `max_length` tokens.
+    """
+    token_by_token.check(config, start_id)
+    at_once = causal_denoiser(denoiser(params, config, label=label), start_id=start_id)
+    encode, _ = _halves(params, config, None, whole=config.time_conditioning)
+    return token_by_token.build(at_once, encode, config, start_id, label)
 
 
 def _readout(project: Callable[[Any], Any], config: Config) -> Readout:

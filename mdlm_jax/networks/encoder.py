@@ -163,15 +163,14 @@ class Encoder(nn.Module):
         """Tokens `i32[B, L]` to `[B, L, D]`, with all that depends on the row or `t` done.
 
         With `attend`, which computes the attention of every block in place of `attention`, also
-        what it keeps, on a leading axis of blocks. `valid` and `segment_ids` are then its affair.
+        what it keeps, on a leading axis of blocks. Who sees whom is then its affair, also in a
+        causal encoder, and so are `valid` and `segment_ids`.
         With `asking`, only that many of a row's first positions are returned; where the last block
         stands apart, the others are no more than keys and values there.
         """
         config = self.config
-        if attend is not None and config.attention != "full":
-            raise ValueError(
-                f"attention={config.attention!r}: must be 'full' with keys of elsewhere"
-            )
+        if attend is not None and config.attention == "local":
+            raise ValueError("attention='local': must be 'full' or 'causal' with keys of elsewhere")
         rows, length = tokens.shape
         condition = extra = None
         if config.classes:

@@ -6,7 +6,7 @@ Prints the NELBO, an upper bound of the negative log-likelihood, in nats per tok
 errors (of drawing masks, and of the choice of text), beside n-gram cross-entropies over the same
 tokens, and the cross-entropy, accuracy and calibration against the mask rate. Writes
 evaluation_SPLIT.json and report.html into the workdir. A model that was trained autoregressively
-has its exact cross-entropy instead. Rows are spread over all devices.
+or in blocks of one token has its exact cross-entropy instead. Rows are spread over all devices.
 
     python -m mdlm_jax.evaluate --workdir=runs/quickstart --text='files/*.txt'
     python -m mdlm_jax.evaluate --checkpoint=google-bert/bert-base-uncased --text='files/*.txt' \
@@ -255,7 +255,7 @@ def _check_outputs(folder: epath.Path, split: str) -> None:
 def _of_model(model: models.Model, record: dict[str, Any]) -> dict[str, Any]:
     if model.exact:
         _refuse(
-            ("draws", "seed"), "does nothing for an autoregressive model: it is measured exactly"
+            ("draws", "seed"), "does nothing for a model that is measured exactly, token by token"
         )
     record = {**record, "step": model.step, "weights": model.weights}
     return record if model.exact else {**record, "draws": _DRAWS.value}

@@ -137,7 +137,7 @@ def test_its_step_can_be_traced(name):
         frozen=frozen_parameters(experiment, encoder),
     )
     step = make_step(
-        make_loss(encoder),
+        make_loss(experiment.objective, encoder),
         optimizer,
         seed=training.seed,
         ema_decay=training.ema_decay,

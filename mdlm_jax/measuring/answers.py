@@ -74,7 +74,7 @@ def measure(
     print(line(table, {"strategy": answers_table.ANOTHER, **record["another"]}), flush=True)
     answer = _make_answer(trained, mesh, rows, seed, batch_size)
     for spec, strategy in strategies.items():
-        for method in (_method(strategy, steps, separator) for steps in grid.steps):
+        for method in (_method(trained, strategy, steps, separator) for steps in grid.steps):
             filled, evaluations = answer(method)
             written = answers.responses(filled, rows.prompts, separator)
             point = {
@@ -103,7 +103,7 @@ def _check(trained: workdir.Trained, folder: epath.Path) -> None:
         )
 
 
-def _method(strategy: Strategy, steps: int, separator: int) -> Method:
+def _method(trained: workdir.Trained, strategy: Strategy, steps: int, separator: int) -> Method:
     """As `generate` answers a prompt."""
     return Method(
         strategy=strategy,
@@ -111,6 +111,7 @@ def _method(strategy: Strategy, steps: int, separator: int) -> Method:
         steps=steps,
         end_id=separator,
         pad_id=separator,
+        in_blocks=trained.family.blocks(trained.objective),
     )
 
 

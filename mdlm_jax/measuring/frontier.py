@@ -99,6 +99,9 @@ def measure(
             strategies = strategies_of(trained, _DEFAULT)
         if grid.guidance:
             points.check_guidance(trained.encoder)
+        in_blocks = trained.family.blocks(trained.objective)
+        if grid.guidance and in_blocks is not None:
+            raise ValueError("--guidance is for models of whole rows, not for a run of blocks")
         prepared = workdir.load_data(trained, folder)
         reference = frontier.reference_rows(prepared.splits[split], grid.samples)
         judges = _judges(trained, prepared, len(reference), split, batch_size, mesh)
@@ -135,6 +138,7 @@ def measure(
         batch_size=batch_size,
         mesh=mesh,
         start_id=start_id,
+        in_blocks=in_blocks,
     ):
         record["points"].append(point)
         # Finished points survive a stop.

@@ -16,6 +16,7 @@ from mdlm_jax.diffusion import Strategy, noise
 from mdlm_jax.evaluation.samples.frontier import Judges, Point, describe
 from mdlm_jax.host import parallel
 from mdlm_jax.networks import bert
+from mdlm_jax.runs.families import Blocks
 from mdlm_jax.runs.sampler import Method, make_writer
 from mdlm_jax.runs.shaping import Shaping
 
@@ -82,6 +83,7 @@ def measure(
     batch_size: int,
     mesh: Mesh,
     start_id: int | None = None,
+    in_blocks: Blocks | None = None,
 ) -> Iterator[Point]:
     """Samples and measures every combination; one compiled program for each strategy.
 
@@ -99,6 +101,7 @@ def measure(
       batch_size: rows sampled at a time, rounded up to what the mesh's devices share evenly.
       mesh: its devices share the rows and hold the parameters.
       start_id: for a causal network, the token before a row; None for one that fills masks.
+      in_blocks: as of `Method`.
 
     Yields:
       For each point `strategy`, `steps`, `temperature`, `guidance` (None without), the metrics of
@@ -121,7 +124,14 @@ def measure(
         ):
             weighed = None if weight is None else float(weight)
             shaping = Shaping(temperature=float(temperature))
-            method = Method(strategy, shaping, steps, guidance=weighed, start_id=start_id)
+            method = Method(
+                strategy,
+                shaping,
+                steps,
+                guidance=weighed,
+                start_id=start_id,
+                in_blocks=in_blocks,
+            )
             write = make_writer(encoder, mesh, method)
             strengths = method.strengths()
             if not number:

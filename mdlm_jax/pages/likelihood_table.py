@@ -16,7 +16,8 @@ def table(figures: Mapping[str, Any]) -> str:
     if exact:
         name, masks = "exact", ""
     lines = [
-        f"{_subject(figures)}: {figures['tokens']:,} tokens in {figures['rows']:,} rows{draws}",
+        f"{_subject(figures)}: {figures['tokens']:,} tokens in {figures['rows']:,} rows{draws}"
+        + _blocks(figures),
         f"  {name:<9}{figures['nats_per_token']:.3f} nats/token{masks}" + _text_error(figures),
     ]
     if figures["interval"]:
@@ -43,6 +44,11 @@ def _subject(figures: Mapping[str, Any]) -> str:
     text = f"text of {figures['files']}" if "files" in figures else f"{figures['split']} split"
     model = f"{figures['weights']} weights of step {figures['step']}" if figures["weights"] else ""
     return ", ".join(filter(None, (text, figures.get("checkpoint"), model)))
+
+
+def _blocks(figures: Mapping[str, Any]) -> str:
+    size = figures.get("block_size")
+    return "" if size is None else f", in blocks of {size:,}"
 
 
 def _text_error(figures: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ class Run(NamedTuple):
     @property
     def bound(self) -> str:
         """The name of its likelihood: a bound, or cross-entropy if it is exact."""
-        return "cross-entropy" if self.family.is_exact else "NELBO"
+        return "cross-entropy" if self.family.is_exact(self.objective) else "NELBO"
 
     def training_seconds(self) -> float:
         """Seconds of all steps, each at the pace of its record, or else of the record before."""

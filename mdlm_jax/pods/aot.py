@@ -34,7 +34,9 @@ def check_step(program: Program, topology: Topology) -> dict[str, Any]:
         "optimizer": _bytes_a_chip(state.opt_state),
         "moving average": _bytes_a_chip(state.ema),
     }
-    work = flops.training_step(encoder, training.batch_size, length, _slots(program))
+    blocks = program.experiment.family.blocks(program.experiment.objective)
+    in_blocks = None if blocks is None else blocks.size
+    work = flops.training_step(encoder, training.batch_size, length, _slots(program), in_blocks)
     checked = _compile(program, topology, program.step, state, program.abstract_batch())
     # Every part of the state is read and written once.
     moved = 2 * sum(memory.values())
@@ -50,16 +52,22 @@ def check_sampler(program: Program, topology: Topology) -> dict[str, Any]:
     settings, length = program.experiment.evaluation, program.experiment.data.length
     shards = parallel.row_shards(program.mesh)
     rows = -(-settings.batch_size // shards) * shards
+    family, objective = program.experiment.family, program.experiment.objective
+    in_blocks = family.blocks(objective)
     method = Method(
         strategies.exact_count(schedule=SCHEDULES[program.experiment.objective.schedule]()),
         Shaping(),
         steps=settings.sample_steps,
+        in_blocks=in_blocks,
     )
     write = make_writer(program.encoder, program.mesh, method)
     params = program.abstract_state().params
     memory = {"parameters": _bytes_a_chip(params)}
     steps = settings.sample_steps
-    work = flops.sampler(program.encoder, rows, length, steps) / steps
+    if in_blocks is None:
+        work = flops.sampler(program.encoder, rows, length, steps) / steps
+    else:
+        work = flops.of_block(program.encoder, rows, length, in_blocks.size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     canvas, strengths = _canvas(program, rows), method.strengths()
     checked = _compile(program, topology, write, params, key, canvas, steps, strengths)

@@ -26,7 +26,13 @@ class StepFlops(NamedTuple):
 
 
 def training_step(
-    encoder: bert.Config, rows: int, length: int, slots: int, *, whole: bool = False
+    encoder: bert.Config,
+    rows: int,
+    length: int,
+    slots: int,
+    block_size: int | None = None,
+    *,
+    whole: bool = False,
 ) -> StepFlops:
     """Operations of a step.
 
@@ -35,14 +41,19 @@ def training_step(
       rows: of the global batch.
       length: tokens of a row.
       slots: positions that are read out, of all rows.
+      block_size: of blocks, whose step encodes a noisy and a clean text, without its last block.
+        They see as many keys as one text in full attention (less with a window, which is not
+        counted).
       whole: whether the whole encoder is computed at every position.
     """
     late = not whole and encoder.dropout == 0 and not encoder.time_conditioning
-    encoded = _encoded(encoder, rows, length, late=late)
+    both = length if block_size is None else 2 * length - block_size
+    attended = _attention(encoder, rows * length, length)
+    encoded = _products(encoder, rows, both, late=late) + attended
     read_out = _readout(encoder, slots, late=late)
     again = {
         "none": 0.0,
-        "dots": _attention(encoder, rows * length, length),
+        "dots": attended,
         "full": encoded,
     }[encoder.remat]
     return StepFlops(model=3 * (encoded + read_out), recomputed=again)
@@ -55,20 +66,37 @@ def sampler(encoder: bert.Config, rows: int, length: int, steps: int) -> float:
     return steps * once + _readout(encoder, rows * length, late=late)
 
 
+def of_block(encoder: bert.Config, rows: int, length: int, block_size: int) -> float:
+    """Operations of one evaluation of a block, in the mean over the blocks of a text.
+
+    The pass that commits the block before it takes twice that.
+    """
+    products = _products(encoder, rows, block_size, late=True)
+    attended = _attention(encoder, rows * block_size, (length + block_size) // 2)
+    return products + attended + _readout(encoder, rows * block_size, late=True)
+
+
 def forward(encoder: bert.Config, rows: int, length: int) -> float:
     """Operations of the encoder alone, from tokens to the hidden states of all positions."""
     return _encoded(encoder, rows, length, late=False)
 
 
 def _encoded(encoder: bert.Config, rows: int, length: int, *, late: bool) -> float:
-    """The encoder, without the last block's MLP if that is computed `late`, in the readout."""
+    products = _products(encoder, rows, length, late=late)
+    return products + _attention(encoder, rows * length, length)
+
+
+def _products(encoder: bert.Config, rows: int, length: int, *, late: bool) -> float:
+    """The encoder but for its attention.
+
+    The last block's MLP is left out if it is computed `late`, in the readout.
+    """
     width = encoder.width
     of_tokens = encoder.layers * (4 * width**2 + _mlp(encoder)) - late * _mlp(encoder)
     of_rows = 0
     if encoder.time_conditioning:
         of_rows = encoder.layers * 2 * (3 if encoder.norm_position == "pre" else 2) * width**2
-    products = 2.0 * rows * (of_tokens * length + of_rows)
-    return products + _attention(encoder, rows * length, length)
+    return 2.0 * rows * (of_tokens * length + of_rows)
 
 
 def _mlp(encoder: bert.Config) -> int:

@@ -30,8 +30,9 @@ class ObjectiveConfig:
     """The loss.
 
     Attributes:
-      name: 'diffusion' (over all mask rates), 'mlm' (BERT's, at one) or 'autoregressive' (each
-        token from those before it; needs model.attention 'causal').
+      name: 'diffusion' (over all mask rates), 'mlm' (BERT's, at one), 'autoregressive' (each
+        token from those before it; needs model.attention 'causal') or 'block' (diffusion within
+        each block, given the clean blocks before it).
       schedule: for diffusion, the masking schedule: 'linear' or 'cosine'.
       corruption: for diffusion, how masks are drawn: 'exact' (exact counts) or 'bernoulli'.
       rate: for mlm, the share of tokens that is selected.
@@ -40,6 +41,10 @@ class ObjectiveConfig:
       curriculum_rate: the highest mask rate of the first step.
       keep: 'prefix' never masks a random prefix of each row; 'infill' never masks what stands
         around a random span. The loss is that of the rest. '' for neither.
+      block_size: for block, tokens of a block; it divides data.length. 1 is autoregression, and
+        data.length is masked diffusion of the whole row.
+      window: for block, how many tokens before its own a block sees, a multiple of block_size; 0
+        for all.
     """
 
     name: str = "diffusion"
@@ -49,6 +54,8 @@ class ObjectiveConfig:
     curriculum_steps: int = 0
     curriculum_rate: float = 0.15
     keep: str = ""
+    block_size: int = 0
+    window: int = 0
 
     def __post_init__(self):
         choices = {
@@ -75,8 +82,29 @@ class ObjectiveConfig:
             raise ValueError(
                 f"objective.keep must be 'prefix', 'infill' or '' (neither), not {self.keep!r}"
             )
-        if self.keep and self.name == "autoregressive":
-            raise ValueError("objective.keep is for objectives that mask, not 'autoregressive'")
+        if self.keep and self.name in ("autoregressive", "block"):
+            raise ValueError(f"objective.keep is for objectives that mask rows, not {self.name!r}")
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        if self.name != "block":
+            for key in ("block_size", "window"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"objective.{key} is for objective.name 'block', not {self.name!r}"
+                    )
+            return
+        _at_least("objective.block_size", self.block_size, 1)
+        if self.window < 0 or self.window % self.block_size:
+            raise ValueError(
+                f"objective.window must be a multiple of objective.block_size {self.block_size}, "
+                f"or 0 for all, not {self.window!r}"
+            )
+        if self.corruption != "exact":
+            raise ValueError(
+                f"objective.corruption must be 'exact' for objective.name 'block', not "
+                f"{self.corruption!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +266,9 @@ class Experiment:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     profile_steps: str = ""
+
+    def __post_init__(self):
+        self.family.check_rows(self.objective, self.data)
 
     @property
     def family(self) -> Family:

@@ -60,6 +60,11 @@ def _of_local(key: str) -> Rule:
     return Rule(key, (lead,), _if(lambda flat: flat[lead] == "local", key, 0))
 
 
+def _of_blocks(key: str) -> Rule:
+    lead = "objective.name"
+    return Rule(key, (lead,), _if(lambda flat: flat[lead] == "block", key, 0))
+
+
 RULES = (
     Rule(
         "model.attention",
@@ -91,6 +96,8 @@ RULES = (
         ("model.use_bias",),
         _if(lambda flat: not flat["model.use_bias"], "model.output_bias", False),
     ),
+    _of_blocks("objective.block_size"),
+    _of_blocks("objective.window"),
     Rule(
         "objective.curriculum_steps",
         ("objective.name", "objective.corruption"),
@@ -99,7 +106,11 @@ RULES = (
     Rule(
         "objective.keep",
         ("objective.name",),
-        _if(lambda flat: flat["objective.name"] != "autoregressive", "objective.keep", ""),
+        _if(
+            lambda flat: flat["objective.name"] not in ("autoregressive", "block"),
+            "objective.keep",
+            "",
+        ),
     ),
     Rule(
         "optimizer.matrix_learning_rate",

@@ -81,7 +81,12 @@ def _method(program: Program, prepared: data.Prepared) -> Method:
             start_id=prepared.sep_id,
         )
     steps = experiment.evaluation.sample_steps
-    return Method(strategies.exact_count(schedule), Shaping(), steps=steps)
+    return Method(
+        strategies.exact_count(schedule),
+        Shaping(),
+        steps=steps,
+        in_blocks=experiment.family.blocks(experiment.objective),
+    )
 
 
 def _canvas(rows: data.Rows, mask_id: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

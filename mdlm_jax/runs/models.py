@@ -55,7 +55,7 @@ class Model(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether its likelihood is exact, by the chain rule, and not a bound."""
-        return self.family.is_exact
+        return self.family.is_exact(self.objective)
 
 
 def of_run(trained: workdir.Trained, weights: str) -> Model:

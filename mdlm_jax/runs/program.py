@@ -124,7 +124,7 @@ def make_program(
         multipliers=rate_multipliers(experiment, encoder),
         frozen=frozen,
     )
-    loss_fn = family.make_loss(encoder)
+    loss_fn = family.make_loss(experiment.objective, encoder)
     shapes, placed = place_parameters(encoder, mesh)
     shardings = state_shardings(placed, shapes, optimizer)
     step = make_step(
@@ -249,7 +249,7 @@ def padded_for(encoder: Any, mesh: Mesh) -> Any:
 
 def could_pair_rows(experiment: Experiment) -> bool:
     """Whether the objective draws exact counts, so that neighbouring rows may share slots."""
-    return experiment.family.pairs_rows(experiment.objective)
+    return experiment.family.pairs_rows(experiment.objective, experiment.data.length)
 
 
 def pairs_rows(experiment: Experiment, mesh: Mesh) -> bool:

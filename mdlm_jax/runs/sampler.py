@@ -14,10 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mdlm_jax.diffusion import Denoiser, Strategy, Trace, causal_denoiser, sample, transforms
+from mdlm_jax.diffusion import (
+    Denoiser,
+    Strategy,
+    Trace,
+    blocks,
+    causal_denoiser,
+    sample,
+    transforms,
+)
 from mdlm_jax.diffusion.caching import CachedDenoiser, transformed
 from mdlm_jax.host import parallel
-from mdlm_jax.runs.families import Cache, network_of
+from mdlm_jax.runs.families import Blocks, Cache, network_of
 from mdlm_jax.runs.shaping import Shaping
 
 Array = jax.Array
@@ -41,9 +49,12 @@ class Method:
       pad_id: token that fills a row behind it.
       start_id: for a causal network, the token before a row; None for one that fills masks.
       cache: what is kept from step to step; None for nothing.
+      in_blocks: for a network of blocks, those that it writes after a cache. The steps are spread
+        over them evenly, rounded up, with at least one each.
 
     Raises:
-      ValueError: fewer steps than blocks, a guidance that is no number, or one beside a cache.
+      ValueError: fewer steps than blocks, a guidance that is no number, or one beside a cache; or
+        what a network of blocks does not take.
     """
 
     strategy: Strategy
@@ -55,8 +66,11 @@ class Method:
     pad_id: int | None = None
     start_id: int | None = None
     cache: Cache | None = None
+    in_blocks: Blocks | None = None
 
     def __post_init__(self):
+        if self.in_blocks is not None:
+            self._check_in_blocks(self.in_blocks)
         if self.steps < self.blocks:
             raise ValueError(
                 f"steps is {self.steps}, blocks {self.blocks}: each block needs a step"
@@ -65,6 +79,20 @@ class Method:
             raise ValueError(f"guidance is {self.guidance}, it must be a finite number")
         if self.guidance is not None and self.cache is not None:
             raise ValueError("guidance and cache exclude each other: it evaluates two networks")
+
+    def _check_in_blocks(self, own: Blocks) -> None:
+        given = {
+            "blocks": self.blocks > 1,
+            "cache": self.cache is not None,
+            "guidance": self.guidance is not None,
+            "repetition_penalty": "repetition_penalty" in self.shaping.changed(),
+        }
+        for name, value in given.items():
+            if value:
+                raise ValueError(
+                    f"{name} is for models of whole rows: this one was trained in blocks of "
+                    f"{own.size}, and writes them from left to right after a cache"
+                )
 
     def strengths(self) -> dict[str, float]:
         """The values that are traced beside the steps; other values do not recompile."""
@@ -116,6 +144,9 @@ def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
                 cache = method.cache._replace(refresh=strengths["refresh"])
                 cached = _cached_denoiser(params, encoder, batch, cache)
                 return written(transformed(cached, shaping), key, batch, **rest)
+            if method.in_blocks is not None:
+                own = _block_denoiser(params, encoder, batch, method.in_blocks)
+                return written_in_blocks(shaping(own), key, batch, **rest)
             denoiser = _denoiser(params, encoder, batch, strengths.get("guidance"))
             if method.start_id is not None:
                 denoiser = causal_denoiser(denoiser, start_id=method.start_id)
@@ -157,6 +188,52 @@ def _cached_denoiser(
     """As `_denoiser`, with a cache and without a guide."""
     label = batch.get("label")
     denoiser = network_of(encoder).cached_denoiser(params, encoder, cache, batch, label=label)
+    return _without_padding(denoiser, encoder)
+
+
+def written_in_blocks(
+    denoiser: blocks.BlockDenoiser,
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    mask_id: int,
+    steps: int | Array,
+    method: Method,
+) -> tuple[Array, Trace]:
+    """As `written`, by a denoiser of blocks; each block takes its share of the steps.
+
+    Rows that are no whole blocks are filled up with masks that are not wanted: as in training, a
+    block has its size.
+    """
+    tokens, length = batch["tokens"], batch["tokens"].shape[1]
+    count = -(-length // denoiser.block_size)
+    ends = ((0, 0), (0, count * denoiser.block_size - length))
+    maskable = batch.get("maskable", jnp.ones(tokens.shape, bool))
+    fill = batch.get("fill", jnp.ones(tokens.shape, bool))
+    canvas, trace = blocks.sample(
+        denoiser,
+        key,
+        jnp.pad(tokens, ends, constant_values=mask_id),
+        mask_id=mask_id,
+        steps=-(-jnp.asarray(steps, jnp.int32) // count),
+        strategy=method.strategy,
+        end_id=method.end_id,
+        pad_id=method.pad_id,
+        maskable=jnp.pad(maskable, ends, constant_values=True),
+        fill=jnp.pad(fill, ends),
+        rows=batch["number"],
+        trace=True,
+    )
+    cut = trace._replace(step=trace.step[:, :length], log_prob=trace.log_prob[:, :length])
+    return canvas[:, :length], cut
+
+
+def _block_denoiser(
+    params: PyTree, encoder: Any, batch: dict[str, Array], of: Blocks
+) -> blocks.BlockDenoiser:
+    """As `_denoiser`, of blocks."""
+    network, shown = network_of(encoder), {k: v for k, v in batch.items() if k != "valid"}
+    denoiser = network.block_denoiser(params, encoder, of, shown, label=batch.get("label"))
     return _without_padding(denoiser, encoder)
 
 

@@ -138,8 +138,14 @@ class Answerer:
 
     def _score(self, pairs: list[Pair], *, greedy: bool) -> Continuations:
         model = self.model
+        in_blocks = model.family.blocks(model.objective)
+        of_batch = (
+            likelihoods.denoiser_of(model.encoder)
+            if in_blocks is None
+            else likelihoods.block_denoiser_of(model.encoder, *in_blocks)
+        )
         return continuations.log_likelihoods(
-            likelihoods.denoiser_of(model.encoder),
+            of_batch,
             model.params,
             pairs,
             mask_id=model.encoder.mask_id,
@@ -150,8 +156,9 @@ class Answerer:
             batch_size=self.batch_size,
             greedy=greedy,
             schedule=SCHEDULES[model.objective.schedule](),
-            start_id=data.special_ids(model.tokenizer).sep if model.exact else None,
+            start_id=data.special_ids(model.tokenizer).sep if model.family.is_causal else None,
             mesh=self.mesh,
+            block_size=None if in_blocks is None else in_blocks.size,
         )
 
     def _method(self) -> Method:
@@ -164,6 +171,7 @@ class Answerer:
             steps=self.steps,
             end_id=special.sep,
             pad_id=special.pad,
+            in_blocks=self.model.family.blocks(self.model.objective),
         )
         if not self.model.family.is_causal:
             return method

@@ -20,11 +20,10 @@ from mdlm_jax import data
 from mdlm_jax.data import json_text, reading
 from mdlm_jax.data.tokens.tokenization import literal
 from mdlm_jax.diffusion import Denoiser, Likelihood
-from mdlm_jax.evaluation.bounds import likelihoods
+from mdlm_jax.diffusion.blocks import BlockDenoiser
 from mdlm_jax.host import nearest, parallel
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import models, workdir
-from mdlm_jax.runs.experiment import SCHEDULES
 from mdlm_jax.writing import answering, canvases, filling, prompts, requests, sample_files
 
 PyTree = Any
@@ -78,8 +77,10 @@ class Model:
         return self.encoder.mask_id
 
     @property
-    def denoiser(self) -> Denoiser:
+    def denoiser(self) -> Denoiser | BlockDenoiser:
         """A denoiser that closes over the parameters: `(tokens i32[B, L], t f32[B]) -> logits`.
+
+        That of a model of blocks is a `BlockDenoiser`, for the functions of `mdlm_jax.blocks`.
 
         It works inside and outside of `jit`. JAX treats values that a jitted function closes over
         as constants: they are in memory twice, and other parameters recompile. With a large model,
@@ -90,7 +91,7 @@ class Model:
 
     def denoiser_of(
         self, params: PyTree, *, valid: jax.Array | None = None, label: jax.Array | None = None
-    ) -> Denoiser:
+    ) -> Denoiser | BlockDenoiser:
         """The denoiser of given parameters, such as the argument of a jitted function.
 
             jax.jit(lambda params, key, tokens: mdlm_jax.nelbo(
@@ -102,7 +103,17 @@ class Model:
           valid: bool[B, L], False at padding, which the network does not see.
           label: i32[B], for a model with classes; -1 for none.
         """
-        return bert.denoiser(params, self.encoder, valid=valid, label=label)
+        in_blocks = self.model.family.blocks(self.model.objective)
+        if in_blocks is None:
+            return bert.denoiser(params, self.encoder, valid=valid, label=label)
+        return bert.block_denoiser(
+            params,
+            self.encoder,
+            in_blocks.size,
+            valid=valid,
+            label=label,
+            window=in_blocks.window,
+        )
 
     @overload
     def fill(self, text: str, *, samples: None = None, **options: Any) -> str: ...
@@ -215,9 +226,10 @@ class Model:
     ) -> Likelihood:
         """The likelihood of text: an upper bound of `-log p` with its error.
 
-        It is exact for a model that was trained autoregressively. Special tokens that are spelt out
-        are plain text, and none are added. A text longer than a row of the training is cut into as
-        few and as even rows as possible, and these know nothing of each other.
+        It is exact for a model that was trained autoregressively, or in blocks of one token.
+        Special tokens that are spelt out are plain text, and none are added. A text longer than a
+        row of the training is cut into as few and as even rows as possible, and these know nothing
+        of each other.
 
         Args:
           text: a text, or several; each begins a row.
@@ -235,21 +247,14 @@ class Model:
         if not texts:
             raise ValueError("text is an empty list: give at least one text")
         rows = self._rows(texts)
-        of_batch = likelihoods.denoiser_of(self.encoder)
-        special = data.special_ids(self.tokenizer)
-        if self.model.exact:
-            of_rows = likelihoods.make_causal_likelihood(
-                of_batch, start_id=special.sep, mesh=self.mesh
-            )
-        else:
-            of_rows = likelihoods.make_nelbo(
-                of_batch,
-                mask_id=self.mask_id,
-                seed=seed,
-                draws=draws,
-                schedule=SCHEDULES[self.model.objective.schedule](),
-                mesh=self.mesh,
-            )
+        of_rows = self.model.family.make_likelihood(
+            self.model.objective,
+            self.encoder,
+            start_id=data.special_ids(self.tokenizer).sep,
+            seed=seed,
+            draws=draws,
+            mesh=self.mesh,
+        )
         # A power of two, so that few programs serve texts of any number.
         size = min(batch_size, 1 << (len(rows) - 1).bit_length())
         return of_rows(self.params, rows, size)

@@ -9,7 +9,7 @@ import numpy as np
 from mdlm_jax import data
 from mdlm_jax.diffusion import caching
 from mdlm_jax.runs.experiment import SCHEDULES
-from mdlm_jax.runs.families import Cache, network_of
+from mdlm_jax.runs.families import Blocks, Cache, network_of
 from mdlm_jax.runs.models import Model
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
@@ -21,7 +21,8 @@ class Options:
     """How text is written; the defaults are those of `generate`.
 
     A causal model writes from left to right, one token an evaluation, so it takes neither steps nor
-    strategy nor blocks nor a cache.
+    strategy nor blocks nor a cache. A model of blocks spreads the steps over its own blocks evenly,
+    rounded up. It takes neither blocks nor a cache nor guidance nor a repetition penalty.
 
     Attributes:
       steps: the most network evaluations, by default 64; with 1, BERT fills all masks at once.
@@ -36,7 +37,9 @@ class Options:
       blocks: parts of a row that are filled one after the other, left to right; by default one.
       guidance: weight of classifier-free guidance by the label; None for none.
       end_of_text: whether the separator between texts ends a text; None: if a prompt is answered.
-      length: tokens of a row; None for as many as in training.
+      length: tokens of a row; None for as many as in training. A model of blocks with rotary
+        positions writes any length: each block then sees the tokens before it that it saw at most
+        in training.
       cache: 'dual', 'prefix' or 'vicinity': keys and values are kept from step to step, which is
         faster and an approximation (`bert.cached_denoiser`); None for none.
       refresh: of a cache, steps from one look at the whole row to the next, by default 8; 1 is
@@ -101,6 +104,7 @@ def plan(
     causal = model.family.is_causal
     if causal:
         _check_causal(options)
+    in_blocks = _in_blocks(model, options)
     labels = _labels(model, asked, label_names)
     _check_guidance(model, labels, options.guidance)
     length = _length(model, options.length)
@@ -129,6 +133,7 @@ def plan(
         blocks=_whole("blocks", 1 if options.blocks is None else options.blocks),
         guidance=options.guidance,
         cache=_cache(model, options, canvas),
+        in_blocks=in_blocks,
         **ends,
     )
     return Request(canvas, labels, method, strategy)
@@ -170,6 +175,22 @@ def _cache(model: Model, options: Options, canvas: canvases.Canvas) -> Cache | N
     return cache
 
 
+def _in_blocks(model: Model, options: Options) -> Blocks | None:
+    """The blocks of the model, with a window where a text is longer than in training."""
+    own = model.family.blocks(model.objective)
+    if own is None:
+        return None
+    for name in ("blocks", "cache"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{name} is for models of whole rows: this run was trained in blocks of {own.size}, "
+                "which it writes one after the other, after a cache"
+            )
+    if own.window is None and (options.length or 0) > model.length > own.size:
+        return own._replace(window=model.length - own.size)
+    return own
+
+
 def _ends(model: Model, shaping: Shaping, answers: bool, options: Options) -> dict[str, Any]:
     if not (answers if options.end_of_text is None else options.end_of_text):
         return {}
@@ -184,9 +205,26 @@ def _length(model: Model, length: int | None) -> int:
     longest = model.encoder.max_length
     if length is None:
         return model.length
+    own = model.family.blocks(model.objective)
+    if length > longest and own is not None:
+        _check_longer(model, length, own)
+        return length
     if not 1 <= length <= longest:
         raise ValueError(f"length must be from 1 to {longest}, the model's rows, not {length}")
     return length
+
+
+def _check_longer(model: Model, length: int, own: Blocks) -> None:
+    if model.encoder.positions == "learned":
+        raise ValueError(
+            f"length must be from 1 to {model.encoder.max_length}, not {length}: learned positions "
+            "end there, and rotary ones (model.positions=rope) go on"
+        )
+    if model.length <= own.size:
+        raise ValueError(
+            f"length must be from 1 to {model.length}, not {length}: this run was trained on rows "
+            "of one block, which never follows another"
+        )
 
 
 def _labels(

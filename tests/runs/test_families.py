@@ -88,5 +88,7 @@ def test_a_family_of_ones_own_is_trained_measured_and_sampled(halves):
 def test_a_name_of_no_family_is_refused():
     with pytest.raises(ValueError, match=r"objective.name must be .*diffusion.*not 'halves'"):
         ObjectiveConfig(name="halves")
-    with pytest.raises(ValueError, match="must be one of diffusion, mlm, autoregressive, not 'x'"):
+    with pytest.raises(
+        ValueError, match="must be one of diffusion, mlm, autoregressive, block, not 'x'"
+    ):
         families.family_of("x")

@@ -237,7 +237,7 @@ def test_a_loss_is_told_padding_labels_and_its_key(kind):
     }
     prepare = jax.jit(make_prepare(settings, encoder, paired=False))
     prepared = prepare(jax.random.key(1), 0, batch)
-    params, loss_fn = params_of(encoder), jax.jit(make_loss(encoder))
+    params, loss_fn = params_of(encoder), jax.jit(make_loss(settings.objective, encoder))
 
     def loss(key=2, **changes):
         return float(loss_fn(params, jax.random.key(key), {**prepared, **changes})[0])

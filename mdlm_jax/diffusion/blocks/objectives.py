@@ -29,6 +29,11 @@ class CorruptedBlocks(NamedTuple):
     clean: Array
     blocks: Corrupted
 
+    @property
+    def positions(self) -> Array:
+        """The slots of the blocks, of which the size is the number that is read out."""
+        return self.blocks.positions
+
 
 def corrupt(
     key: Array | None,

@@ -22,11 +22,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mdlm_jax.data import progress
-from mdlm_jax.diffusion import Denoiser, Schedule, corrupt_causal, nelbo, noise, sample, strategies
+from mdlm_jax.diffusion import (
+    Denoiser,
+    Likelihood,
+    Schedule,
+    blocks,
+    corrupt_causal,
+    nelbo,
+    noise,
+    sample,
+    strategies,
+)
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import linear
-from mdlm_jax.evaluation.bounds.likelihoods import DenoiserOf
+from mdlm_jax.evaluation.bounds.likelihoods import BlockDenoiserOf, DenoiserOf
 from mdlm_jax.host import parallel
 
 Array = jax.Array
@@ -57,7 +67,7 @@ class Continuations(NamedTuple):
 
 
 def log_likelihoods(
-    denoiser_of: DenoiserOf,
+    denoiser_of: DenoiserOf | BlockDenoiserOf,
     params: PyTree,
     pairs: Sequence[Pair],
     *,
@@ -71,6 +81,7 @@ def log_likelihoods(
     schedule: Schedule = linear(),
     start_id: int | None = None,
     mesh: Mesh | None = None,
+    block_size: int | None = None,
 ) -> Continuations:
     """Scores every pair. The order of the pairs and the batches change rounding alone.
 
@@ -105,6 +116,9 @@ def log_likelihoods(
       schedule: that the model was trained with; it turns the mask rate into the time.
       start_id: for an autoregressive model, the token before the first; None for masked diffusion.
       mesh: spreads the rows of a batch over its devices.
+      block_size: for a model of blocks, whose `denoiser_of` makes denoisers of blocks. Rows are
+        whole blocks, and every continuation is estimated, but for blocks of one token. What the
+        model sees behind a text is padding when it is scored, and masks when it is filled.
 
     Raises:
       ValueError: fewer than 2 draws, or a continuation that is longer than a row or holds the mask.
@@ -113,7 +127,9 @@ def log_likelihoods(
         raise ValueError(f"draws is {draws}, at least 2 are needed for an error")
     for number, (_, continuation) in enumerate(pairs):
         _check(continuation, number, mask_id, max_length)
-    few = 0 if time_conditioning else (draws + 1).bit_length() - 1  # 2^few - 1 <= draws
+    few = (
+        0 if time_conditioning or block_size else (draws + 1).bit_length() - 1
+    )  # 2^few - 1 <= draws
     of_batch = _scorer(
         denoiser_of,
         mask_id=mask_id,
@@ -132,7 +148,7 @@ def log_likelihoods(
     nats, variance = np.zeros(len(pairs)), np.zeros(len(pairs))
     greedily = np.ones(len(pairs), bool)
     with progress.bar("scoring", len(pairs), "continuations") as advance:
-        for indices, batch, drawn in _batches(pairs, max_length, size, few):
+        for indices, batch, drawn in _batches(pairs, max_length, size, few, block_size or 1):
             put = batch if mesh is None else parallel.put_rows(batch, mesh)
             scored = jax.device_get(of_batch(params, key, put, drawn=drawn))
             nats[indices], variance[indices] = (x[: len(indices)] for x in scored[:2])
@@ -149,7 +165,7 @@ def log_likelihoods(
 
 @functools.lru_cache(maxsize=_KEPT)
 def _scorer(
-    denoiser_of: DenoiserOf,
+    denoiser_of: DenoiserOf | BlockDenoiserOf,
     *,
     mask_id: int,
     draws: int,
@@ -173,6 +189,11 @@ def _scorer(
     def of_batch(params, key, batch, drawn):
         with parallel.use(mesh):
             denoiser = denoiser_of(params, batch)
+            if isinstance(denoiser, blocks.BlockDenoiser):
+                likelihood = _in_blocks(denoiser, batch, mask_id, key, draws, schedule)
+                unpadded = denoiser_of(params, {k: v for k, v in batch.items() if k != "valid"})
+                same = _writes_in_blocks(unpadded, batch, mask_id, schedule) if greedy else None
+                return likelihood.nats, likelihood.mc_variance, same
             if start_id is not None:
                 return _by_chain_rule(denoiser, batch, start_id)
             if drawn:
@@ -214,6 +235,45 @@ def _drawn(
     return likelihood.nats, likelihood.mc_variance
 
 
+def _in_blocks(
+    denoiser: blocks.BlockDenoiser,
+    batch: dict[str, Array],
+    mask_id: int,
+    key: Array,
+    draws: int,
+    schedule: Schedule,
+) -> Likelihood:
+    """The NELBO over blocks."""
+    return blocks.nelbo(
+        denoiser,
+        key,
+        batch["tokens"],
+        mask_id=mask_id,
+        draws=draws,
+        maskable=batch["maskable"],
+        rows=batch["rows"],
+        schedule=schedule,
+    )
+
+
+def _writes_in_blocks(
+    denoiser: blocks.BlockDenoiser, batch: dict[str, Array], mask_id: int, schedule: Schedule
+) -> Array:
+    """bool[B], whether greedy filling, block by block, gives the continuation."""
+    tokens, maskable = batch["tokens"], batch["maskable"]
+    filled = blocks.sample(
+        denoiser,
+        jax.random.key(0),  # greedy filling draws nothing
+        jnp.where(maskable | ~batch["valid"], mask_id, tokens),
+        mask_id=mask_id,
+        steps=denoiser.block_size,
+        strategy=strategies.greedy(schedule=schedule),
+        fill=maskable,
+        rows=batch["rows"],
+    )
+    return jnp.all((filled == tokens) | ~maskable, axis=1)
+
+
 def _is_greedy(
     denoiser: Denoiser, batch: dict[str, Array], mask_id: int, schedule: Schedule
 ) -> Array:
@@ -244,7 +304,7 @@ def _by_chain_rule(
 
 
 def _batches(
-    pairs: Sequence[Pair], max_length: int, size: int, few: int
+    pairs: Sequence[Pair], max_length: int, size: int, few: int, block_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], bool]]:
     """The pairs' indices and rows, `size` at a time, and whether they have more than `few` tokens.
 
@@ -256,7 +316,9 @@ def _batches(
     def program(index: int) -> tuple[int, bool]:
         prompt, continuation = pairs[index]
         length = min(len(prompt) + len(continuation), max_length)
-        return _padded_length(length, max_length), len(continuation) > few
+        padded = _padded_length(length, max_length)
+        padded = -(-padded // block_size) * block_size
+        return padded, len(continuation) > few
 
     order = sorted(range(len(pairs)), key=lambda i: (*program(i), len(pairs[i][1]), i))
     for (length, drawn), group in itertools.groupby(order, key=program):

@@ -14,6 +14,7 @@ from mdlm_jax.diffusion import (
     Denoiser,
     Likelihood,
     Schedule,
+    blocks,
     causal_likelihood,
     nelbo,
     noise,
@@ -26,6 +27,7 @@ from mdlm_jax.networks import bert
 Array = jax.Array
 PyTree = Any
 DenoiserOf = Callable[[PyTree, dict[str, Array]], Denoiser]  # (params, batch) -> Denoiser
+BlockDenoiserOf = Callable[[PyTree, dict[str, Array]], blocks.BlockDenoiser]
 OfRows = Callable[..., Likelihood]  # (params, rows, batch_size, advance)
 
 _NORMAL_95 = 1.959964  # standard errors to each side of a 95 % interval
@@ -44,6 +46,25 @@ def denoiser_of(encoder: bert.Config) -> DenoiserOf:
             encoder,
             valid=bert.row_lengths(batch.get("valid")),
             label=batch["label"] if encoder.classes else None,
+        )
+
+    return of_batch
+
+
+@functools.lru_cache(maxsize=64)
+def block_denoiser_of(
+    encoder: bert.Config, size: int, window: int | None = None
+) -> BlockDenoiserOf:
+    """As `denoiser_of`, in blocks of `size` tokens that see `window` tokens before them, or all."""
+
+    def of_batch(params: PyTree, batch: dict[str, Array]) -> blocks.BlockDenoiser:
+        return bert.block_denoiser(
+            params,
+            encoder,
+            size,
+            valid=bert.row_lengths(batch.get("valid")),
+            label=batch["label"] if encoder.classes else None,
+            window=window,
         )
 
     return of_batch
@@ -75,6 +96,33 @@ def make_nelbo(
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
         return nelbo(
+            denoiser_of(params, batch),
+            noise.derive(noise.seed_key(seed), "evaluation"),
+            batch["tokens"],
+            mask_id=mask_id,
+            draws=draws,
+            maskable=batch["maskable"],
+            rows=batch["rows"],
+            schedule=schedule,
+        )
+
+    return _of_rows(of_batch, mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def make_block_nelbo(
+    denoiser_of: BlockDenoiserOf,
+    *,
+    mask_id: int,
+    seed: int,
+    draws: int,
+    schedule: Schedule = schedules.linear(),
+    mesh: Mesh | None = None,
+) -> OfRows:
+    """As `make_nelbo`, over the blocks of each row; of blocks of one token nothing is drawn."""
+
+    def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
+        return blocks.nelbo(
             denoiser_of(params, batch),
             noise.derive(noise.seed_key(seed), "evaluation"),
             batch["tokens"],

@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mdlm_jax import data
-from mdlm_jax.diffusion import AtRate, Schedule, at_rate, noise, schedules
+from mdlm_jax.diffusion import AtRate, Schedule, at_rate, blocks, noise, schedules
 from mdlm_jax.evaluation import spreading
-from mdlm_jax.evaluation.bounds.likelihoods import DenoiserOf
+from mdlm_jax.evaluation.bounds.likelihoods import BlockDenoiserOf, DenoiserOf
 from mdlm_jax.evaluation.samples import text_metrics
 
 PyTree = Any
@@ -65,6 +65,65 @@ def make_rate_curve(
             for rate in rates
         ]
 
+    return _curve(of_batch, rates, mesh)
+
+
+def make_block_curve(
+    denoiser_of: BlockDenoiserOf,
+    size: int,
+    *,
+    mask_id: int,
+    seed: int,
+    schedule: Schedule = schedules.linear(),
+    rates: Sequence[float] = RATES,
+    mesh: Mesh | None = None,
+) -> Callable[..., list[Point]]:
+    """As `make_rate_curve`, with all blocks of a row masked at the rate; errors are over rows.
+
+    A block of `size` tokens has `size` rates, k / size. Those next to `rates` are measured.
+    """
+    counts = sorted({max(1, round(rate * size)) for rate in rates})
+
+    def of_batch(params: PyTree, batch: dict[str, jax.Array]) -> list[AtRate]:
+        tokens = batch["tokens"]
+        own = blocks.given(denoiser_of(params, batch), tokens)
+        each = tokens.shape[1] // size
+        numbers = batch["rows"][:, None] * each + np.arange(each, dtype=np.int32)[None]
+
+        def at(count: int) -> AtRate:
+            read = at_rate(
+                own,
+                noise.derive(noise.seed_key(seed), "rates", count),
+                tokens.reshape(-1, size),
+                mask_id=mask_id,
+                rate=count / size,
+                maskable=batch["maskable"].reshape(-1, size),
+                rows=numbers.reshape(-1),
+                schedule=schedule,
+            )
+            nats, masked = (x.reshape(-1, each).sum(axis=1) for x in (read.nats, read.masked))
+            return read._replace(nats=nats, masked=masked)
+
+        return [at(count) for count in counts]
+
+    return _curve(of_batch, [count / size for count in counts], mesh)
+
+
+def mean_over_counts(curve: Sequence[Point], size: int) -> float:
+    """The mean of the curve over every count of masks of a block, nats per token.
+
+    Counts that were not measured lie on straight lines between the others. As `trapezoid` it is a
+    check of the NELBO by other draws.
+    """
+    rates, nats = zip(*((point["rate"], point["nats"]) for point in curve), strict=True)
+    return float(np.interp(np.arange(1, size + 1) / size, rates, nats).mean())
+
+
+def _curve(
+    of_batch: Callable[[PyTree, dict[str, jax.Array]], list[AtRate]],
+    rates: Sequence[float],
+    mesh: Mesh | None,
+) -> Callable[..., list[Point]]:
     of_rows = spreading.over_rows(of_batch, mesh)
 
     def curve(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> list[Point]:

@@ -3,15 +3,16 @@
 import importlib
 from typing import Any
 
-from mdlm_jax.runs.families.base import Cache, Family, Measure, Network
+from mdlm_jax.runs.families.base import Blocks, Cache, Family, Measure, Network
 
 NAMES = {  # objective.name: the file
     "diffusion": "masks",
     "mlm": "mlm",
     "autoregressive": "causal",
+    "block": "blocks",
 }
 
-__all__ = ["NAMES", "Cache", "Family", "Measure", "Network", "family_of", "network_of"]
+__all__ = ["NAMES", "Blocks", "Cache", "Family", "Measure", "Network", "family_of", "network_of"]
 
 
 def family_of(name: str) -> Family:

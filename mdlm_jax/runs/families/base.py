@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from mdlm_jax.diffusion import Denoiser
+from mdlm_jax.diffusion import Denoiser, Likelihood
+from mdlm_jax.diffusion.blocks import BlockDenoiser
 from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.training.step import LossFn
 
 if TYPE_CHECKING:
+    from mdlm_jax import data
     from mdlm_jax.runs.experiment import ObjectiveConfig
 
 Array = jax.Array
@@ -41,6 +43,18 @@ class Cache(NamedTuple):
     around: int = 0
 
 
+class Blocks(NamedTuple):
+    """How a text is cut into blocks that are written from left to right.
+
+    Attributes:
+      size: tokens of a block.
+      window: tokens that a block sees before its own, a multiple of the size; None for all.
+    """
+
+    size: int
+    window: int | None = None
+
+
 class Network(NamedTuple):
     """A network, as functions of its config.
 
@@ -59,6 +73,7 @@ class Network(NamedTuple):
         "valid" bool `[B, L]` if rows have padding.
       check_cache: `(config, Cache)`; a ValueError if the network cannot keep that.
       cached_denoiser: `(params, config, cache, batch, label) -> CachedDenoiser`.
+      block_denoiser: the same with `Blocks` after the config: a denoiser of blocks.
     """
 
     configure: Callable[[Mapping[str, Any]], Config]
@@ -73,6 +88,7 @@ class Network(NamedTuple):
     denoiser: Callable[..., Denoiser]
     check_cache: Callable[[Config, Cache], None]
     cached_denoiser: Callable[..., CachedDenoiser]
+    block_denoiser: Callable[..., BlockDenoiser]
 
 
 class Measure(NamedTuple):
@@ -116,23 +132,31 @@ class Family(NamedTuple):
     Attributes:
       network: the network that is trained.
       check: `(objective, config)`; a ValueError if the two do not fit.
-      pairs_rows: `objective -> bool`, whether neighbouring rows may share slots.
+      pairs_rows: `(objective, length) -> bool`, whether neighbouring rows of so many tokens may
+        share slots.
       make_prepare: `(objective, config, paired, start_id) -> Prepare`: prepares a batch for the
         loss, drawn for the whole global batch at once. `start_id` is the token before a row.
-      make_loss: `config -> (params, key, batch) -> (loss, aux)`.
+      make_loss: `(objective, config) -> (params, key, batch) -> (loss, aux)`.
+      make_likelihood: `(objective, config, start_id, seed, draws, mesh) -> (params, rows,
+        batch_size[, advance]) -> Likelihood` of each row.
       make_measure: `(objective, config, start_id, seed, draws, mesh, curve) -> Measure`, with the
         curve over mask rates if it is asked for and exists.
-      is_exact: whether the likelihood is exact rather than a bound.
+      check_rows: `(objective, data)`; a ValueError if it cannot be trained on such rows.
+      blocks: `objective -> Blocks`, in which text is written after a cache; None for whole rows.
+      is_exact: `objective -> bool`, whether the likelihood is exact rather than a bound.
       is_causal: whether text is written from left to right, one token an evaluation.
       about: `objective -> About`.
     """
 
     network: Network
     check: Callable[["ObjectiveConfig", Config], None]
-    pairs_rows: Callable[["ObjectiveConfig"], bool]
+    pairs_rows: Callable[["ObjectiveConfig", int], bool]
     make_prepare: Callable[..., Prepare]
-    make_loss: Callable[[Config], LossFn]
+    make_loss: Callable[["ObjectiveConfig", Config], LossFn]
+    make_likelihood: Callable[..., Callable[..., Likelihood]]
     make_measure: Callable[..., Measure]
-    is_exact: bool = False
+    check_rows: Callable[["ObjectiveConfig", "data.Config"], None] = lambda objective, rows: None
+    blocks: Callable[["ObjectiveConfig"], Blocks | None] = lambda objective: None
+    is_exact: Callable[["ObjectiveConfig"], bool] = lambda objective: False
     is_causal: bool = False
     about: Callable[["ObjectiveConfig"], About] = _about

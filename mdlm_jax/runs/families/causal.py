@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from mdlm_jax import data
 from mdlm_jax.diffusion import corrupt_causal
 from mdlm_jax.evaluation.bounds import likelihoods
+from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
 from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
@@ -44,6 +45,22 @@ def make_prepare(
     return prepare
 
 
+def make_likelihood(
+    objective: ObjectiveConfig,
+    config: encoder.Config,
+    *,
+    start_id: int | None,
+    seed: int,
+    draws: int,
+    mesh: Mesh | None,
+) -> OfRows:
+    """The likelihood by the chain rule; arguments as of `make_measure`."""
+    del objective, seed, draws
+    return likelihoods.make_causal_likelihood(
+        likelihoods.denoiser_of(config), start_id=start_id, mesh=mesh
+    )
+
+
 def make_measure(
     objective: ObjectiveConfig,
     config: encoder.Config,
@@ -62,10 +79,8 @@ def make_measure(
       start_id: as in training.
       mesh: its devices share the rows.
     """
-    del objective, seed, draws, curve
-    exact = likelihoods.make_causal_likelihood(
-        likelihoods.denoiser_of(config), start_id=start_id, mesh=mesh
-    )
+    del curve
+    exact = make_likelihood(objective, config, start_id=start_id, seed=seed, draws=draws, mesh=mesh)
 
     def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
         likelihood = exact(params, rows, batch_size, *advance)
@@ -88,11 +103,12 @@ def about(objective: ObjectiveConfig) -> About:
 FAMILY = Family(
     network=encoder.NETWORK,
     check=check,
-    pairs_rows=lambda objective: False,
+    pairs_rows=lambda objective, length: False,
     make_prepare=make_prepare,
     make_loss=encoder.make_loss,
+    make_likelihood=make_likelihood,
     make_measure=make_measure,
-    is_exact=True,
+    is_exact=lambda objective: True,
     is_causal=True,
     about=about,
 )

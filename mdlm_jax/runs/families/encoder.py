@@ -9,10 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from mdlm_jax.diffusion import Denoiser, corrupted_loss
+from mdlm_jax.diffusion.blocks import BlockDenoiser
 from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.networks import bert, with_cache
 from mdlm_jax.networks.attention import fastest, runs_on
-from mdlm_jax.runs.families.base import Cache, Network
+from mdlm_jax.runs.experiment import ObjectiveConfig
+from mdlm_jax.runs.families.base import Blocks, Cache, Network
 from mdlm_jax.training.step import LossFn
 
 Array = jax.Array
@@ -113,8 +115,30 @@ def cached_denoiser(
     )
 
 
-def make_loss(config: Config) -> LossFn:
+def block_denoiser(
+    params: PyTree,
+    config: Config,
+    blocks: Blocks,
+    batch: Mapping[str, Array],
+    *,
+    label: Array | None = None,
+    dropout_key: Array | None = None,
+) -> BlockDenoiser:
+    """The encoder as the denoiser of the blocks of a batch with its padding."""
+    return bert.block_denoiser(
+        params,
+        config,
+        blocks.size,
+        valid=bert.row_lengths(batch.get("valid")),
+        label=label,
+        dropout_key=dropout_key,
+        window=blocks.window,
+    )
+
+
+def make_loss(objective: ObjectiveConfig, config: Config) -> LossFn:
     """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from a family's `prepare`."""
+    del objective
     stochastic = config.dropout > 0 or config.class_dropout > 0
 
     def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
@@ -143,4 +167,5 @@ NETWORK = Network(
     denoiser=denoiser,
     check_cache=check_cache,
     cached_denoiser=cached_denoiser,
+    block_denoiser=block_denoiser,
 )

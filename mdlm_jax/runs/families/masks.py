@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from mdlm_jax import data
 from mdlm_jax.diffusion import corrupt, keep_around, keep_prefix, noise
 from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
+from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.runs.experiment import SCHEDULES, ObjectiveConfig
 from mdlm_jax.runs.families import encoder
 from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
@@ -23,8 +24,9 @@ def check(objective: ObjectiveConfig, config: encoder.Config) -> None:
     """Every encoder fills masks."""
 
 
-def pairs_rows(objective: ObjectiveConfig) -> bool:
+def pairs_rows(objective: ObjectiveConfig, length: int) -> bool:
     """Rows share slots if counts are exact."""
+    del length
     return objective.corruption == "exact"
 
 
@@ -78,6 +80,27 @@ def highest_rate(objective: ObjectiveConfig, step: Array) -> Array | float:
     return jnp.minimum(1.0, first + (1.0 - first) * step / objective.curriculum_steps)
 
 
+def make_likelihood(
+    objective: ObjectiveConfig,
+    config: encoder.Config,
+    *,
+    start_id: int | None,
+    seed: int,
+    draws: int,
+    mesh: Mesh | None,
+) -> OfRows:
+    """The NELBO; arguments as of `make_measure`."""
+    del start_id
+    return likelihoods.make_nelbo(
+        likelihoods.denoiser_of(config),
+        mask_id=config.mask_id,
+        seed=seed,
+        draws=draws,
+        schedule=SCHEDULES[objective.schedule](),
+        mesh=mesh,
+    )
+
+
 def make_measure(
     objective: ObjectiveConfig,
     config: encoder.Config,
@@ -99,16 +122,16 @@ def make_measure(
       mesh: its devices share the rows.
       curve: whether to measure the curve too: "rate_curve", and its integral.
     """
-    del start_id
-    of_batch = likelihoods.denoiser_of(config)
-    drawn = {
-        "mask_id": config.mask_id,
-        "seed": seed,
-        "schedule": SCHEDULES[objective.schedule](),
-        "mesh": mesh,
-    }
-    bound = likelihoods.make_nelbo(of_batch, draws=draws, **drawn)
-    of_rates = rate_curves.make_rate_curve(of_batch, **drawn) if curve else None
+    drawn = {"seed": seed, "mesh": mesh}
+    bound = make_likelihood(objective, config, start_id=start_id, draws=draws, **drawn)
+    of_rates = None
+    if curve:
+        of_rates = rate_curves.make_rate_curve(
+            likelihoods.denoiser_of(config),
+            mask_id=config.mask_id,
+            schedule=SCHEDULES[objective.schedule](),
+            **drawn,
+        )
 
     def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
         figures = {"likelihood": "bound"}
@@ -143,6 +166,7 @@ FAMILY = Family(
     pairs_rows=pairs_rows,
     make_prepare=make_prepare,
     make_loss=encoder.make_loss,
+    make_likelihood=make_likelihood,
     make_measure=make_measure,
     about=about,
 )

@@ -58,5 +58,5 @@ def about(objective: ObjectiveConfig) -> About:
 
 
 FAMILY = masks.FAMILY._replace(
-    pairs_rows=lambda objective: False, make_prepare=make_prepare, about=about
+    pairs_rows=lambda objective, length: False, make_prepare=make_prepare, about=about
 )

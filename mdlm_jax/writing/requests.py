@@ -183,8 +183,8 @@ def _in_blocks(model: Model, options: Options) -> Blocks | None:
     for name in ("blocks", "cache"):
         if getattr(options, name) is not None:
             raise ValueError(
-                f"{name} is for models of whole rows: this run was trained in blocks of {own.size}, "
-                "which it writes one after the other, after a cache"
+                f"{name} is for models of whole rows: this run was trained in blocks of "
+                f"{own.size}, which it writes one after the other, after a cache"
             )
     if own.window is None and (options.length or 0) > model.length > own.size:
         return own._replace(window=model.length - own.size)

@@ -17,6 +17,7 @@ from benchmarks import (
     attention,
     attention_masks,
     building,
+    caches,
     checks,
     loop,
     measure,
@@ -187,6 +188,37 @@ def test_steps_that_ask_for_nothing_are_not_counted():
     assert sample.counted(shape, trace, "remask") is None
 
 
+def test_caches_tells_each_kind_and_how_often_it_looks(capsys):
+    flags = ["--shape=tiny", "--prompt=4", "--blocks=3", "--steps=6", "--kinds", "dual"]
+    assert caches.main([*flags, "--refresh", "1", "2"]) == 0
+    told = lines(capsys)
+    assert all(each["ms"] > 0 and each["evaluations"] == 6 for each in told)
+    assert [(each["cache"], each["refresh"], each["looks"]) for each in told] == [
+        ("none", 1, 6), ("dual", 1, 6), ("dual", 2, 3),
+    ]  # fmt: skip
+
+
+def test_a_cache_costs_nothing_in_the_steps_that_look():
+    shape = shapes.shape("tiny")
+    params = jax.tree.map(
+        lambda x: x + jax.random.normal(jax.random.key(0), x.shape) / 10,
+        bert.init(jax.random.key(1), shape.encoder),
+    )
+    plan = caches.Plan(shape.length, prompt=4, blocks=3, steps=4, around=2)
+    text = jax.random.randint(jax.random.key(2), (shape.rows, shape.length), 0, 299)
+    exact, always, once = (
+        caches.cross_entropy(params, shape, plan, text, *case)
+        for case in (("none", 1), ("vicinity", 1), ("vicinity", 4))
+    )
+    assert exact.shape == (shape.rows, plan.blocks, plan.steps)
+    np.testing.assert_allclose(always, exact, atol=1e-4)
+    np.testing.assert_allclose(once[..., 0], exact[..., 0], atol=1e-4)
+    assert np.abs(once[..., 1:] - exact[..., 1:]).max() > 1e-3
+    gaps = caches._gaps(plan, once, exact)
+    assert list(gaps["gap"]) == ["1", "0.75", "0.5", "0.25"]
+    assert gaps["gap"]["0.5"] == pytest.approx((once - exact)[..., 2].mean(), rel=1e-3)
+
+
 def test_memory_tells_the_choice_and_counts_what_it_computes_again(capsys):
     arguments = ["--shape=tiny", "--steps=1", "--remats", "full", "--scans", "yes"]
     assert memory.main([*arguments, "--logits", "2000"]) == 0
@@ -223,6 +255,8 @@ def test_repetitions_leave_the_first_out(monkeypatch):
         (command.main, ["--shape=tiny", "--steps=0"], "--steps=0: must be at least 1"),
         (memory.main, ["--shape=tiny", "--remat=full"], "take --remats"),
         (sample.main, ["--shape=tiny", "--strategies", "luck"], "strategy 'luck' must be one of"),
+        (caches.main, ["--shape=tiny", "--blocks=3"], "--prompt=8 of 16: 3 blocks must divide the"),
+        (caches.main, ["--shape=tiny", "--refresh", "0"], "--refresh=0: must be at least 1"),
         (loop.main, ["--steps=5"], "--steps=5: must be at least 20"),
         (loop.main, ["--shape=tiny", "--rows=3"], "--rows=3: must be even and at least 2"),
         (attention.main, ["--tokens=64"], "--tokens=64: must hold a row of 4096"),

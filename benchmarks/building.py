@@ -14,7 +14,7 @@ from mdlm_jax import data
 from mdlm_jax.diffusion.reading import slots as slot_losses
 from mdlm_jax.host import parallel
 from mdlm_jax.pods import flops
-from mdlm_jax.runs.experiment import Experiment, TrainingConfig
+from mdlm_jax.runs.experiment import Experiment, ObjectiveConfig, TrainingConfig
 from mdlm_jax.runs.program import make_program
 from mdlm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from mdlm_jax.training.state import TrainState
@@ -26,6 +26,7 @@ STEPS = 10_000  # that the run would have
 DIFFERENT_BATCHES = 4
 OPTIMIZER = OptimizerConfig(warmup_steps=100)
 EMA_DECAY = 0.9999
+FULL = ObjectiveConfig()  # full diffusion
 
 
 class Step(NamedTuple):
@@ -42,16 +43,19 @@ class Step(NamedTuple):
     flops: float
 
 
-def build_step(shape: Shape) -> Step:
+def build_step(shape: Shape, objective: ObjectiveConfig = FULL) -> Step:
     """The step that `train` runs, on one device: corruption, loss, gradient, AdamW, EMA."""
     experiment = Experiment(
+        objective=objective,
         data=data.Config(length=shape.length),
         optimizer=OPTIMIZER,
         training=TrainingConfig(batch_size=shape.rows, steps=STEPS, ema_decay=EMA_DECAY),
     )
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    program = make_program(experiment, shape.encoder, mesh)
-    return Step(program.init(), program.step, counted(shape, slots(shape)))
+    program = make_program(experiment, shape.encoder, mesh, start_id=0)
+    size = objective.block_size or None
+    work = counted(shape, slots(shape, objective), block_size=size)
+    return Step(program.init(), program.step, work)
 
 
 def optimizer_of_run() -> optax.GradientTransformation:
@@ -59,20 +63,26 @@ def optimizer_of_run() -> optax.GradientTransformation:
     return make_optimizer(OPTIMIZER, steps=STEPS)[0]
 
 
-def slots(shape: Shape) -> int:
-    """Positions that a step reads out: `L + 1` of each pair of rows."""
-    return shape.rows // 2 * (shape.length + 1)
+def slots(shape: Shape, objective: ObjectiveConfig = FULL) -> int:
+    """Positions that a step reads out: `L + 1` of each pair of rows, or as many of blocks."""
+    if objective.name == "autoregressive":
+        return shape.rows * shape.length
+    size = objective.block_size or shape.length
+    return shape.rows * shape.length * (size + 1) // (2 * size)
 
 
-def counted(shape: Shape, read_out: int, *, whole: bool = False) -> float:
+def counted(
+    shape: Shape, read_out: int, *, block_size: int | None = None, whole: bool = False
+) -> float:
     """Matrix operations of a step that reads out so many positions, recomputed ones among them.
 
     Args:
       shape: of the batch.
       read_out: positions.
-      whole: as of `flops.training_step`.
+      block_size, whole: as of `flops.training_step`.
     """
-    step = flops.training_step(shape.encoder, shape.rows, shape.length, read_out, whole=whole)
+    sizes = (shape.rows, shape.length, read_out, block_size)
+    step = flops.training_step(shape.encoder, *sizes, whole=whole)
     return sum(step)
 
 

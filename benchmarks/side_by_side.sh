@@ -4,6 +4,7 @@
 #   step       the training step of `owt` and `bert_base` beside the plain one
 #   attention  by backend and length
 #   sample     an evaluation of the sampler beside a bare forward pass
+#   blocks     the training step and the writers of blocks beside full diffusion and a causal model
 #   torch      the training step of `owt` and `bert_base` in PyTorch, after JAX has given back the GPU
 #   check      the fast paths against plain ones; ends with 1 where they differ
 #   memory     remat, scanned layers, logits held at a time
@@ -11,7 +12,7 @@
 #   loop       the training step of `owt` in the command `train`, which needs grain and ml_collections
 #   cpu        the quickstart's step, JAX and PyTorch, on this machine's CPU
 #
-# By default the first four. A line {"part": ..., "seconds": ...} follows each.
+# By default step, attention, sample and torch. A line {"part": ..., "seconds": ...} follows each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
@@ -27,6 +28,11 @@ part() {
       ;;
     attention) bench attention ;;
     sample) bench sample --shape=owt --batches 32 256 --strategies exact_count "confidence(grid=uniform)" ;;
+    blocks)
+      bench block_training --shape=owt
+      bench block_sampling --shape=owt
+      bench block_sampling --shape=owt --batches 1 8 --context=1024 --rooms 1024 4096 16384
+      ;;
     torch)
       bench torch_twin --shape=owt --attention=cudnn
       bench torch_twin --shape=owt --attention=flash
@@ -47,7 +53,7 @@ part() {
       bench torch_twin --shape=quickstart --device=cpu --compile=none
       ;;
     *)
-      echo "part '$1' must be one of step, attention, sample, torch, check, memory, large, loop, cpu" >&2
+      echo "part '$1' must be one of step, attention, sample, blocks, torch, check, memory, large, loop, cpu" >&2
       exit 2
       ;;
   esac

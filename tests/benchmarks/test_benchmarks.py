@@ -16,6 +16,8 @@ from networks.tiny import params_of
 from benchmarks import (
     attention,
     attention_masks,
+    block_sampling,
+    block_training,
     building,
     caches,
     checks,
@@ -289,3 +291,61 @@ def test_nothing_but_jax_flax_and_optax_is_needed():
         check=False,
     )
     assert told.stdout == "all imported\n", told.stderr
+
+
+def test_block_training_tells_blocks_beside_full_diffusion(capsys):
+    assert block_training.main(["--shape=tiny", "--block_size=4", "--steps=2"]) == 0
+    told = lines(capsys)
+    for line in told:
+        check_line(line)
+        assert abs(line["loss"] - math.log(299)) < 1
+    full, block, causal, again = told
+    assert [line["objective"] for line in told] == ["full", "block", "causal", "full again"]
+    assert full["flops"] == again["flops"] == 3 * (ENCODED + 2 * 17 * READ)
+    # 12 clean tokens of a row beside the noisy ones, 5 slots of each pair of blocks.
+    late = 4 * 12 * (2 * LAYER - LATE)
+    assert block["flops"] == 3 * (ENCODED + late + 4 * 2 * 5 * READ)
+    assert causal["flops"] < 3 * (ENCODED + 64 * READ)
+    assert full["times_full"] + again["times_full"] == pytest.approx(2, rel=1e-2)
+    assert block["times_full"] == pytest.approx(
+        2 * block["ms"] / (full["ms"] + again["ms"]), rel=1e-2
+    )
+    assert block["flops_of_full"] == pytest.approx(block["flops"] / full["flops"], rel=1e-3)
+
+
+def test_block_sampling_tells_each_writer(capsys):
+    flags = ["--shape=tiny", "--block_size=4", "--batches", "2", "--tokens_a_step", "1", "2"]
+    assert block_sampling.main(flags) == 0
+    told = lines(capsys)
+    names = [(line["writer"], line["tokens_a_step"]) for line in told]
+    assert names == [("canvas", 1), ("canvas", 2), ("block", 1), ("block", 2), ("causal", 1)]
+    speeds = dict(zip(names, (line["tokens_per_second"] for line in told), strict=True))
+    for line in told:
+        assert line["tokens_per_second"] == pytest.approx(32e3 / line["ms"], rel=1e-2)
+        canvas = speeds["canvas", line["tokens_a_step"]]
+        assert line["times_canvas"] == pytest.approx(line["tokens_per_second"] / canvas, rel=1e-2)
+
+
+def test_block_sampling_tells_what_a_room_costs(capsys):
+    flags = ["--shape=tiny", "--block_size=4", "--batches", "2", "--context=8", "--rooms"]
+    assert block_sampling.main([*flags, "8", "32"]) == 0
+    told = [[line[name] for name in ("room", "window", "written")] for line in lines(capsys)]
+    assert told == [[8, None, 8], [8, 8, 8], [32, None, 8], [32, 8, 32]]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "told"),
+    [
+        (block_training, ["--block_size=3"], "--block_size=3: must divide the length of 16"),
+        (block_training, ["--steps=1"], "--steps=1: must be at least 2"),
+        (block_sampling, ["--block_size=5"], "--block_size=5: must divide the length of 16"),
+        (block_sampling, ["--block_size=4", "--tokens_a_step=3"], "--tokens_a_step=3: must divide"),
+        (block_sampling, ["--context=16"], "--context and --rooms: give both or neither"),
+        (block_sampling, ["--context=16", "--rooms=8"], "--rooms=8: must be at least --context=16"),
+        (block_sampling, ["--context=8", "--rooms=8"], "--context=8: must be a multiple of"),
+    ],
+)
+def test_what_blocks_cannot_be_timed_with_is_refused(command, flags, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--shape=tiny", *flags])
+    assert ended.value.code == 2 and told in capsys.readouterr().err

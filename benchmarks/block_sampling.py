@@ -1,0 +1,170 @@
+"""How fast text is written in blocks with a cache, beside what else writes it, in one run.
+
+    python -m benchmarks.block_sampling [--shape=owt] [--batches 1 8 32] [--tokens_a_step 1 2 4] ...
+
+For each number of rows a JSON line of the causal model with its cache, a token at a time; and for
+each number of tokens a step one of `blocks.sample` with its cache, and one of `sample` over the
+whole canvas, which computes everything in every step. All write rows of nothing but masks.
+`times_canvas` is how many times the tokens/s of the canvas that is, at the same tokens a step. A
+whole canvas is timed once, because its runs are long.
+
+    python -m benchmarks.block_sampling --context 1024 --rooms 1024 4096 16384
+
+tells instead what a step costs that commits a block and encodes the next one (`advance`), by the
+room of the cache: after the context, and, with a window as long as the context, at the end of a
+text of the length of the room.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import measure, shapes
+from mdlm_jax.diffusion import blocks, sample
+from mdlm_jax.host import host_memory
+from mdlm_jax.networks import bert
+
+Array = jax.Array
+PyTree = Any
+START = 0  # stands before the first token of the causal model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the lines; returns the exit code."""
+    flags = shapes.parser(__doc__)
+    shapes.add_flags(flags)
+    add = flags.add_argument
+    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="Rows. Default: %(default)s.")
+    add("--tokens_a_step", type=int, nargs="+", default=[1, 2, 4], help="Default: %(default)s.")
+    add("--block_size", type=int, default=16, help="Default: %(default)s.")
+    add("--no_canvas", action="store_true", help="Without the slow runs over whole canvases.")
+    add("--context", type=int, help="Time single steps after so many tokens instead.")
+    add("--rooms", type=int, nargs="+", help="Of the cache, with --context.")
+    args = flags.parse_args(arguments)
+    shape = shapes.chosen(flags, args)
+    size = args.block_size
+    if size < 1 or shape.length % size:
+        flags.error(f"--block_size={size}: must divide the length of {shape.length}")
+    if (args.context is None) != (args.rooms is None):
+        flags.error("--context and --rooms: give both or neither")
+    for each in args.tokens_a_step:
+        if each < 1 or size % each:
+            flags.error(f"--tokens_a_step={each}: must divide --block_size={size}")
+    if args.rooms and (args.context < size or args.context % size):
+        flags.error(f"--context={args.context}: must be a multiple of --block_size={size}")
+    if args.rooms and min(args.rooms) < args.context:
+        flags.error(f"--rooms={min(args.rooms)}: must be at least --context={args.context}")
+    host_memory.keep_freed()  # as `generate` does
+    params = bert.init(jax.random.key(0), shape.encoder)
+    for rows in args.batches:
+        if args.context is not None:
+            _contexts(args, params, shape._replace(rows=rows))
+        else:
+            _writers(args, params, shape._replace(rows=rows))
+    return 0
+
+
+def _writers(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> None:
+    encoder, mask_id = shape.encoder, shape.encoder.mask_id
+    length, size = shape.length, args.block_size
+    causal = dataclasses.replace(encoder, attention="causal")
+
+    def of_canvas(params: PyTree, key: Array, canvas: Array, steps: Array) -> Array:
+        network = bert.denoiser(params, encoder)
+        return sample(network, key, canvas, mask_id=mask_id, steps=steps)
+
+    def in_blocks(params: PyTree, key: Array, canvas: Array, steps: Array) -> Array:
+        network = bert.block_denoiser(params, encoder, size)
+        return blocks.sample(network, key, canvas, mask_id=mask_id, steps=steps)
+
+    def token_by_token(params: PyTree, key: Array, canvas: Array, steps: Array) -> Array:
+        network = bert.causal_block_denoiser(params, causal, START)
+        return blocks.sample(network, key, canvas, mask_id=mask_id, steps=steps)
+
+    # Of each writer: the function, its blocks, the repetitions. Whole canvases take long.
+    writers = {
+        "canvas": (of_canvas, length, 1),
+        "block": (in_blocks, size, measure.REPEATS),
+        "causal": (token_by_token, 1, measure.REPEATS),
+    }
+    canvas, key = jnp.full((shape.rows, length), mask_id), jax.random.key(0)
+    of_canvases: dict[int, float] = {}
+    for writer, (write, block, repeats) in writers.items():
+        if writer == "canvas" and args.no_canvas:
+            continue
+        program, seconds = measure.compiled(jax.jit(write), params, key, canvas, jnp.int32(1))
+        for each in [1] if writer == "causal" else args.tokens_a_step:
+            steps = jnp.int32(block // each)
+            call = functools.partial(program, params, key, canvas, steps)
+            times = measure.repeated(call, calls=1, repeats=repeats)
+            speed = canvas.size / times.median * 1e3
+            if writer == "canvas":
+                of_canvases[each] = speed
+            measure.tell(
+                "block_sampling",
+                times,
+                shape=args.shape,
+                **measure.shown(shape),
+                writer=writer,
+                block_size=block,
+                tokens_a_step=each,
+                tokens_per_second=speed,
+                ms_a_token=times.median / length,
+                times_canvas=speed / of_canvases[each] if each in of_canvases else None,
+                peak_bytes=measure.planned_bytes(program),
+                compile_seconds=seconds,
+            )
+
+
+def _contexts(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> None:
+    """A step that commits a block and encodes the next, at one context and by room."""
+    size, calls = args.block_size, 20
+    block = jnp.ones((shape.rows, size), jnp.int32)
+    ones = jnp.ones(shape.rows)
+    for room, window in itertools.product(args.rooms, (None, args.context)):
+        encoder = dataclasses.replace(shape.encoder, max_length=room)
+        written = args.context if window is None else room
+        lengths = jnp.full(shape.rows, written - size, jnp.int32)
+
+        def advance(params: PyTree, cache: PyTree) -> tuple[PyTree, Array]:
+            network = bert.block_denoiser(params, encoder, size, window=window)  # noqa: B023
+            # From the same context every time, though the cache is handed on.
+            cache, hidden = network.advance(cache, block, block, ones)
+            return cache._replace(length=lengths), hidden.at  # noqa: B023
+
+        cache = bert.block_denoiser(params, encoder, size, window=window).start(shape.rows, room)
+        # What the places hold does not matter for the time, as long as it is finite.
+        cache = cache._replace(length=lengths)
+        program, seconds = measure.compiled(jax.jit(advance, donate_argnums=1), params, cache)
+        held = [cache]
+
+        def step() -> Array:
+            held[0], at = program(params, held[0])  # noqa: B023
+            return at
+
+        del cache
+        times = measure.repeated(step, calls=calls)
+        measure.tell(
+            "block_context",
+            times,
+            shape=args.shape,
+            **measure.shown(shape),
+            block_size=size,
+            context=args.context,
+            room=room,
+            written=written,
+            window=window,
+            ms_a_token=times.median / size,
+            peak_bytes=measure.planned_bytes(program),
+            compile_seconds=seconds,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

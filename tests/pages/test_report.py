@@ -153,8 +153,9 @@ def test_the_loss_is_called_what_it_is(tmp_path, objective, there, absent):
 
 @pytest.mark.parametrize("name", families.NAMES)
 def test_a_run_is_told_in_the_words_of_its_family(tmp_path, name):
-    page = write_page(tmp_path, config={"objective": {"name": name, "later": 1}}, records=LOSS)
-    about = families.family_of(name).about(ObjectiveConfig(name=name))
+    objective = {"name": name} | ({"block_size": 4} if name == "block" else {})
+    page = write_page(tmp_path, config={"objective": {**objective, "later": 1}}, records=LOSS)
+    about = families.family_of(name).about(ObjectiveConfig(**objective))
     text = visible(page.text)
     assert f"encoder {about.training}".replace("\xa0", " ") in text and about.loss_note in text
     assert f">{escape(about.loss)}</text>" in page.text

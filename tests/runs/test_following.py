@@ -120,6 +120,7 @@ def test_two_that_were_set_alike_are_refused(config, told):
 
 
 LOCAL = {"model__attention": "local", "model__window": 2}
+BLOCKS = {"objective__name": "block", "objective__block_size": 2}
 CONTRADICTIONS = {  # of a config file, and what of the command line it gives way to
     "model.attention": (LOCAL, {"model__window": 0}),
     "model.window": (LOCAL, {"model__attention": "full"}),
@@ -142,6 +143,10 @@ CONTRADICTIONS = {  # of a config file, and what of the command line it gives wa
     ),
     "objective.curriculum_steps": (
         {"objective__curriculum_steps": 9}, {"objective__corruption": "bernoulli"},
+    ),
+    "objective.block_size": (BLOCKS, {"objective__name": "diffusion"}),
+    "objective.window": (
+        {**BLOCKS, "objective__window": 2}, {"objective__name": "mlm"},
     ),
     "objective.keep": ({"objective__keep": "prefix"}, {"objective__name": "autoregressive"}),
     "optimizer.matrix_learning_rate": (

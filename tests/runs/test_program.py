@@ -342,7 +342,7 @@ def test_padding_is_told_as_lengths(of, monkeypatch):
             jax.random.key(0), batch["tokens"], mask_id=MASK, maskable=batch["maskable"]
         )
         prepared = {"corrupted": corrupted, "valid": batch["valid"], "label": batch["label"]}
-        return make_loss(encoder)(params, jax.random.key(0), prepared)[0]
+        return make_loss(ObjectiveConfig(), encoder)(params, jax.random.key(0), prepared)[0]
 
     def likelihood(params):
         denoiser = likelihoods.denoiser_of(encoder)(params, batch)

@@ -120,7 +120,10 @@ def start(
     end = _a_row("end_id", -1 if end_id is None else end_id, batch)
     pad = end if pad_id is None else _a_row("pad_id", pad_id, batch)
     _check_ends(mask_id, end, pad)
-    steps = jnp.maximum(steps, blocks)  # where they are traced
+    # Numbers that no sampler reaches would overflow: blanks times steps, a block times a remainder.
+    most = np.iinfo(np.int32).max // canvas.shape[1]
+    blocks = jnp.minimum(jnp.asarray(blocks), min(most, 1 << 15))
+    steps = jnp.clip(jnp.asarray(steps), blocks, most)  # fewer than blocks only where traced
     blocks, end, pad = (jnp.asarray(x) for x in (blocks, end, pad))
 
     canvas = jnp.asarray(canvas, jnp.int32)
@@ -304,7 +307,9 @@ def _begun(state: SamplingState, mask_id: int) -> PyTree:
 
 
 def _first(block: Array, state: SamplingState) -> Array:
-    return state.steps * block // state.blocks
+    # `steps * block // blocks`, without the product of large numbers
+    whole, rest = state.steps // state.blocks, state.steps % state.blocks
+    return whole * block + rest * block // state.blocks
 
 
 def _behind_the_end(state: SamplingState) -> Array:
@@ -341,6 +346,9 @@ def _a_row(name: str, value: Any, batch: int) -> Any:
         )
     seen = checks.known(value)
     if seen is not None:
+        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        if np.any((seen < low) | (seen > high)):
+            raise ValueError(f"{name} is {value}, it must be a 32-bit number, at most {high}")
         return np.broadcast_to(seen.astype(np.int32), (batch,))
     return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch,))
 
@@ -363,6 +371,8 @@ def _check_ends(mask_id: int, end_id: Any, pad_id: Any) -> None:
             raise ValueError(
                 f"end_id and pad_id must be other tokens than the mask, {int(the_mask)}"
             )
+        if ids is not None and ids.min() < -1:
+            raise ValueError(f"end_id or pad_id is {ids.min()}, it must be a token, or -1 for none")
 
 
 def _of_one_kind(one: Strategy, other: Strategy) -> bool:

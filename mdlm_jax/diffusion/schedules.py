@@ -47,7 +47,8 @@ def polynomial(exponent: float | Array) -> Schedule:
     """`alpha(t) = 1 - t ** exponent` (MD4, table 4).
 
     Args:
-      exponent: positive; it may be traced, and one a row where the times are.
+      exponent: positive; it may be traced, and one a row where the times are. A known 1 is
+        `linear()`, another kind of schedule.
 
     Raises:
       ValueError: if the exponent is known and not positive.

@@ -320,8 +320,10 @@ def _encode_with_value(encode: Callable[..., Hidden], value: Array, *arguments: 
     return Hidden(hidden.at, (hidden.row, _a_row(value, arguments[-1])))
 
 
-def _advance_with_value(advance: Callable, value: Array, *arguments: Any) -> tuple[PyTree, Hidden]:
-    cache, hidden = advance(*arguments)
+def _advance_with_value(
+    advance: Callable, value: Array, *arguments: Any, **named: Any
+) -> tuple[PyTree, Hidden]:
+    cache, hidden = advance(*arguments, **named)
     return cache, Hidden(hidden.at, (hidden.row, _a_row(value, arguments[3])))
 
 

@@ -28,9 +28,9 @@ class Bound:
     function: Callable
     values: tuple
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Calls the function with the values, then the arguments."""
-        return self.function(*self.values, *arguments)
+        return self.function(*self.values, *arguments, **named)
 
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Bound):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser, check_block_size, count_blocks
 from mdlm_jax.diffusion.denoisers import Hidden, Readout
 from mdlm_jax.networks import arguments
@@ -26,6 +27,8 @@ def check(config: Config, size: int, window: int | None) -> None:
         raise ValueError(f"attention={config.attention!r}: must be 'full' for blocks")
     if config.time_conditioning:
         raise ValueError("time_conditioning=True: must be False for blocks: clean text has no time")
+    if window is not None:
+        checks.check_whole("window", window)
     if window is not None and (window < size or window % size):
         raise ValueError(f"window is {window}: must be a multiple of block_size={size}, or None")
 
@@ -69,6 +72,8 @@ def build(
     def start(batch: int, length: int) -> Cache:
         if valid is not None:
             raise ValueError("valid given to a network with a cache: must be None")
+        if length < 1:
+            raise ValueError(f"a cache for {length} tokens: must be for at least one")
         bounded = window is None or config.positions == "learned"
         if bounded and length > config.max_length:
             more = ", or more with a window" if config.positions == "rope" else ""

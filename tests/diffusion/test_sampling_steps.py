@@ -298,3 +298,27 @@ def test_a_row_ends_when_its_own_block_is_finished():
         state = sampling.step(ends, strategy, state, mask_id=5)
     assert sampling.finished(state).all() and state.evaluations.tolist() == [1, 4]
     assert state.canvas.tolist() == [[3, 0, 0, 0], [3, 2, 2, 2]]
+
+
+def test_more_steps_than_anybody_takes_are_a_limit_like_any_other():
+    write = jax.jit(
+        lambda steps: sample(
+            DENOISER, None, BLANK, mask_id=5, steps=steps, strategy=strategies.threshold(0.99),
+            keys=KEYS, blocks=3,
+        )
+    )  # fmt: skip
+    tokens = write(1_000_000_000)
+    assert not np.any(tokens == 5)
+    with pytest.raises(ValueError, match=r"steps is 4294967300, it must be a 32-bit number"):
+        sampling.start(strategies.threshold(0.5), BLANK, KEYS, mask_id=5, steps=2**32 + 4)
+    with pytest.raises(ValueError, match=r"end_id or pad_id is -5, it must be a token, or -1"):
+        sampling.start(strategies.threshold(0.5), BLANK, KEYS, mask_id=5, steps=4, end_id=-5)
+
+
+@pytest.mark.parametrize("name", ["exact_count", "ancestral", "threshold", "remask, cap"])
+def test_a_sampler_runs_where_numbers_have_64_bits(name):
+    with jax.enable_x64(True):
+        tokens = sample(
+            DENOISER, None, BLANK, mask_id=5, steps=4, strategy=EVERY[name], keys=KEYS, end_id=3
+        )
+    assert tokens.dtype == jnp.int32 and not np.any(tokens == 5)

@@ -603,3 +603,23 @@ def test_rows_lie_on_a_mesh():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["mesh", "shard_map"]
+
+
+def test_a_row_does_not_notice_how_long_another_is():
+    """To the bit, also where the row needs one chunk and the other several."""
+    rows, room, heads, width, count = 2, 2048, 2, 16, 4
+    draws = [jax.random.normal(jax.random.key(i), (1, rows, room, heads, width)) for i in (1, 2)]
+    q, k, v = (jax.random.normal(jax.random.key(i), (rows, count, heads, width)) for i in (3, 4, 5))
+
+    @jax.jit
+    def first(lengths):
+        starts = jnp.broadcast_to(lengths[:, None], (rows, count))
+        look = cached.after(
+            cached.Cache(*draws, lengths), jnp.ones((1, count, count), bool), starts
+        )
+        return look(q, k, v, jnp.int32(0))[0][0]
+
+    for own in (5, 512, 700):
+        alone = first(jnp.array([own, 0]))
+        for other in (300, 600, 2048):
+            np.testing.assert_array_equal(first(jnp.array([own, other])), alone)

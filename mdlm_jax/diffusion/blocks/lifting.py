@@ -44,7 +44,8 @@ def as_block_denoiser(
       TypeError: if `fn` is no function, or a number is none; when `fn` is called, if it returns no
         array.
       ValueError: if `block_size` is below 1; when `fn` is called, if it returns anything but float
-        `[B, L, V]`; when a block is added to a cache that is known to be full.
+        `[B, L, V]`; when a block is added to a cache that is known to be full. If its lengths are
+        traced, the logits of a row without room are NaN.
     """
     checks.check_block_function(fn)
     check_block_size(block_size)
@@ -66,11 +67,13 @@ def as_block_denoiser(
 
     def encode_block(cache: Committed, noisy: Array, t: Array) -> Hidden:
         _check_room(cache, block_size)
-        count = cache.tokens.shape[1] // block_size
+        room = cache.tokens.shape[1]
+        count = room // block_size
         times = jnp.broadcast_to(t[:, None], (len(t), count))
         at = encode(_place(cache, noisy), cache.tokens, times).at  # [B, R, V]
         of_block = jax.vmap(lambda row, first: jax.lax.dynamic_slice_in_dim(row, first, block_size))
-        return Hidden(at=of_block(at, cache.length))
+        lost = (cache.length + block_size > room)[:, None, None]
+        return Hidden(at=jnp.where(lost, jnp.nan, of_block(at, cache.length)))
 
     def readout(at: Array, row: PyTree) -> Array:
         del row

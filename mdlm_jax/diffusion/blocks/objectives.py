@@ -77,6 +77,11 @@ def corrupt(
     count = count_blocks("tokens", tokens, block_size)
     maskable = maskable_of(tokens, mask_id, maskable)
     key, keys, rows = noise_of_blocks(key, keys, rows, tokens, count)
+    if paired and count % 2 and len(tokens) % 2:
+        raise ValueError(
+            f"paired blocks: {len(tokens)} rows of {count} blocks are an odd number, pass "
+            "paired=None or False"
+        )
     if paired is None and count % 2 == 0:
         paired = True  # each pair is of one row
     batch = len(tokens)

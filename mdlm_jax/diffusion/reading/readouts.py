@@ -105,7 +105,7 @@ def draw_tokens(
             lambda all, some: _put(all, to, some.reshape(index.shape)), out, found
         )
 
-    nothing = jnp.zeros((groups, size))
+    nothing = jnp.zeros((groups, size), jnp.float32)
     out = Candidates(nothing.astype(jnp.int32), nothing, nothing)
     out = shards.alike(out, hidden, canvas, asked, keys, noise)
     _, out = jax.lax.while_loop(

@@ -133,11 +133,16 @@ def _look_back(
         values = jnp.where(held[..., None, None], values, 0)
         return _merge(softmax, q, keys, values, seen)
 
-    # Each chunk in a loop of known length: the same program for any number of them.
+    # Each chunk in a loop: the same program for any number of them. Of a loop that it knows to have
+    # one turn XLA would make none, and round otherwise; its first turn is therefore unknown to it.
     counts = [2**i for i in range((room // chunk - 1).bit_length())] + [room // chunk]
     filled = -(-jnp.minimum(cache.length.max(), room) // chunk)
     which = sum((filled > count).astype(jnp.int32) for count in counts[:-1])
-    loops = [partial(jax.lax.fori_loop, 0, count, look) for count in counts]
+    zero = jnp.minimum(cache.length.min(), 0)
+    first = [zero if count == 1 else 0 for count in counts]
+    loops = [
+        partial(jax.lax.fori_loop, *bounds, look) for bounds in zip(first, counts, strict=True)
+    ]
     shape = (q.shape[0], q.shape[2], asking)
     nothing = _Softmax(
         jnp.full(shape, -jnp.inf, jnp.float32),

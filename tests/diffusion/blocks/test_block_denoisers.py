@@ -8,7 +8,7 @@ from block_law import SIZES, block_denoiser
 from every_strategy import any_conditionals
 from oracle import MASK, STRINGS, L
 
-from mdlm_jax import as_denoiser, blocks, diffusion_loss, transforms
+from mdlm_jax import Hidden, as_denoiser, blocks, diffusion_loss, transforms
 
 TABLE = any_conditionals()
 KEY = jax.random.key(0)
@@ -78,11 +78,29 @@ def test_a_function_sees_times_by_block():
     assert seen == [(len(CLEAN), 2)] * 2
 
 
+def test_a_row_without_room_is_nan_where_its_length_is_traced():
+    denoiser = block_denoiser(TABLE, 2)
+    cache = denoiser.start(2, 4)
+    cache = cache._replace(length=jnp.array([4, 2]))
+    at = jax.jit(denoiser.encode_block)(cache, NOISY[:2, :2], jnp.ones(2)).at
+    assert np.isnan(at[0]).all() and not np.isnan(at[1]).any()
+
+
 def test_shapes_of_the_law_compose_onto_it():
     cold = transforms.temperature(block_denoiser(TABLE, 2), 0.5)
     assert isinstance(cold, blocks.BlockDenoiser)
     logits = jnp.array([[1.0, 2.0]])
     np.testing.assert_allclose(cold.shape(logits, ()), 2 * logits, rtol=1e-6)
+
+
+def test_a_strength_a_row_leaves_the_arguments_of_advance():
+    def advance(cache, tokens, noisy, t, where=None):
+        return where, Hidden(noisy)
+
+    plain = block_denoiser(TABLE, 2)._replace(advance=advance)
+    shaped = transforms.temperature(plain, jnp.ones(3))
+    where, hidden = shaped.advance((), NOISY[:3], NOISY[:3], jnp.ones(3), where=True)
+    assert where is True and hidden.row[1].shape == (3,)
 
 
 def fn(noisy, clean, t):

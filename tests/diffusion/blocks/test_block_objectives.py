@@ -254,7 +254,7 @@ def test_leaves_of_a_row_are_those_of_each_of_its_blocks():
         ({"denoiser": table_denoiser(TABLE)}, r"denoiser is a Denoiser: pass blocks.as_block_den"),
         ({"denoiser": plain_loss}, r"denoiser is the function plain_loss: pass blocks.as_block"),
         ({"mask_id": 1}, "mask_id is 1, but the denoiser was built with mask_id 3"),
-        ({"paired": True, "tokens": TEXT[:3]}, "paired rows need exact counts and an even batch"),
+        ({"paired": True, "tokens": TEXT[:3]}, "paired blocks: .* are an odd number"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_computed(change, message):

@@ -126,13 +126,14 @@ def build(
 def _if_any(rows: Array, encode: Callable, memory: Memory, config: Config) -> tuple[Array, Memory]:
     """`encode(rows, memory) -> (x [B, L, D], memory)` if there are rows; else nothing is done."""
     shape = (*memory.keys.shape[1:3], config.width)
-    nothing = shards.alike((jnp.zeros(shape, config.compute_dtype), memory), memory, rows)
 
-    def encoded(_: Array, carry: tuple[Array, Memory]) -> tuple[Array, Memory]:
-        return shards.alike(encode(rows, carry[1]), carry)
+    def encoded() -> tuple[Array, Memory]:
+        return shards.alike(encode(rows, memory), memory, rows)
 
-    # A loop of one turn or none: the untaken branch of a `cond` would copy the memory.
-    return jax.lax.fori_loop(0, rows.any().astype(jnp.int32), encoded, nothing)
+    def skipped() -> tuple[Array, Memory]:
+        return shards.alike((jnp.zeros(shape, config.compute_dtype), memory), memory, rows)
+
+    return jax.lax.cond(rows.any(), encoded, skipped)
 
 
 def _look_at_all(

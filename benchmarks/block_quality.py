@@ -7,7 +7,8 @@
 in folders of their own below `--folder`. What is finished there is not done again, and a training
 that was cut off is resumed, so that sizes may be spread over calls. All have the same seed, and so
 the same initial parameters, and the same rows in the same order. Arguments that begin with
-`--config` go to `train`. The frontier is measured at each number of `--tokens_a_step`.
+`--config` go to `train`. The frontier is measured at each number of `--tokens_a_step`,
+or at a block's tokens where it has fewer.
 
 `gather` writes block_quality.json and block_quality.svg into the folder: the perplexity of the test
 split at the best validation, with two standard errors of text and masks. It needs no accelerator.
@@ -74,7 +75,8 @@ def commands(
     ]
     of_run = [f"--workdir={folder}"]
     evaluate = ["mdlm_jax.evaluate", *of_run, "--step=best", f"--draws={args.draws}"]
-    steps = sorted({max(size // each, 1) for each in args.tokens_a_step}, reverse=True)
+    # Of a row; a block takes its share of them, and at least one.
+    steps = sorted({args.length // min(each, size) for each in args.tokens_a_step}, reverse=True)
     frontier = [
         *("mdlm_jax.evaluate", *of_run, "--step=best", "--frontier"),
         f"--samples={args.samples}",

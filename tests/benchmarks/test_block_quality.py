@@ -18,20 +18,23 @@ def test_sizes_are_trained_measured_and_gathered(tmp_path, monkeypatch, capsys):
     own = [each for each in tiny if each.startswith("--config.") and "data.length" not in each]
     own += ["--config.model.attention=full", "--config.model.window=0"]
     flags = [f"--folder={tmp_path}/runs", "--length=16"]
+    all_tokens = ["--tokens_a_step", "1", "2", "8"]
     train = ["train", *flags, "--config=quickstart", "--draws=2", "--samples=4", *own]
     assert block_quality.main(["gather", *flags, "--sizes", "4"]) == 2
     assert "no evaluation_test.json of sizes [4]" in capsys.readouterr().err
-    assert block_quality.main([*train, "--sizes", "4", "--tokens_a_step", "1", "2"]) == 0
+    assert block_quality.main([*train, "--sizes", "4", *all_tokens]) == 0
     written = tmp_path / "runs" / "4" / "evaluation_test.json"
     first = written.stat().st_mtime_ns
-    assert block_quality.main([*train, "--sizes", "4", "--tokens_a_step", "1", "2"]) == 0
+    assert block_quality.main([*train, "--sizes", "4", *all_tokens]) == 0
     assert written.stat().st_mtime_ns == first  # not once more
     assert block_quality.main(["gather", *flags, "--sizes", "4"]) == 0
     (line,) = json.loads((tmp_path / "runs" / "block_quality.json").read_text())
     assert line["perplexity"] == pytest.approx(math.exp(line["nats_per_token"]))
     error = math.hypot(line["mc_error"], line["text_error"])
     assert line["perplexity_error"] == pytest.approx(line["perplexity"] * error)
-    assert [point["steps"] for point in line["frontier"]["points"]] == [4, 2]
+    points = line["frontier"]["points"]
+    assert [point["steps"] for point in points] == [16, 8, 4]
+    assert [point["evaluations"] for point in points] == [16, 8, 4]  # 1, 2 and 4 tokens each
     assert "<svg" in (tmp_path / "runs" / "block_quality.svg").read_text()
 
 

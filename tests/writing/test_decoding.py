@@ -56,7 +56,7 @@ def test_arguments_reach_the_strategy():
     assert decoding.strategy(SPECS["greedy"], LINEAR).score is draws.entropy
     assert decoding.strategy(SPECS["remask"], LINEAR).remasks
     key = jax.random.key(0)[None]
-    last = view()._replace(index=jnp.int32(3))
+    last = view()._replace(index=jnp.array([3]))
     noise = {
         spec: decoding.strategy(spec, LINEAR).propose((), key, last)[0].noise
         for spec in ("ancestral", "ancestral(last=greedy)")

@@ -175,6 +175,9 @@ def workdir(tmp_path_factory):
     env = {"MDLM_JAX_CACHE": str(folder / "cache")}
     run("train", *TINY, "--workdir={folder}/run", text=text, folder=folder, env=env)
     run("evaluate", f"--workdir={folder}/run", "--split=test", "--draws=2", env=env)
+    # Pages that need full attention name the run that has it.
+    whole = ("--config.model.attention=full", "--config.model.window=0")
+    run("train", *TINY, *whole, "--workdir={folder}/english", text=text, folder=folder, env=env)
     return folder / "run", env
 
 

@@ -24,6 +24,8 @@ from mdlm_jax import blocks, interop
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import Attend, cached
 
+pytestmark = pytest.mark.slow  # each case compiles a network of its own
+
 GOLDEN = Path(__file__).parents[1] / "interop" / "golden"
 ROWS, LENGTH, SIZE = 2, 12, 3
 COUNT = LENGTH // SIZE
@@ -594,7 +596,6 @@ def test_a_loss_of_blocks_reads_out_what_it_needs():
     assert 1 < loss < 10
 
 
-@pytest.mark.slow
 def test_rows_lie_on_a_mesh():
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     script = Path(__file__).parent / "blocks_on_four_devices.py"

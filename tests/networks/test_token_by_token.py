@@ -16,6 +16,8 @@ from mdlm_jax import blocks, causal_denoiser, causal_likelihood, sample, strateg
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.attention import cached
 
+pytestmark = pytest.mark.slow  # each case compiles a network of its own
+
 ROWS, LENGTH, START = 3, 9, 5
 CAUSAL = dataclasses.replace(BASE, max_length=LENGTH, dropout=0.0, attention="causal")
 MODERN = dataclasses.replace(

@@ -14,6 +14,8 @@ from mdlm_jax.diffusion import caching, clocks
 from mdlm_jax.networks import bert
 from mdlm_jax.networks.with_cache import KINDS
 
+pytestmark = pytest.mark.slow  # each case compiles a network of its own
+
 ROWS, LENGTH = 4, 12
 POST = dataclasses.replace(BASE, max_length=LENGTH, dropout=0.0)
 ROPE = dataclasses.replace(

@@ -20,6 +20,8 @@ from mdlm_jax.runs.sampler import Method, make_writer
 from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.training.step import split_batch
 
+pytestmark = pytest.mark.slow  # trains and samples
+
 LENGTH, VOCAB, MASK = 8, 12, 3
 MESH = parallel.make_mesh(devices=jax.devices()[:1])
 

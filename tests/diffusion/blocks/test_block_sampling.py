@@ -14,6 +14,8 @@ from mdlm_jax import Denoiser, blocks, sample, strategies, transforms
 from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.blocks.generation import advance
 
+pytestmark = pytest.mark.slow  # each case compiles a sampler of its own
+
 KEY = jax.random.key(0)
 TABLE = any_conditionals()  # of no joint: the law depends on the block size
 ALARM = 1e-4  # of each chi-square test, of which there are 14; seeds are fixed

@@ -92,7 +92,7 @@ def test_the_frontier_of_a_causal_run_has_one_way_of_writing(run, causal):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("evaluate", ["--draws=2"], "--draws does nothing for an autoregressive model"),
+        ("evaluate", ["--draws=2"], "--draws does nothing for a model that is measured exactly"),
         ("evaluate", ["--frontier", "--steps=4"], "--steps is for models that fill masks"),
         ("evaluate", ["--answers"], "was trained autoregressively: it fills no masks"),
         ("generate", ["--steps=4"], "--steps is for models that fill masks"),

@@ -191,7 +191,7 @@ def _forced(encoder: bert.Config, plan: Plan, kind: str) -> Callable:
             wanted = jnp.broadcast_to(block_of == block, canvas.shape)
             view = _view(canvas, wanted, index, plan.steps, mask_id)
             if isinstance(denoiser, CachedDenoiser):
-                memory, hidden = denoiser.encode(memory, view, view.rate)
+                memory, hidden = denoiser.encode(memory, view, view.blank, view.rate)
             else:
                 hidden = denoiser.encode(canvas, view.rate)
 
@@ -216,18 +216,16 @@ def _forced(encoder: bert.Config, plan: Plan, kind: str) -> Callable:
 def _view(canvas: Array, wanted: Array, index: Array, steps: int, mask_id: int) -> View:
     """The view of a step in which all blanks of the block are read out."""
     rows, masked = len(canvas), canvas == mask_id
-    blank = wanted & masked
     return View(
         canvas=canvas,
         wanted=wanted,
-        blank=blank,
+        blank=wanted & masked,
         rate=masked.mean(axis=1),
         outside=(masked & ~wanted).mean(axis=1),
         share=wanted.mean(axis=1),
         index=jnp.full(rows, index, jnp.int32),
         steps=jnp.full(rows, steps, jnp.int32),
         mask_id=jnp.int32(mask_id),
-        asked=blank,
     )
 
 

@@ -28,16 +28,16 @@ class CachedDenoiser(NamedTuple):
 
     Attributes:
       start: `(batch, length) -> memory`, of rows that nothing has been computed of.
-      encode: `(memory, view, t f32[B]) -> (memory, Hidden)`. It may leave anything in `Hidden` at
-        positions that are not `view.asked`. A row's result and memory do not depend on other rows,
-        and a row that asks for nothing keeps its memory as it is.
+      encode: `(memory, view, asked bool[B, L], t f32[B]) -> (memory, Hidden)`. It may leave
+        anything in `Hidden` at positions that are not asked for. A row's result and memory do not
+        depend on other rows, and a row that asks for nothing keeps its memory as it is.
       readout: as a `Denoiser`'s.
       shape: as a `Denoiser`'s.
       mask_id: as a `Denoiser`'s.
     """
 
     start: Callable[[int, int], PyTree]
-    encode: Callable[[PyTree, View, Array], tuple[PyTree, Hidden]]
+    encode: Callable[[PyTree, View, Array, Array], tuple[PyTree, Hidden]]
     readout: Readout
     shape: Shape = unshaped
     mask_id: int | None = None
@@ -67,7 +67,7 @@ def span(marked: Array) -> tuple[Array, Array]:
     return first.astype(jnp.int32), behind.astype(jnp.int32)
 
 
-def due(clock: Clock, view: View, refresh: int | Array) -> Array:
+def due(clock: Clock, view: View, asked: Array, refresh: int | Array) -> Array:
     """bool[B]: the rows that ask for something and have to look at the whole canvas for it.
 
     A row looks when it first asks in a block, and every `refresh` steps of the block from then on.
@@ -75,13 +75,14 @@ def due(clock: Clock, view: View, refresh: int | Array) -> Array:
 
     Args:
       clock: of the looks so far.
-      view: with `asked`.
+      view: of this step.
+      asked: bool[B, L], what is read out in it.
       refresh: steps, 1 for always; one number, or i32[B].
     """
     first, _ = span(view.wanted)
     age = view.index - clock.index
     old = (first != clock.first) | (age <= 0) | (age >= refresh)
-    return view.asked.any(axis=1) & old
+    return asked.any(axis=1) & old
 
 
 def looked(clock: Clock, view: View, rows: Array) -> Clock:
@@ -122,8 +123,8 @@ def transformed(
     def of(encode: Callable) -> Denoiser:
         return transform(Denoiser(encode, denoiser.readout, denoiser.shape, denoiser.mask_id))
 
-    def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
-        memory, hidden = denoiser.encode(memory, view, t)
+    def encode(memory: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
+        memory, hidden = denoiser.encode(memory, view, asked, t)
         return memory, of(lambda tokens, t: hidden).encode(view.canvas, t)
 
     def unused(tokens: Array, t: Array) -> Hidden:

@@ -150,14 +150,7 @@ def start(
         log_prob=jnp.zeros(canvas.shape, jnp.float32),
     )
     state = _at_next_block(state, mask_id)
-    state = state._replace(memory=_begun(state, mask_id))
-    for leaf in jax.tree.leaves(state.memory):
-        if jnp.shape(leaf)[:1] != (batch,):
-            raise ValueError(
-                f"the strategy's init returned a state with a leaf of shape {jnp.shape(leaf)}: "
-                f"every leaf must lead with the rows, [{batch}, ...]"
-            )
-    return shards.alike(state)
+    return shards.alike(state._replace(memory=_nothing_yet(state, mask_id)))
 
 
 def insert(
@@ -249,6 +242,17 @@ def view_of(state: SamplingState, mask_id: int) -> View:
     )
 
 
+def begun(state: SamplingState, mask_id: int) -> SamplingState:
+    """The state before a step: the strategy begins in rows that are at the start of a block."""
+    fresh = ~state.done & (state.index == state.first)
+
+    def begin() -> PyTree:
+        return shards.alike(choose(fresh, _init(state, mask_id), state.memory), state)
+
+    memory = jax.lax.cond(fresh.any(), begin, lambda: shards.alike(state.memory, state))
+    return state._replace(memory=memory)
+
+
 def turned(state: SamplingState, mask_id: int) -> SamplingState:
     """The state after a step: rows whose block is finished go on to the next one, or are done.
 
@@ -258,19 +262,17 @@ def turned(state: SamplingState, mask_id: int) -> SamplingState:
     if not state.strategy.remasks:
         blank &= state.canvas == mask_id
     over = ~state.done & ((state.index >= state.behind) | ~blank.any(axis=1))
-
-    def turn(state: SamplingState) -> SamplingState:
-        padding = over[:, None] & _behind_the_end(state)
-        state = state._replace(
-            canvas=jnp.where(padding, state.pad_id[:, None], state.canvas),
-            block_of=jnp.where(padding, -1, state.block_of),
-            step_of=jnp.where(padding, -1, state.step_of),
-            log_prob=jnp.where(padding, 0.0, state.log_prob),
-        )
-        moved = choose(over, _at_next_block(state, mask_id), state)
-        return moved._replace(memory=choose(over, _begun(moved, mask_id), state.memory))
-
-    return jax.lax.cond(over.any(), lambda: shards.alike(turn(state), state), lambda: state)
+    padding = over[:, None] & _behind_the_end(state)
+    state = state._replace(
+        canvas=jnp.where(padding, state.pad_id[:, None], state.canvas),
+        block_of=jnp.where(padding, -1, state.block_of),
+        step_of=jnp.where(padding, -1, state.step_of),
+        log_prob=jnp.where(padding, 0.0, state.log_prob),
+    )
+    moved = _at_next_block(state, mask_id)
+    clock = (moved.block, moved.index, moved.done)
+    block, index, done = choose(over, clock, (state.block, state.index, state.done))
+    return state._replace(block=block, index=index, done=done)
 
 
 def blocks_of(wanted: Array, blocks: Array) -> Array:
@@ -300,10 +302,27 @@ def _at_next_block(state: SamplingState, mask_id: int) -> SamplingState:
     return state._replace(block=block, index=index, done=done)
 
 
-def _begun(state: SamplingState, mask_id: int) -> PyTree:
+def _init(state: SamplingState, mask_id: int) -> PyTree:
     """What the strategy remembers at the beginning of a block."""
     keys = noise.derive(state.keys, "begin", state.index)
     return state.strategy.init(keys, view_of(state, mask_id))
+
+
+def _nothing_yet(state: SamplingState, mask_id: int) -> PyTree:
+    """Zeros in the place of what the strategy will remember, which `begun` computes."""
+    batch = len(state.index)
+
+    def of_leaf(leaf: jax.ShapeDtypeStruct) -> Array:
+        if leaf.shape[:1] != (batch,):
+            raise ValueError(
+                f"the strategy's init returned a state with a leaf of shape {leaf.shape}: every "
+                f"leaf must lead with the rows, [{batch}, ...]"
+            )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(state.keys[:1], leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(of_leaf, jax.eval_shape(lambda: _init(state, mask_id)))
 
 
 def _first(block: Array, state: SamplingState) -> Array:

@@ -38,8 +38,8 @@ __all__ = [
 
 Array = jax.Array
 PyTree = Any
-# `(memory, view, t f32[B]) -> (memory, Hidden)`: an evaluation that remembers, such as a cache.
-Encode = Callable[[PyTree, View, Array], tuple[PyTree, Hidden]]
+# `(memory, view, asked bool[B, L], t f32[B]) -> (memory, Hidden)`: an evaluation that remembers.
+Encode = Callable[[PyTree, View, Array, Array], tuple[PyTree, Hidden]]
 
 
 class Trace(NamedTuple):
@@ -103,8 +103,8 @@ def step_with(
     """`step` with an evaluation that remembers, such as one that caches keys and values.
 
     Args:
-      encode: `(memory, view, t f32[B]) -> (memory, Hidden)`, with `Hidden.at` leaves [B, L, ...].
-        `view.asked` says what is read out of them. The encode of a `CachedDenoiser` is one.
+      encode: `(memory, view, asked bool[B, L], t f32[B]) -> (memory, Hidden)`, with `Hidden.at`
+        leaves [B, L, ...], of which what is asked is read out. That of a `CachedDenoiser` is one.
       denoiser: its `readout`, `shape` and `mask_id` are used.
       strategy, state, mask_id, chunk: as in `step`.
       memory: what `encode` remembers.
@@ -115,6 +115,7 @@ def step_with(
     """
     clocks.check_kind(strategy, state)
     check_mask(denoiser, mask_id)
+    state = clocks.begun(state, mask_id)
     strategy, live = state.strategy, ~state.done
 
     def keys_of(purpose: str) -> Array:
@@ -125,7 +126,7 @@ def step_with(
     asked = proposal.asked & live[:, None]
 
     def evaluated() -> tuple[PyTree, Candidates]:
-        after, hidden = encode(memory, view._replace(asked=asked), proposal.t)
+        after, hidden = encode(memory, view, asked, proposal.t)
         return after, draw_tokens(
             denoiser,
             hidden,
@@ -267,7 +268,7 @@ def sample(
 
 
 def _without_memory(denoiser: Denoiser) -> Encode:
-    def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
+    def encode(memory: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
         return memory, denoiser.encode(view.canvas, t)
 
     return encode

@@ -79,14 +79,14 @@ def build(
         nothing = jnp.zeros(shape, config.compute_dtype)
         return Kept(Memory(nothing, nothing), caching.started(batch))
 
-    def encode(kept: Kept, view: View, t: Array) -> tuple[Kept, Hidden]:
+    def encode(kept: Kept, view: View, asked: Array, t: Array) -> tuple[Kept, Hidden]:
         arguments.check_rows(config, view.canvas, t, valid=valid, label=label)
         length = view.canvas.shape[1]
         first, behind = caching.span(view.wanted)
         needed = (length if kind == "prefix" else behind) - first
         # A block that is wider than the window is always encoded with its whole row.
-        asks = view.asked.any(axis=1)
-        due = caching.due(kept.clock, view, refresh) | (asks & (needed > width))
+        asks = asked.any(axis=1)
+        due = caching.due(kept.clock, view, asked, refresh) | (asks & (needed > width))
         window = min(length, width + 2 * around)
         begin = jnp.clip(first - around, 0, length - window)
         places = begin[:, None] + jnp.arange(window, dtype=jnp.int32)[None]

@@ -269,7 +269,7 @@ def test_a_text_without_gaps_is_done_and_a_step_of_such_rows_evaluates_nothing()
 def test_a_memory_is_carried_from_evaluation_to_evaluation():
     """The evaluation gets what the last one left; `always` also where no row asks."""
 
-    def encode(memory, view, t):
+    def encode(memory, view, asked, t):
         return memory + 1, DENOISER.encode(view.canvas, t)
 
     strategy = strategies.exact_count()

@@ -139,9 +139,9 @@ class Steps:
         self.config, self.params = config, params_of(config)
 
         @jax.jit
-        def encode(params, memory, view, t, refresh):
+        def encode(params, memory, view, asked, t, refresh):
             denoiser = cached(params, config, kind, refresh, width)
-            memory, hidden = denoiser.encode(memory, view, t)
+            memory, hidden = denoiser.encode(memory, view, asked, t)
             return memory, denoiser.readout(hidden.at, hidden.row)[..., : config.vocab_size]
 
         @jax.jit
@@ -166,7 +166,7 @@ def view_of(canvas, index, asked=WANTED, wanted=WANTED):
     )
     index = jnp.broadcast_to(jnp.asarray(index, jnp.int32), ROWS)
     view = clocks.view_of(state, MASK)
-    return view._replace(wanted=wanted, blank=wanted, index=index, asked=jnp.asarray(asked))
+    return view._replace(wanted=wanted, blank=wanted, index=index), jnp.asarray(asked)
 
 
 @functools.cache
@@ -178,8 +178,8 @@ def steps_of(layers=2, kind="dual"):
 def test_a_window_after_a_look_at_the_same_canvas_is_exact(kind):
     of = steps_of(kind=kind)
     exact = of.exact(CANVAS, T)
-    memory, whole = of.encode(of.start(), view_of(CANVAS, 0), T, NEVER)
-    _, near = of.encode(memory, view_of(CANVAS, 1), T, NEVER)
+    memory, whole = of.encode(of.start(), *view_of(CANVAS, 0), T, NEVER)
+    _, near = of.encode(memory, *view_of(CANVAS, 1), T, NEVER)
     np.testing.assert_allclose(whole[VALID], exact[VALID], atol=2e-5)
     np.testing.assert_allclose(near[WANTED], exact[WANTED], atol=2e-5)
     # It was no look at the whole row: what lies far from the block was not computed.
@@ -189,25 +189,25 @@ def test_a_window_after_a_look_at_the_same_canvas_is_exact(kind):
 
 def test_in_one_layer_what_changes_in_the_window_is_seen_and_what_changes_outside_is_not():
     of = steps_of(layers=1)
-    memory, _ = of.encode(of.start(), view_of(CANVAS, 0), T, NEVER)
+    memory, _ = of.encode(of.start(), *view_of(CANVAS, 0), T, NEVER)
     window = WANTED.copy()
     window[2, 5:9] = True  # from the first to the last that is wanted
     inside = np.where(window, CLEAN, CANVAS)
-    memory, near = of.encode(memory, view_of(inside, 1), T, NEVER)
+    memory, near = of.encode(memory, *view_of(inside, 1), T, NEVER)
     np.testing.assert_allclose(near[WANTED], of.exact(inside, T)[WANTED], atol=2e-5)
     outside = np.where(window, inside, CLEAN)
-    memory, near = of.encode(memory, view_of(outside, 2), T, NEVER)
+    memory, near = of.encode(memory, *view_of(outside, 2), T, NEVER)
     np.testing.assert_allclose(near[WANTED], of.exact(inside, T)[WANTED], atol=2e-5)
     # Until it is looked at again.
-    _, near = of.encode(memory, view_of(outside, 3), T, 3)
+    _, near = of.encode(memory, *view_of(outside, 3), T, 3)
     np.testing.assert_allclose(near[WANTED], of.exact(outside, T)[WANTED], atol=2e-5)
 
 
 def test_a_new_block_is_a_reason_to_look():
     of = steps_of()
-    memory, _ = of.encode(of.start(), view_of(CANVAS, 0), T, NEVER)
+    memory, _ = of.encode(of.start(), *view_of(CANVAS, 0), T, NEVER)
     later = np.roll(WANTED, 1, axis=1) & VALID
-    _, out = of.encode(memory, view_of(CLEAN, 1, later, later), T, NEVER)
+    _, out = of.encode(memory, *view_of(CLEAN, 1, later, later), T, NEVER)
     np.testing.assert_allclose(out[later], of.exact(CLEAN, T)[later], atol=2e-5)
 
 
@@ -217,24 +217,24 @@ def test_what_was_never_looked_at_and_what_asks_for_nothing_leaves_no_trace():
     poisoned = empty._replace(
         memory=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty.memory)
     )
-    memory, clean = of.encode(empty, view_of(CANVAS, 0), T, NEVER)
-    after, out = of.encode(poisoned, view_of(CANVAS, 0), T, NEVER)
+    memory, clean = of.encode(empty, *view_of(CANVAS, 0), T, NEVER)
+    after, out = of.encode(poisoned, *view_of(CANVAS, 0), T, NEVER)
     np.testing.assert_array_equal(out, clean)
     jax.tree.map(np.testing.assert_array_equal, after, memory)
     # Half of the rows look, at first one and then the other; none disturbs the others.
     first = np.array([True, False, True, False])[:, None]
-    after, out = of.encode(poisoned, view_of(CANVAS, 0, WANTED & first), T, NEVER)
-    rest, more = of.encode(after, view_of(CANVAS, 0, WANTED & ~first), T, NEVER)
+    after, out = of.encode(poisoned, *view_of(CANVAS, 0, WANTED & first), T, NEVER)
+    rest, more = of.encode(after, *view_of(CANVAS, 0, WANTED & ~first), T, NEVER)
     np.testing.assert_array_equal(np.where(first[..., None], out, more), clean)
     jax.tree.map(np.testing.assert_array_equal, rest, memory)
     # A row that asks for nothing while others are computed keeps what it has.
-    kept, _ = of.encode(memory, view_of(CLEAN, 1, WANTED & first), T, NEVER)
+    kept, _ = of.encode(memory, *view_of(CLEAN, 1, WANTED & first), T, NEVER)
     idle = ~first[:, 0]
     np.testing.assert_array_equal(kept.memory.keys[:, idle], memory.memory.keys[:, idle])
     assert np.any(kept.memory.keys != memory.memory.keys)
     # Windows beside rows that are due are the windows without them.
-    alone, near = of.encode(memory, view_of(CLEAN, 1), T, NEVER)
-    mixed, out = of.encode(memory, view_of(CLEAN, np.where(first[:, 0], 1, 9)), T, 5)
+    alone, near = of.encode(memory, *view_of(CLEAN, 1), T, NEVER)
+    mixed, out = of.encode(memory, *view_of(CLEAN, np.where(first[:, 0], 1, 9)), T, 5)
     half = first[:, 0]
     np.testing.assert_array_equal(out[half], near[half])
     np.testing.assert_array_equal(mixed.memory.keys[:, half], alone.memory.keys[:, half])

@@ -121,7 +121,8 @@ def sample(
         )
 
     def finished(state: SamplingState, cache: PyTree) -> SamplingState:
-        def encode(memory: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
+        def encode(memory: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
+            del asked
             return memory, denoiser.encode_block(cache, view.canvas, t)
 
         def one_step(state: SamplingState) -> SamplingState:
@@ -140,7 +141,10 @@ def sample(
         block, text, cache = carry
         before = part(text.canvas, block - 1)
 
-        def commit_and_encode(cache: PyTree, view: View, t: Array) -> tuple[PyTree, Hidden]:
+        def commit_and_encode(
+            cache: PyTree, view: View, asked: Array, t: Array
+        ) -> tuple[PyTree, Hidden]:
+            del asked
             return advance(denoiser, cache, before, view.canvas, t)
 
         state, after = sampling.step_with(

@@ -35,8 +35,6 @@ class View(NamedTuple):
       index: i32[B], the step of the block, from 0.
       steps: i32[B], how many there are.
       mask_id: i32[].
-      asked: bool[B, L], for an evaluation: what is read out in this step. A strategy, which decides
-        it, sees None.
     """
 
     canvas: Array
@@ -48,7 +46,6 @@ class View(NamedTuple):
     index: Array  # type: ignore[assignment]  # a tuple's own `index` is not used
     steps: Array
     mask_id: Array
-    asked: Array = None  # type: ignore[assignment]  # until it is decided
 
     @property
     def last(self) -> Array:

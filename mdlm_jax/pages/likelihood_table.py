@@ -67,5 +67,6 @@ def _curve(figures: Mapping[str, Any]) -> list[str]:
         )
         mark = "  <- BERT" if point["rate"] == BERT_RATE else ""
         lines.append(f"  {point['rate']:8.0%}     {nats:<20}{shares}{mark}")
-    lines.append(f"  {'mean':>8}     {figures['rate_curve_trapezoid']:.3f} by the trapezoidal rule")
+    how = "by the trapezoidal rule" if "block_size" not in figures else "over all counts of masks"
+    lines.append(f"  {'mean':>8}     {figures['rate_curve_trapezoid']:.3f} {how}")
     return lines

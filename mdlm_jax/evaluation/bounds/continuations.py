@@ -24,11 +24,9 @@ from jax.sharding import Mesh
 from mdlm_jax.data import progress
 from mdlm_jax.diffusion import (
     Denoiser,
-    Likelihood,
     Schedule,
     blocks,
     corrupt_causal,
-    nelbo,
     noise,
     sample,
     strategies,
@@ -36,6 +34,7 @@ from mdlm_jax.diffusion import (
 from mdlm_jax.diffusion.enumeration import enumerated_nelbo
 from mdlm_jax.diffusion.objectives import slot_nats
 from mdlm_jax.diffusion.schedules import linear
+from mdlm_jax.evaluation.bounds import likelihoods
 from mdlm_jax.evaluation.bounds.likelihoods import BlockDenoiserOf, DenoiserOf
 from mdlm_jax.host import parallel
 
@@ -127,9 +126,9 @@ def log_likelihoods(
         raise ValueError(f"draws is {draws}, at least 2 are needed for an error")
     for number, (_, continuation) in enumerate(pairs):
         _check(continuation, number, mask_id, max_length)
-    few = (
-        0 if time_conditioning or block_size else (draws + 1).bit_length() - 1
-    )  # 2^few - 1 <= draws
+    few = (draws + 1).bit_length() - 1  # 2^few - 1 <= draws
+    if time_conditioning or block_size:
+        few = 0
     of_batch = _scorer(
         denoiser_of,
         mask_id=mask_id,
@@ -189,15 +188,14 @@ def _scorer(
     def of_batch(params, key, batch, drawn):
         with parallel.use(mesh):
             denoiser = denoiser_of(params, batch)
-            if isinstance(denoiser, blocks.BlockDenoiser):
-                likelihood = _in_blocks(denoiser, batch, mask_id, key, draws, schedule)
-                unpadded = denoiser_of(params, {k: v for k, v in batch.items() if k != "valid"})
-                same = _writes_in_blocks(unpadded, batch, mask_id, schedule) if greedy else None
-                return likelihood.nats, likelihood.mc_variance, same
+            in_blocks = isinstance(denoiser, blocks.BlockDenoiser)
             if start_id is not None:
                 return _by_chain_rule(denoiser, batch, start_id)
-            if drawn:
-                nats, variance = _drawn(denoiser, batch, mask_id, key, draws, schedule)
+            if drawn or in_blocks:
+                likelihood = likelihoods.bound(
+                    denoiser, key, batch, mask_id=mask_id, draws=draws, schedule=schedule
+                )
+                nats, variance = likelihood.nats, likelihood.mc_variance
             else:
                 nats = enumerated_nelbo(
                     denoiser,
@@ -207,53 +205,14 @@ def _scorer(
                     maskable=batch["maskable"],
                 )
                 variance = jnp.zeros_like(nats)
-            same = _is_greedy(denoiser, batch, mask_id, schedule) if greedy else None
-            return nats, variance, same
+            if not greedy:
+                return nats, variance, None
+            if in_blocks:  # its cache knows no padding
+                unpadded = denoiser_of(params, {k: v for k, v in batch.items() if k != "valid"})
+                return nats, variance, _writes_in_blocks(unpadded, batch, mask_id, schedule)
+            return nats, variance, _is_greedy(denoiser, batch, mask_id, schedule)
 
     return of_batch
-
-
-def _drawn(
-    denoiser: Denoiser,
-    batch: dict[str, Array],
-    mask_id: int,
-    key: Array,
-    draws: int,
-    schedule: Schedule,
-) -> tuple[Array, Array]:
-    """The estimated NELBO f32[B] and its variance f32[B]."""
-    likelihood = nelbo(
-        denoiser,
-        key,
-        batch["tokens"],
-        mask_id=mask_id,
-        draws=draws,
-        maskable=batch["maskable"],
-        rows=batch["rows"],
-        schedule=schedule,
-    )
-    return likelihood.nats, likelihood.mc_variance
-
-
-def _in_blocks(
-    denoiser: blocks.BlockDenoiser,
-    batch: dict[str, Array],
-    mask_id: int,
-    key: Array,
-    draws: int,
-    schedule: Schedule,
-) -> Likelihood:
-    """The NELBO over blocks."""
-    return blocks.nelbo(
-        denoiser,
-        key,
-        batch["tokens"],
-        mask_id=mask_id,
-        draws=draws,
-        maskable=batch["maskable"],
-        rows=batch["rows"],
-        schedule=schedule,
-    )
 
 
 def _writes_in_blocks(

@@ -70,9 +70,32 @@ def block_denoiser_of(
     return of_batch
 
 
+def bound(
+    denoiser: Denoiser | blocks.BlockDenoiser,
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    mask_id: int,
+    draws: int,
+    schedule: Schedule,
+) -> Likelihood:
+    """The NELBO of a batch's rows: over its blocks, if the denoiser is one of blocks."""
+    of = blocks.nelbo if isinstance(denoiser, blocks.BlockDenoiser) else nelbo
+    return of(
+        denoiser,
+        key,
+        batch["tokens"],
+        mask_id=mask_id,
+        draws=draws,
+        maskable=batch["maskable"],
+        rows=batch["rows"],
+        schedule=schedule,
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def make_nelbo(
-    denoiser_of: DenoiserOf,
+    denoiser_of: DenoiserOf | BlockDenoiserOf,
     *,
     mask_id: int,
     seed: int,
@@ -86,7 +109,7 @@ def make_nelbo(
     give the same function, so that compiled programs are reused.
 
     Args:
-      denoiser_of: builds the denoiser of a batch from the parameters.
+      denoiser_of: builds the denoiser of a batch from the parameters, or its denoiser of blocks.
       mask_id: the mask token.
       seed: of the draws. A row's draws are a function of the seed and the row's number.
       draws: corruptions of each row, at least 2.
@@ -95,41 +118,12 @@ def make_nelbo(
     """
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
-        return nelbo(
+        return bound(
             denoiser_of(params, batch),
             noise.derive(noise.seed_key(seed), "evaluation"),
-            batch["tokens"],
+            batch,
             mask_id=mask_id,
             draws=draws,
-            maskable=batch["maskable"],
-            rows=batch["rows"],
-            schedule=schedule,
-        )
-
-    return _of_rows(of_batch, mesh)
-
-
-@functools.lru_cache(maxsize=64)
-def make_block_nelbo(
-    denoiser_of: BlockDenoiserOf,
-    *,
-    mask_id: int,
-    seed: int,
-    draws: int,
-    schedule: Schedule = schedules.linear(),
-    mesh: Mesh | None = None,
-) -> OfRows:
-    """As `make_nelbo`, over the blocks of each row; of blocks of one token nothing is drawn."""
-
-    def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
-        return blocks.nelbo(
-            denoiser_of(params, batch),
-            noise.derive(noise.seed_key(seed), "evaluation"),
-            batch["tokens"],
-            mask_id=mask_id,
-            draws=draws,
-            maskable=batch["maskable"],
-            rows=batch["rows"],
             schedule=schedule,
         )
 

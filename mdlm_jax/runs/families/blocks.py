@@ -7,12 +7,14 @@ from jax.sharding import Mesh
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import blocks, noise
+from mdlm_jax.diffusion.blocks import BlockDenoiser
 from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
 from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.networks import in_blocks
 from mdlm_jax.runs.experiment import SCHEDULES, ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
-from mdlm_jax.runs.families.base import About, Blocks, Family, Figures, Measure, Prepare
+from mdlm_jax.runs.families.base import About, Blocks, Family, Prepare
+from mdlm_jax.runs.families.measures import Curve, by_likelihood
 from mdlm_jax.training.step import LossFn
 
 Array = jax.Array
@@ -84,20 +86,11 @@ def make_prepare(
 
 def make_loss(objective: ObjectiveConfig, config: encoder.Config) -> LossFn:
     """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from `prepare`."""
-    stochastic = config.dropout > 0 or config.class_dropout > 0
 
-    def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        own = encoder.block_denoiser(
-            params,
-            config,
-            of(objective),
-            batch,
-            label=batch["label"] if config.classes else None,
-            dropout_key=key if stochastic else None,
-        )
-        return blocks.corrupted_loss(own, batch["corrupted"])
+    def of_batch(params: PyTree, config: encoder.Config, batch: PyTree, **how) -> BlockDenoiser:
+        return encoder.block_denoiser(params, config, of(objective), batch, **how)
 
-    return loss_fn
+    return encoder.loss_of(config, of_batch, blocks.corrupted_loss)
 
 
 def make_likelihood(
@@ -112,11 +105,15 @@ def make_likelihood(
     """The NELBO over blocks; with blocks of one token the likelihood, of which nothing is drawn.
 
     Args:
-      objective, config, seed, draws, mesh: as of `make_measure`.
+      objective: the blocks.
+      config: the encoder.
       start_id: unused.
+      seed: of the draws.
+      draws: corruptions of each row, at least 2.
+      mesh: its devices share the rows.
     """
     del start_id
-    return likelihoods.make_block_nelbo(
+    return likelihoods.make_nelbo(
         likelihoods.block_denoiser_of(config, *of(objective)),
         mask_id=config.mask_id,
         seed=seed,
@@ -126,52 +123,20 @@ def make_likelihood(
     )
 
 
-def make_measure(
-    objective: ObjectiveConfig,
-    config: encoder.Config,
-    *,
-    start_id: int | None,
-    seed: int,
-    draws: int,
-    mesh: Mesh | None,
-    curve: bool = False,
-) -> Measure:
-    """The NELBO over blocks with its two errors, and the curve over the mask rates of a block.
-
-    Args:
-      objective: the blocks.
-      config: the encoder.
-      start_id: unused.
-      seed: of the draws.
-      draws: corruptions of each row, at least 2.
-      mesh: its devices share the rows.
-      curve: whether to measure the curve too, which blocks of one token do not have.
-    """
-    bound = make_likelihood(objective, config, start_id=start_id, seed=seed, draws=draws, mesh=mesh)
-    of_rates, size = None, objective.block_size
-    if curve and not is_exact(objective):
-        of_rates = rate_curves.make_block_curve(
-            likelihoods.block_denoiser_of(config, *of(objective)),
-            size,
-            mask_id=config.mask_id,
-            seed=seed,
-            schedule=SCHEDULES[objective.schedule](),
-            mesh=mesh,
-        )
-
-    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
-        figures: Figures = {"likelihood": "exact" if is_exact(objective) else "bound"}
-        figures["block_size"] = size
-        figures |= likelihoods.summary(bound(params, rows, batch_size, *advance))
-        if of_rates is not None:
-            points = of_rates(params, rows, batch_size, *advance)
-            figures |= {
-                "rate_curve": points,
-                "rate_curve_trapezoid": rate_curves.mean_over_counts(points, size),
-            }
-        return figures
-
-    return Measure(of_rows, passes=1 if of_rates is None else 2)
+def make_curve(
+    objective: ObjectiveConfig, config: encoder.Config, *, seed: int, mesh: Mesh | None
+) -> Curve:
+    """The curve over the mask rates of a block, and its mean."""
+    size = objective.block_size
+    of_rows = rate_curves.make_block_curve(
+        likelihoods.block_denoiser_of(config, *of(objective)),
+        size,
+        mask_id=config.mask_id,
+        seed=seed,
+        schedule=SCHEDULES[objective.schedule](),
+        mesh=mesh,
+    )
+    return Curve(of_rows, lambda points: rate_curves.mean_over_counts(points, size))
 
 
 def is_exact(objective: ObjectiveConfig) -> bool:
@@ -206,7 +171,12 @@ FAMILY = Family(
     make_prepare=make_prepare,
     make_loss=make_loss,
     make_likelihood=make_likelihood,
-    make_measure=make_measure,
+    make_measure=by_likelihood(
+        make_likelihood,
+        is_exact,
+        make_curve=make_curve,
+        figures_of=lambda objective: {"block_size": objective.block_size},
+    ),
     blocks=of,
     is_exact=is_exact,
     about=about,

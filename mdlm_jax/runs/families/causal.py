@@ -5,13 +5,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mdlm_jax import data
 from mdlm_jax.diffusion import corrupt_causal
 from mdlm_jax.evaluation.bounds import likelihoods
 from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
-from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
+from mdlm_jax.runs.families.base import About, Family, Prepare
+from mdlm_jax.runs.families.measures import by_likelihood
 
 Array = jax.Array
 PyTree = Any
@@ -54,39 +54,18 @@ def make_likelihood(
     draws: int,
     mesh: Mesh | None,
 ) -> OfRows:
-    """The likelihood by the chain rule; arguments as of `make_measure`."""
-    del objective, seed, draws
-    return likelihoods.make_causal_likelihood(
-        likelihoods.denoiser_of(config), start_id=start_id, mesh=mesh
-    )
-
-
-def make_measure(
-    objective: ObjectiveConfig,
-    config: encoder.Config,
-    *,
-    start_id: int | None,
-    seed: int,
-    draws: int,
-    mesh: Mesh | None,
-    curve: bool = False,
-) -> Measure:
-    """The likelihood by the chain rule.
+    """The likelihood of each row by the chain rule.
 
     Args:
-      objective, seed, draws, curve: unused, because nothing is drawn and no rate is masked.
+      objective, seed, draws: unused, because nothing is drawn.
       config: the encoder.
       start_id: as in training.
       mesh: its devices share the rows.
     """
-    del curve
-    exact = make_likelihood(objective, config, start_id=start_id, seed=seed, draws=draws, mesh=mesh)
-
-    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
-        likelihood = exact(params, rows, batch_size, *advance)
-        return {"likelihood": "exact"} | likelihoods.summary(likelihood)
-
-    return Measure(of_rows)
+    del objective, seed, draws
+    return likelihoods.make_causal_likelihood(
+        likelihoods.denoiser_of(config), start_id=start_id, mesh=mesh
+    )
 
 
 def about(objective: ObjectiveConfig) -> About:
@@ -100,6 +79,12 @@ def about(objective: ObjectiveConfig) -> About:
     )
 
 
+def is_exact(objective: ObjectiveConfig) -> bool:
+    """The chain rule always is."""
+    del objective
+    return True
+
+
 FAMILY = Family(
     network=encoder.NETWORK,
     check=check,
@@ -107,8 +92,8 @@ FAMILY = Family(
     make_prepare=make_prepare,
     make_loss=encoder.make_loss,
     make_likelihood=make_likelihood,
-    make_measure=make_measure,
-    is_exact=lambda objective: True,
+    make_measure=by_likelihood(make_likelihood, is_exact),
+    is_exact=is_exact,
     is_causal=True,
     about=about,
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -139,17 +139,28 @@ def block_denoiser(
 def make_loss(objective: ObjectiveConfig, config: Config) -> LossFn:
     """`(params, key, batch) -> (loss, aux)` of the "corrupted" batch from a family's `prepare`."""
     del objective
+    return loss_of(config, denoiser, corrupted_loss)
+
+
+def loss_of(config: Config, of_batch: Callable, of_corrupted: Callable) -> LossFn:
+    """`(params, key, batch) -> (loss, aux)` with the batch's labels, and dropout if there is some.
+
+    Args:
+      config: the encoder.
+      of_batch: `(params, config, batch, label, dropout_key) -> denoiser`.
+      of_corrupted: `(denoiser, batch["corrupted"]) -> (loss, aux)`.
+    """
     stochastic = config.dropout > 0 or config.class_dropout > 0
 
     def loss_fn(params: PyTree, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
-        own = denoiser(
+        own = of_batch(
             params,
             config,
             batch,
             label=batch["label"] if config.classes else None,
             dropout_key=key if stochastic else None,
         )
-        return corrupted_loss(own, batch["corrupted"])
+        return of_corrupted(own, batch["corrupted"])
 
     return loss_fn
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mdlm_jax import data
 from mdlm_jax.diffusion import corrupt, keep_around, keep_prefix, noise
 from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
 from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.runs.experiment import SCHEDULES, ObjectiveConfig
 from mdlm_jax.runs.families import encoder
-from mdlm_jax.runs.families.base import About, Family, Figures, Measure, Prepare
+from mdlm_jax.runs.families.base import About, Family, Prepare
+from mdlm_jax.runs.families.measures import Curve, by_likelihood
 
 Array = jax.Array
 PyTree = Any
@@ -89,7 +89,16 @@ def make_likelihood(
     draws: int,
     mesh: Mesh | None,
 ) -> OfRows:
-    """The NELBO; arguments as of `make_measure`."""
+    """The NELBO of each row.
+
+    Args:
+      objective: its schedule gives the network's time.
+      config: the encoder.
+      start_id: unused.
+      seed: of the draws.
+      draws: corruptions of each row, at least 2.
+      mesh: its devices share the rows.
+    """
     del start_id
     return likelihoods.make_nelbo(
         likelihoods.denoiser_of(config),
@@ -101,50 +110,18 @@ def make_likelihood(
     )
 
 
-def make_measure(
-    objective: ObjectiveConfig,
-    config: encoder.Config,
-    *,
-    start_id: int | None,
-    seed: int,
-    draws: int,
-    mesh: Mesh | None,
-    curve: bool = False,
-) -> Measure:
-    """The NELBO with its two errors, and the curve over mask rates.
-
-    Args:
-      objective: its schedule gives the network's time.
-      config: the encoder.
-      start_id: unused.
-      seed: of the draws.
-      draws: corruptions of each row, at least 2.
-      mesh: its devices share the rows.
-      curve: whether to measure the curve too: "rate_curve", and its integral.
-    """
-    drawn = {"seed": seed, "mesh": mesh}
-    bound = make_likelihood(objective, config, start_id=start_id, draws=draws, **drawn)
-    of_rates = None
-    if curve:
-        of_rates = rate_curves.make_rate_curve(
-            likelihoods.denoiser_of(config),
-            mask_id=config.mask_id,
-            schedule=SCHEDULES[objective.schedule](),
-            **drawn,
-        )
-
-    def of_rows(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> Figures:
-        figures = {"likelihood": "bound"}
-        figures |= likelihoods.summary(bound(params, rows, batch_size, *advance))
-        if of_rates is not None:
-            points = of_rates(params, rows, batch_size, *advance)
-            figures |= {
-                "rate_curve": points,
-                "rate_curve_trapezoid": rate_curves.trapezoid(points),
-            }
-        return figures
-
-    return Measure(of_rows, passes=2 if curve else 1)
+def make_curve(
+    objective: ObjectiveConfig, config: encoder.Config, *, seed: int, mesh: Mesh | None
+) -> Curve:
+    """The curve over mask rates, and its integral."""
+    of_rows = rate_curves.make_rate_curve(
+        likelihoods.denoiser_of(config),
+        mask_id=config.mask_id,
+        seed=seed,
+        schedule=SCHEDULES[objective.schedule](),
+        mesh=mesh,
+    )
+    return Curve(of_rows, rate_curves.trapezoid)
 
 
 def about(objective: ObjectiveConfig) -> About:
@@ -167,6 +144,6 @@ FAMILY = Family(
     make_prepare=make_prepare,
     make_loss=encoder.make_loss,
     make_likelihood=make_likelihood,
-    make_measure=make_measure,
+    make_measure=by_likelihood(make_likelihood, lambda objective: False, make_curve=make_curve),
     about=about,
 )

@@ -4,6 +4,7 @@
 |---|---|
 | `config` | what an encoder is: sizes, and the choices that tell one transformer from another |
 | `bert` | BERT and its modern variants as functions of parameters |
+| `parameters` | the parameters of BERT as a tree: fresh ones, names of axes, parts |
 | `in_blocks` | BERT block by block: two streams at once, or one block after a cache |
 | `with_cache` | BERT with a cache of keys and values that may be some steps old |
 | `token_by_token` | a causal BERT as blocks of one token, with a cache |

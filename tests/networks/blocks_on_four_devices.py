@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ def main():
     written = jax.jit(write)(params, CANVAS, rows)
 
     mesh = parallel.make_mesh(data=2, tensor=2)
-    put = lambda x: jax.device_put(x, parallel.batch_sharding(mesh))  # noqa: E731
+    put = partial(jax.device_put, device=parallel.batch_sharding(mesh))
 
     def within(fn):
         def run(*args):

@@ -296,6 +296,10 @@ class Experiment:
             for key, value in section.items():
                 _check_type(f"{name}.{key}", value, accepted[name][key])
             sections[name] = dict(section)
+        if sections["start"].get("checkpoint"):  # a default asks for nothing
+            ours = accepted["model"].items()
+            unset = {key for key, value in ours if sections["model"].get(key) == value}
+            sections["model"] = {k: v for k, v in sections["model"].items() if k not in unset}
         return cls(
             data=_named("data", data.Config, sections["data"]),
             start=StartConfig(**sections["start"]),

@@ -7,6 +7,7 @@ command line beats the config file, and the file beats the default. A key that i
 it would follow stays, and so does one of the same strength; then the config is refused as usual.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -158,7 +159,10 @@ def experiment_of(
       ValueError: as `Experiment.of`.
     """
     resolved, notes = follow(config, given)
-    return Experiment.of(resolved), notes
+    experiment = Experiment.of(resolved)
+    # Beside a checkpoint a default asks for nothing, unless somebody typed it.
+    typed = {k: v for k, v in resolved.get("model", {}).items() if f"model.{k}" in given}
+    return dataclasses.replace(experiment, model={**experiment.model, **typed}), notes
 
 
 def follow(

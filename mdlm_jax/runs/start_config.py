@@ -48,7 +48,7 @@ def adopt(model: Mapping[str, Any], architecture: bert.Config, length: int) -> d
     """The fields of an encoder that has the architecture of a checkpoint.
 
     Args:
-      model: the section of the config: it may repeat the architecture, not change it.
+      model: the keys that were set: they may repeat the architecture, not change it.
       architecture: of the checkpoint.
       length: of the run's rows. Learned positions bound it; rotary ones do not.
 
@@ -57,7 +57,7 @@ def adopt(model: Mapping[str, Any], architecture: bert.Config, length: int) -> d
     """
     defaults, theirs = dataclasses.asdict(bert.Config()), dataclasses.asdict(architecture)
     for name, value in model.items():
-        if name not in OF_TRAINING and value not in (defaults[name], theirs[name]):
+        if name not in OF_TRAINING and value != theirs[name]:
             raise ValueError(
                 f"model.{name} is {value!r}, but the architecture is that of start.checkpoint, "
                 f"which has {theirs[name]!r}: leave it out"

@@ -131,24 +131,27 @@ def _contexts(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> 
         encoder = dataclasses.replace(shape.encoder, max_length=room)
         written = args.context if window is None else room
         lengths = jnp.full(shape.rows, written - size, jnp.int32)
+        of_params = functools.partial(
+            bert.block_denoiser, config=encoder, block_size=size, window=window
+        )
 
-        def advance(params: PyTree, cache: PyTree) -> tuple[PyTree, Array]:
-            network = bert.block_denoiser(params, encoder, size, window=window)  # noqa: B023
+        def advance(
+            params: PyTree, cache: PyTree, of_params=of_params, lengths=lengths
+        ) -> tuple[PyTree, Array]:
             # From the same context every time, though the cache is handed on.
-            cache, hidden = network.advance(cache, block, block, ones)
-            return cache._replace(length=lengths), hidden.at  # noqa: B023
+            cache, hidden = of_params(params).advance(cache, block, block, ones)
+            return cache._replace(length=lengths), hidden.at
 
-        cache = bert.block_denoiser(params, encoder, size, window=window).start(shape.rows, room)
         # What the places hold does not matter for the time, as long as it is finite.
-        cache = cache._replace(length=lengths)
+        cache = of_params(params).start(shape.rows, room)._replace(length=lengths)
         program, seconds = measure.compiled(jax.jit(advance, donate_argnums=1), params, cache)
         held = [cache]
+        del cache
 
-        def step() -> Array:
-            held[0], at = program(params, held[0])  # noqa: B023
+        def step(program=program, held=held) -> Array:
+            held[0], at = program(params, held[0])
             return at
 
-        del cache
         times = measure.repeated(step, calls=calls)
         measure.tell(
             "block_context",

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.extend
 import numpy as np
 from networks import reference
 from networks.tiny import BASE, params_of
@@ -140,3 +141,11 @@ def expected_of(name):
 
 def build(config=MODERN, size=SIZE, **options):
     return bert.block_denoiser(params_of(config), config, size, **options)
+
+
+def in_program(jaxpr):
+    """Every equation of a program, those of its loops and branches among them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from in_program(inner)

@@ -23,6 +23,7 @@ from networks.blocks_by_pairs import (
     expected,
     expected_of,
     functions_of,
+    in_program,
 )
 from networks.tiny import MASK, params_of
 
@@ -143,14 +144,6 @@ def test_in_a_window_too_rows_have_lengths_of_their_own_and_stale_places_are_not
 
 
 # Cost
-
-
-def in_program(jaxpr):
-    """Every equation of a program, those of its loops and branches among them."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from in_program(inner)
 
 
 def test_no_step_but_the_write_touches_the_whole_room():

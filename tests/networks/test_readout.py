@@ -13,6 +13,8 @@ from mdlm_jax.networks import bert
 from mdlm_jax.networks.encoder import Encoder
 from mdlm_jax.networks.layers import Head
 
+pytestmark = pytest.mark.slow  # compiles gradients
+
 PRE = dataclasses.replace(BASE, norm_position="pre", positions="rope", token_types=0)
 RMS = dataclasses.replace(PRE, norm="rmsnorm", use_bias=False, activation="gelu_tanh")
 CONFIGS = {

@@ -13,10 +13,11 @@ from mdlm_jax.networks.attention import cudnn, streams
 from mdlm_jax.networks.attention.streams import Streams, two_streams
 from mdlm_jax.pods import topologies
 
+pytestmark = pytest.mark.slow  # each case compiles attention of its own
+
 with_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `tpu`)"
 )
-slow = pytest.mark.slow
 
 LAYOUTS = {
     "blocks": Streams(48, 3),
@@ -66,7 +67,7 @@ def dense(qkv, seen):
 
 @pytest.mark.parametrize("alone", [False, True], ids=["both", "noisy"])
 @pytest.mark.parametrize("hidden", [False, True], ids=["", "padding"])
-@pytest.mark.parametrize("backend", ["xla", pytest.param("splash", marks=slow)])
+@pytest.mark.parametrize("backend", ["xla", "splash"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_values_and_gradients(name, backend, hidden, alone):
     layout = LAYOUTS[name]
@@ -150,7 +151,6 @@ def test_lengths_that_cudnn_does_not_take_are_filled_up(monkeypatch):
 
 
 @with_libtpu
-@slow
 @pytest.mark.parametrize("asks", ["both", "noisy"])
 @pytest.mark.parametrize(
     "layout", [Streams(1024, 16), Streams(8192, 32), Streams(1000, 8, window=200)], ids=str

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks.test_in_blocks import in_program
+from networks.blocks_by_pairs import in_program
 from networks.tiny import BASE, MASK, params_of
 from oracle import chi_square_p
 

@@ -194,9 +194,7 @@ def test_the_architecture_of_a_checkpoint_is_the_runs():
     """But for what the command line asks of it, which is then refused as ever."""
     config = shipped()
     experiment, (note,) = experiment_of(*on_the_command_line(config, start__checkpoint=BERT))
-    assert experiment.model == default_config().model.to_dict() | {
-        key: config.model[key] for key in ("scan", "dropout")
-    }
+    assert experiment.model == {key: config.model[key] for key in ("scan", "dropout")}
     assert note.startswith("the architecture is that of start.checkpoint: ")
     assert "model.layers" in note and "model.scan" not in note
     wide = on_the_command_line(config, start__checkpoint=BERT, model__width=128)

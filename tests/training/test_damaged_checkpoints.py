@@ -10,6 +10,8 @@ from toy_checkpoints import MESH, at, params_abstract, restore, save_all
 
 from mdlm_jax.training import checkpoints
 
+pytestmark = pytest.mark.slow  # writes and restores checkpoints
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, state):

@@ -11,6 +11,8 @@ from oracle import MASK, STRINGS, L
 from mdlm_jax import blocks, nelbo
 from mdlm_jax.diffusion import noise
 
+pytestmark = pytest.mark.slow  # each case compiles a bound of its own
+
 KEY = jax.random.key(0)
 TABLE = any_conditionals()  # of no joint: the bound is loose, and depends on the sets
 TOKENS = jnp.asarray(STRINGS)

@@ -12,6 +12,8 @@ from scipy import stats
 from mdlm_jax import blocks, corrupted_loss, diffusion_loss
 from mdlm_jax.diffusion import noise
 
+pytestmark = pytest.mark.slow  # each case compiles a loss of its own
+
 KEY = jax.random.key(0)
 TABLE = any_conditionals()
 TOKENS = jnp.asarray(STRINGS[:8])

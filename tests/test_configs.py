@@ -19,7 +19,6 @@ from mdlm_jax.host.command_line import shipped_configs
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.experiment import Experiment, default_config
-from mdlm_jax.runs.families.encoder import make_loss
 from mdlm_jax.runs.program import frozen_parameters, make_prepare, rate_multipliers
 from mdlm_jax.training.optimizer import make_optimizer
 from mdlm_jax.training.state import init_state
@@ -30,6 +29,7 @@ CONFIGS = shipped_configs()
 VOCABULARIES = {
     "adapt_bert": (30_522, 103),
     "answers": (13, 4),
+    "blocks": (8192, 4),
     "english": (8192, 4),
     "quickstart": (8192, 4),
     "text8": (32, 4),
@@ -137,7 +137,7 @@ def test_its_step_can_be_traced(name):
         frozen=frozen_parameters(experiment, encoder),
     )
     step = make_step(
-        make_loss(experiment.objective, encoder),
+        experiment.family.make_loss(experiment.objective, encoder),
         optimizer,
         seed=training.seed,
         ema_decay=training.ema_decay,

@@ -181,6 +181,13 @@ def workdir(tmp_path_factory):
     return folder / "run", env
 
 
+# A training that takes minutes, as a tiny run: not of local attention, with room for a prompt.
+SHORT = {
+    "blocks": (
+        *(flag for flag in TINY[1:] if "model.window" not in flag),
+        "--config.data.length=48",
+    )
+}
 UNRUN = ("adapt_bert", "english")  # they want a checkpoint (see the test above), an hour of a GPU
 
 
@@ -204,6 +211,10 @@ def test_a_command_of_the_guides_runs(line, workdir):
     line = re.sub(r"--workdir=\S+", f"--workdir={folder}", line)
     line = re.sub(r"--output=", f"--output={folder.parent}/", line)
     _, _, module, *arguments = shlex.split(line, comments=True)
+    config = re.search(r"--config=(\S+)", line)
+    text = folder.with_name("text.txt")
+    arguments = [re.sub(r"[{}]", r"\g<0>\g<0>", argument) for argument in arguments]
+    arguments += [flag.format(text=text) for flag in SHORT.get(config and config[1], ())]
     assert run(module.removeprefix("mdlm_jax."), *arguments, env=env).stdout
 
 

@@ -217,6 +217,10 @@ def _plan_text(mesh: Mesh) -> Job:
             raise ValueError(
                 f"--length must be from 2 to {longest}, the model's rows, not {length}"
             )
+        if length % (size := model.block_size):
+            raise ValueError(
+                f"--length must be a multiple of {size}, the model's blocks, not {length}"
+            )
         try:
             rows = data.read_rows(_TEXT.value, model.tokenizer, length, documents=_DOCUMENTS.value)
         except ValueError as error:

@@ -182,3 +182,22 @@ def test_what_is_frozen_stays_and_the_rest_moves_by_its_depth(cube):
 @pytest.mark.slow
 def test_a_checkpoint_with_frozen_parts_is_restored_on_any_mesh(cube):
     assert cube["restored"] and cube["restored_elsewhere"] == 0
+
+
+@pytest.mark.slow
+def test_a_pretrained_bert_goes_on_in_blocks(folder):
+    env = {"MDLM_JAX_CACHE": str(folder / "run_cache")}
+    flags = [each for each in OF_CONFIG if "curriculum" not in each and "start.check" not in each]
+    flags += ["--config.start.checkpoint={folder}/bert", "--config.objective.curriculum_steps=0"]
+    flags += ["--config.objective.name=block", "--config.objective.block_size=4"]
+    flags += ["--config.training.steps=2", "--workdir={folder}/blocks"]
+    told = run("train", *flags, folder=folder, env=env)
+    assert "bert, which knows all 120 tokens\n" in told.stdout
+    began = interop.load_pretrained(folder / "bert")
+    trained = workdir.load(folder / "blocks", weights="params")
+    kernels = [m.params["encoder"]["blocks"]["mlp"]["up"]["kernel"] for m in (trained, began)]
+    assert 0 < np.abs(kernels[0] - kernels[1]).max() < 1e-2  # two steps from there
+    record = run("generate", "--workdir={folder}/blocks", "--steps=8", "--json", folder=folder)
+    assert json.loads(record.stdout)["text"]
+    longer = run("generate", "--workdir={folder}/blocks", "--length=28", folder=folder, code=2)
+    assert "--length must be from 1 to 24, not 28: learned positions end there" in longer.stderr

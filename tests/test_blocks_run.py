@@ -68,6 +68,21 @@ def test_evaluate_says_the_size_of_blocks_and_the_rates_within_one(run, trained)
     assert "blocks of 4 tokens" in (trained / "report.html").read_text()
 
 
+def test_evaluate_takes_other_text_in_rows_of_whole_blocks(run, trained):
+    of_text = ("evaluate", "--workdir={folder}/blocks", "--text={text}", "--draws=2")
+    done = run(*of_text, "--length=8")
+    assert "in blocks of 4" in done.stdout and "rows, 2 draws a row" in done.stdout
+    done = run(*of_text, "--length=10", code=2)
+    assert done.stderr == "error: --length must be a multiple of 4, the model's blocks, not 10\n"
+
+
+def test_an_export_keeps_its_blocks_and_writes_the_same(run, trained, folder):
+    run("export", "--workdir={folder}/blocks", "--output={folder}/export")
+    exported, own = mdlm_jax.load(folder / "export"), mdlm_jax.load(trained)
+    texts = [model.fill("the river {mask:6}", seed=3) for model in (exported, own)]
+    assert texts[0] == texts[1] and exported.denoiser.block_size == 4
+
+
 def test_generate_fills_prompts_and_spreads_its_steps(run, trained):
     done = run(
         "generate", "--workdir={folder}/blocks", "--prompt=the river {{mask:6}}", "--json",
@@ -87,6 +102,7 @@ def test_generate_goes_on_past_the_length_of_training(run, trained):
     ("flags", "says"),
     [
         ("--blocks=2", "--blocks is for models of whole rows"),
+        ("--cache=dual", "--cache is for models of whole rows"),
         ("--repetition_penalty=1.3", "repetition_penalty is for models of whole rows"),
     ],
 )

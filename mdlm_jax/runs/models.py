@@ -57,6 +57,12 @@ class Model(NamedTuple):
         """Whether its likelihood is exact, by the chain rule, and not a bound."""
         return self.family.is_exact(self.objective)
 
+    @property
+    def block_size(self) -> int:
+        """Rows are whole blocks of so many tokens."""
+        blocks = self.family.blocks(self.objective)
+        return 1 if blocks is None else blocks.size
+
 
 def of_run(trained: workdir.Trained, weights: str) -> Model:
     """What `workdir.load` read."""

@@ -10,7 +10,7 @@ import pytest
 from networks.tiny import BASE, params_of
 from oracle import MASK, PLACES, STRINGS, L, V, make_oracle
 
-from mdlm_jax import as_denoiser, nelbo
+from mdlm_jax import as_denoiser, blocks, nelbo, strategies
 from mdlm_jax.diffusion import noise
 from mdlm_jax.evaluation.bounds import continuations, likelihoods
 from mdlm_jax.host import parallel
@@ -210,6 +210,38 @@ def test_the_encoder_sees_the_row_and_no_padding():
         )
         assert scored.nats[i] == pytest.approx(float(alone.nats[0]), rel=2e-5)
         assert scored.error[i] == pytest.approx(float(jnp.sqrt(alone.mc_variance[0])), rel=1e-3)
+
+
+def test_a_model_of_blocks_fills_greedily_with_masks_behind_the_text():
+    """What follows in the last block is unknown, as in training; padding would say that it ends."""
+    config = dataclasses.replace(BASE, max_length=16, dropout=0.0)
+    params, size = jax.tree.map(lambda x: 10 * x, params_of(config)), 8
+    of_batch = likelihoods.block_denoiser_of(config, size)
+    prompts = np.random.default_rng(3).integers(4, config.vocab_size, (12, 3))
+
+    @jax.jit
+    def filled(params, behind):
+        canvas = jnp.full((len(prompts), 16), behind).at[:, :3].set(prompts)
+        wanted = jnp.broadcast_to((jnp.arange(16) >= 3) & (jnp.arange(16) < 6), canvas.shape)
+        canvas = jnp.where(wanted, config.mask_id, canvas).astype(jnp.int32)
+        return blocks.sample(
+            of_batch(params, {}), jax.random.key(0), canvas, mask_id=config.mask_id, steps=size,
+            strategy=strategies.greedy(), fill=wanted,
+        )[:, 3:6]  # fmt: skip
+
+    unknown, padded = filled(params, config.mask_id), filled(params, 0)
+    differ = np.any(unknown != padded, axis=1)
+    assert differ.any()
+
+    def greedy(written):
+        pairs = [(p.tolist(), w.tolist()) for p, w in zip(prompts, written, strict=True)]
+        return score(
+            pairs, of_batch, params, draws=2, max_length=16, mask_id=config.mask_id,
+            greedy=True, block_size=size,
+        ).greedy  # fmt: skip
+
+    assert greedy(np.asarray(unknown)).all()
+    np.testing.assert_array_equal(greedy(np.asarray(padded)), ~differ)
 
 
 def test_a_prompt_that_does_not_fit_loses_its_start():

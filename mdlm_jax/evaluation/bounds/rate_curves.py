@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from mdlm_jax import data
 from mdlm_jax.diffusion import AtRate, Schedule, at_rate, blocks, noise, schedules
+from mdlm_jax.diffusion.blocks.as_rows import noise_of_blocks
 from mdlm_jax.evaluation import spreading
 from mdlm_jax.evaluation.bounds.likelihoods import BlockDenoiserOf, DenoiserOf
 from mdlm_jax.evaluation.samples import text_metrics
@@ -88,17 +89,18 @@ def make_block_curve(
         tokens = batch["tokens"]
         own = blocks.given(denoiser_of(params, batch), tokens)
         each = tokens.shape[1] // size
-        numbers = batch["rows"][:, None] * each + np.arange(each, dtype=np.int32)[None]
 
         def at(count: int) -> AtRate:
+            key = noise.derive(noise.seed_key(seed), "rates", count)
+            _, _, numbers = noise_of_blocks(key, None, batch["rows"], tokens, each)
             read = at_rate(
                 own,
-                noise.derive(noise.seed_key(seed), "rates", count),
+                key,
                 tokens.reshape(-1, size),
                 mask_id=mask_id,
                 rate=count / size,
                 maskable=batch["maskable"].reshape(-1, size),
-                rows=numbers.reshape(-1),
+                rows=numbers,
                 schedule=schedule,
             )
             nats, masked = (x.reshape(-1, each).sum(axis=1) for x in (read.nats, read.masked))

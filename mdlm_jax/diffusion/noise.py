@@ -87,16 +87,29 @@ def seed_key(seed: int) -> Array:
     Raises:
       ValueError: any other seed.
     """
+    return key_of_words(jnp.asarray(seed_words(seed)))
+
+
+def seed_words(seed: int) -> np.ndarray:
+    """u32[2], the seed as two words, the high one first: what `key_of_words` makes its key of.
+
+    Raises:
+      ValueError: as `seed_key`.
+    """
     try:
         number = operator.index(seed)
     except TypeError:
         number = -1
     if isinstance(seed, bool) or not 0 <= number < 2**64:
         raise ValueError(f"seed is {seed!r}, it must be a whole number from 0 to 2^64 - 1")
-    words = np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
+    return np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
+
+
+def key_of_words(words: Array) -> Array:
+    """The keys `[...]` of seeds that are given as `seed_words`, u32[..., 2]; they may be traced."""
     plain = jax.random.key(0)
     size = jax.random.key_data(plain).size  # 2 of threefry; of rbg 4, which are the 2 twice
-    data = jnp.asarray(np.tile(words, size // 2))
+    data = jnp.tile(words, (*(1,) * (words.ndim - 1), size // 2))
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(plain))
 
 

@@ -35,13 +35,10 @@ from mdlm_jax.diffusion.denoisers import (
     unshaped,
     vocabulary_size,
 )
+from mdlm_jax.diffusion.reading import cuts
 from mdlm_jax.diffusion.values import Bound
 
 Array = jax.Array
-
-# Far more than logits differ by and Gumbel noise reaches, at temperatures up to 100; small enough
-# that float32 still distinguishes the logits below it.
-_CUT = 1e5
 
 
 def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
@@ -53,12 +50,7 @@ def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
     _require(
         "temperature", "value", value, lambda v: (v >= 0) & (v < np.inf), "at least 0 and finite"
     )
-    return _shaped(denoiser, _scale, value)
-
-
-def _scale(logits: Array, value: float | Array) -> Array:
-    # Small enough for 0, and large enough that a cut-off logit does not overflow.
-    return logits * (1.0 / jnp.maximum(jnp.asarray(value, jnp.float32), 1e-6))
+    return shaped(denoiser, cuts.scale, value)
 
 
 def top_k(denoiser: Denoiser, k: int | Array) -> Denoiser:
@@ -72,15 +64,7 @@ def top_k(denoiser: Denoiser, k: int | Array) -> Denoiser:
     if not whole:
         raise ValueError(f"top_k: k is {k}, it must be {accepted}")
     _require("top_k", "k", k, lambda v: v >= 1, accepted)
-    return _shaped(denoiser, _keep_best, k)
-
-
-def _keep_best(logits: Array, k: int | Array) -> Array:
-    # Sorted: before a `top_k` devices would gather the rows.
-    ascending = jnp.sort(logits, axis=-1)
-    place = jnp.maximum(logits.shape[-1] - jnp.asarray(k, jnp.int32), 0).reshape(-1, 1)
-    place = jnp.broadcast_to(place, (logits.shape[0], 1))
-    return _cut(logits, logits >= jnp.take_along_axis(ascending, place, axis=-1))
+    return shaped(denoiser, cuts.keep_best, k)
 
 
 def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
@@ -93,20 +77,7 @@ def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
       ValueError: if p is known and is outside (0, 1].
     """
     _require("top_p", "p", p, lambda v: (v > 0) & (v <= 1), "above 0 and at most 1")
-    return _shaped(denoiser, _keep_nucleus, p)
-
-
-def _keep_nucleus(logits: Array, p: float | Array) -> Array:
-    descending = -jnp.sort(-logits, axis=-1)
-    probabilities = jax.nn.softmax(descending, axis=-1)
-    # The sum of each token and all less likely ones, from the least likely up: from the other end a
-    # sum would reach 1 in float32 long before a large vocabulary's end.
-    rest = jax.lax.cumsum(probabilities, axis=probabilities.ndim - 1, reverse=True)
-    p = jnp.asarray(p, jnp.float32)
-    inside = rest > (1.0 - p) * rest[:, :1]
-    inside = inside.at[:, 0].set(True)
-    least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
-    return _cut(logits, (logits >= least) | (p >= 1))
+    return shaped(denoiser, cuts.keep_nucleus, p)
 
 
 def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
@@ -116,12 +87,7 @@ def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
       ValueError: if p is known and is outside [0, 1].
     """
     _require("min_p", "p", p, lambda v: (v >= 0) & (v <= 1), "from 0 to 1")
-    return _shaped(denoiser, _keep_likely, p)
-
-
-def _keep_likely(logits: Array, p: float | Array) -> Array:
-    below = logits - logits.max(axis=-1, keepdims=True)
-    return _cut(logits, below >= jnp.log(jnp.asarray(p, jnp.float32)))
+    return shaped(denoiser, cuts.keep_likely, p)
 
 
 def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
@@ -185,8 +151,8 @@ def _encode_with_standing(
 
 def _penalise(inner: Shape, logits: Array, row: PyTree) -> Array:
     inner_row, stands, penalty = row
-    log_probs = jax.nn.log_softmax(inner(logits, inner_row).astype(jnp.float32), axis=-1)
-    return jnp.where(stands, log_probs * penalty[:, None], log_probs)
+    before = inner(logits, inner_row).astype(jnp.float32)
+    return cuts.penalise(before, stands, penalty[:, None])
 
 
 def guide(
@@ -249,7 +215,7 @@ def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) 
     # A difference of such logits is meaningless and may overflow.
     hopeless = _any((scale != 0) & _is_hopeless(x) for scale, x in weighed)
     mixed = sum(scale * jnp.where(_is_hopeless(x), 0.0, x) for scale, x in weighed)
-    return jnp.where(removed, -jnp.inf, _cut(mixed, ~hopeless))
+    return jnp.where(removed, -jnp.inf, cuts.cut(mixed, ~hopeless))
 
 
 def within(denoiser: Denoiser, first: Array, behind: Array) -> Denoiser:
@@ -293,10 +259,16 @@ def _read_within(inner: Readout, at: PyTree, row: PyTree) -> Array:
     return jnp.where((ids >= first[:, None]) & (ids < behind[:, None]), logits, -jnp.inf)
 
 
-def _shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
+def shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
     """The denoiser with `change(logits f32[N, V], value)` after its other shapes.
 
-    A value a row, `[B]`, goes with the row to where its positions are read out, as `[N, 1]`.
+    It is for shapes of your own: the temperature is one with `change = cuts.scale`.
+
+    Args:
+      denoiser: any.
+      change: `(logits, value) -> logits f32[N, V]`.
+      value: one number, or `[B]`, one a row, which goes with the row to where its positions are
+        read out, as `[N, 1]`.
     """
     if not jnp.ndim(value):
         return denoiser._replace(shape=Bound(_change, (denoiser.shape, change, value)))
@@ -348,10 +320,6 @@ def _change_a_row(inner: Shape, change: Callable, logits: Array, row: PyTree) ->
 
 def _change(inner: Shape, change: Callable, value: Any, logits: Array, row: PyTree) -> Array:
     return change(inner(logits, row).astype(jnp.float32), value)
-
-
-def _cut(logits: Array, keep: Array) -> Array:
-    return jnp.where(keep, logits, logits - _CUT)
 
 
 def _any(conditions: Iterable[Array]) -> Array:

@@ -14,7 +14,7 @@ from mdlm_jax.interop import load_pretrained
 from mdlm_jax.networks import bert
 from mdlm_jax.runs import workdir
 from mdlm_jax.runs.experiment import ObjectiveConfig
-from mdlm_jax.runs.families import Family, family_of
+from mdlm_jax.runs.families import Blocks, Family, family_of
 from mdlm_jax.runs.program import padded_for, place_parameters, put_parameters
 
 PyTree = Any
@@ -62,6 +62,17 @@ class Model(NamedTuple):
         """Rows are whole blocks of so many tokens."""
         blocks = self.family.blocks(self.objective)
         return 1 if blocks is None else blocks.size
+
+    def blocks_for(self, length: int) -> Blocks | None:
+        """The blocks of rows of so many tokens; None for a model of whole rows.
+
+        In rows that are longer than in training a block sees the tokens before it that it saw at
+        most there.
+        """
+        own = self.family.blocks(self.objective)
+        if own is not None and own.window is None and length > self.length > own.size:
+            return own._replace(window=self.length - own.size)
+        return own
 
 
 def of_run(trained: workdir.Trained, weights: str) -> Model:

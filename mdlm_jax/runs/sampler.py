@@ -145,9 +145,9 @@ def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
                 cached = _cached_denoiser(params, encoder, batch, cache)
                 return written(transformed(cached, shaping), key, batch, **rest)
             if method.in_blocks is not None:
-                own = _block_denoiser(params, encoder, batch, method.in_blocks)
+                own = block_denoiser_of(params, encoder, batch, method.in_blocks)
                 return written_in_blocks(shaping(own), key, batch, **rest)
-            denoiser = _denoiser(params, encoder, batch, strengths.get("guidance"))
+            denoiser = denoiser_of(params, encoder, batch, strengths.get("guidance"))
             if method.start_id is not None:
                 denoiser = causal_denoiser(denoiser, start_id=method.start_id)
             return written(shaping(denoiser), key, batch, **rest)
@@ -185,7 +185,7 @@ def written(
 def _cached_denoiser(
     params: PyTree, encoder: Any, batch: dict[str, Array], cache: Cache
 ) -> CachedDenoiser:
-    """As `_denoiser`, with a cache and without a guide."""
+    """As `denoiser_of`, with a cache and without a guide."""
     label = batch.get("label")
     denoiser = network_of(encoder).cached_denoiser(params, encoder, cache, batch, label=label)
     return _without_padding(denoiser, encoder)
@@ -228,16 +228,16 @@ def written_in_blocks(
     return canvas[:, :length], cut
 
 
-def _block_denoiser(
+def block_denoiser_of(
     params: PyTree, encoder: Any, batch: dict[str, Array], of: Blocks
 ) -> blocks.BlockDenoiser:
-    """As `_denoiser`, of blocks."""
+    """As `denoiser_of`, of blocks."""
     network, shown = network_of(encoder), {k: v for k, v in batch.items() if k != "valid"}
     denoiser = network.block_denoiser(params, encoder, of, shown, label=batch.get("label"))
     return _without_padding(denoiser, encoder)
 
 
-def _denoiser(
+def denoiser_of(
     params: PyTree, encoder: Any, batch: dict[str, Array], weight: Array | None
 ) -> Denoiser:
     """The denoiser of a batch, guided if there is a weight, without padding of the vocabulary.

@@ -3,6 +3,19 @@
 | module | what it holds |
 |---|---|
 | `jobs` | what is asked of an engine, and what it tells |
+| `engine` | the engine: one thread that owns the device |
+| `loading` | a deployment of a model that was loaded |
+| `served` | a deployment, and the lanes that an engine makes of it |
+| `lanes` | the slots of one kind of rows, and their rounds |
+| `waiting` | jobs that wait for a slot |
+| `checking` | jobs are checked before they wait |
+| `stats` | what an engine tells of itself |
+| `compilations` | counts what is compiled where nothing should be |
+| `kinds` | what a compiled program depends on |
+| `programs` | the compiled programs of one kind of rows |
+| `given` | what the host tells the device of each slot |
+| `row_options` | what shapes each row, beside its state |
+| `whole_rows` | rows of models that see the whole row |
 """
 
 from mdlm_jax import lazy

@@ -29,6 +29,7 @@ class Job:
       maskable: bool[L], what may be masked in training; None for all that is valid.
       blocks: parts that are filled one after the other.
       temperature: of the draws; 0 takes the most likely token.
+      top_k: how many of the most likely tokens it is drawn among; None for all.
       top_p: the probability that the tokens hold among which it is drawn.
       min_p: drops tokens less than this many times as likely as the best.
       repetition_penalty: above 1 makes tokens of the row less likely.
@@ -38,6 +39,7 @@ class Job:
       end_id: the token that ends the text; None if none does.
       pad_id: the token that stands behind it.
       priority: lower goes first; 0 is a user's request.
+      progress: whether `Written` comes after each round of the engine, or once, when it is done.
     """
 
     tokens: np.ndarray
@@ -51,6 +53,7 @@ class Job:
     maskable: np.ndarray | None = None
     blocks: int = 1
     temperature: float = 1.0
+    top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
@@ -60,6 +63,7 @@ class Job:
     end_id: int | None = None
     pad_id: int | None = None
     priority: int = 0
+    progress: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

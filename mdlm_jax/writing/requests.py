@@ -176,8 +176,8 @@ def _cache(model: Model, options: Options, canvas: canvases.Canvas) -> Cache | N
 
 
 def _in_blocks(model: Model, options: Options) -> Blocks | None:
-    """The blocks of the model, with a window where a text is longer than in training."""
-    own = model.family.blocks(model.objective)
+    """The blocks of the model, for rows of the length that is asked for."""
+    own = model.blocks_for(options.length or model.length)
     if own is None:
         return None
     for name in ("blocks", "cache"):
@@ -186,8 +186,6 @@ def _in_blocks(model: Model, options: Options) -> Blocks | None:
                 f"{name} is for models of whole rows: this run was trained in blocks of "
                 f"{own.size}, which it writes one after the other, after a cache"
             )
-    if own.window is None and (options.length or 0) > model.length > own.size:
-        return own._replace(window=model.length - own.size)
     return own
 
 

@@ -16,22 +16,22 @@ LABELS = ("salt", "wool")
 LENGTH, STEP = 16, 7
 
 
-def write(folder, card=None, **model):
+def write(folder, card=None, kind="wordpiece", vocab_size=121, length=LENGTH, **model):
     """Of a model with two classes; an odd vocabulary, which a tensor axis pads.
 
     What is in `card` is told of the data that nothing was trained on.
     """
-    tokenizer = data.train_tokenizer([TEXT] * 3, kind="wordpiece", vocab_size=121, lowercase=True)
+    tokenizer = data.train_tokenizer([TEXT] * 3, kind=kind, vocab_size=vocab_size, lowercase=True)
     encoder = bert.Config(
         vocab_size=data.vocabulary_size(tokenizer),
         mask_id=data.special_ids(tokenizer).mask,
-        max_length=LENGTH,
+        max_length=length,
         **{"layers": 1, "width": 32, "heads": 2, "mlp_width": 32, "use_bias": False, **model},
     )
     config = {
         "format": workdir.FORMAT,
         "exported": "ema",
-        "data": {"length": LENGTH},
+        "data": {"length": length},
         "objective": dataclasses.asdict(ObjectiveConfig()),
         "model": dataclasses.asdict(encoder),
     }

@@ -21,11 +21,13 @@ class Prompt(NamedTuple):
       text: with gaps, or empty for a whole row; or, for a run trained on pairs, to be answered.
       label: what the text is about.
       messages: a conversation to be answered; its last message is the text.
+      plain: whether what is spelt like a gap is text, so that the prompt is answered.
     """
 
     text: str
     label: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
+    plain: bool = False
 
 
 class Fields(NamedTuple):
@@ -58,8 +60,8 @@ class Asking(NamedTuple):
 
     def answers(self, prompt: Prompt) -> bool:
         """Whether the prompt is answered: it has no gap to be filled instead."""
-        gaps = "[MASK]" in prompt.text or self.mask_token in prompt.text
-        return prompt.messages is not None or not (gaps or GAPS.search(prompt.text))
+        asked = prompt.plain or prompt.messages is not None
+        return asked or not has_gaps(prompt.text, self.mask_token)
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as in training; a text alone is one message of the user.
@@ -79,6 +81,16 @@ class Asking(NamedTuple):
                 "what would be written"
             )
         return self.template.prompt(messages, f"prompt {short(prompt.text)}")
+
+
+def has_gaps(text: str, mask_token: str) -> bool:
+    """Whether a text has gaps to be filled.
+
+    Args:
+      text: a prompt.
+      mask_token: how the tokenizer spells the mask.
+    """
+    return "[MASK]" in text or mask_token in text or GAPS.search(text) is not None
 
 
 def asking(card: Mapping[str, Any], tokenizer: Tokenizer) -> Asking | None:

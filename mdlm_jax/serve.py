@@ -1,0 +1,137 @@
+"""Serves a trained model: OpenAI's API, and a page to play with.
+
+    python -m mdlm_jax.serve --workdir=runs/quickstart --port=8000
+
+Then http://localhost:8000 is the page, and any client of OpenAI's API can be used:
+
+    curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' \
+        -d '{"model": "quickstart", "prompt": "The city of [MASK] [MASK] lies on"}'
+
+A prompt has gaps, [MASK] for one token and {mask:12} for twelve, or goes on by max_tokens, or up to
+a suffix. All rows that are asked for are written together, and none changes the text of another.
+
+What may be asked for is compiled before the server answers: rows of --lengths, and strategies of
+the kinds of --strategies with any numbers. SIGTERM or Ctrl-C ends it when what was begun is
+written; a second one ends it at once.
+"""
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mdlm_jax.host import command_line
+from mdlm_jax.writing import decoding, requests
+from mdlm_jax.writing import model as models
+
+_WORKDIR = command_line.define_path(
+    "workdir", None, "Folder of the run, or of what export or convert wrote."
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Instead of --workdir: a BERT of Hugging Face, its folder or its name."
+)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["ema", "params"], "Of a run: averaged (the default) or raw weights."
+)
+_STEP = command_line.define_step()
+_NAME = flags.DEFINE_string(
+    "name", None, "By which clients ask for the model; by default the last part of its path."
+)
+_HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "Address to listen on; 0.0.0.0 is all of the machine's."
+)
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen on; 0 is any that is free.", 0, 65535)
+_STRATEGIES = flags.DEFINE_string(
+    "strategies",
+    "exact_count, threshold(0.9), greedy",
+    "Kinds of strategies that are offered, the default first. A request may give them other "
+    f"numbers, but not other words.\n{decoding.listing()}",
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Network evaluations of a row where a request does not say. Default: 64.", 1
+)
+_LENGTHS = flags.DEFINE_list(
+    "lengths", [], "Tokens of a row, such as 64,128; as in training by default."
+)
+_SLOTS = flags.DEFINE_integer(
+    "slots", 32, "Rows that are written at a time, for each length and kind of strategy.", 1
+)
+_QUEUE = flags.DEFINE_integer(
+    "queue", 256, "Rows that wait for a slot at the most; others are refused with 429.", 1
+)
+_ROWS = flags.DEFINE_integer("rows", 64, "Answers of one request at the most.", 1)
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 120.0, "Seconds after which a request is given up with 504; it may ask for less.", 0
+)
+_DRAIN = flags.DEFINE_float(
+    "drain", 30.0, "Seconds that what was begun may take when the server is told to end.", 0
+)
+_KEYS = command_line.define_path(
+    "keys", None, "File of keys, one a line. A request must send one: Authorization: Bearer KEY."
+)
+_CORS = flags.DEFINE_list(
+    "cors", [], "Origins whose pages may ask from a browser, such as https://example.org; * is all."
+)
+
+
+def main() -> int:
+    """Loads and compiles the model, serves it until a signal comes, and returns the exit code."""
+    with command_line.bad_input():
+        try:
+            from mdlm_jax.serving.api import app, guards, server
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error}: pip install 'mdlm_jax[serve]'") from None
+        keys = guards.read_keys(_KEYS.value) if _KEYS.value else []
+        command_line.join_job()
+        deployment, offer = _offer()
+        listening = server.listen(_HOST.value, _PORT.value)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("mdlm_jax").setLevel(logging.INFO)
+
+    from mdlm_jax.serving import offers
+    from mdlm_jax.serving.api.limits import Limits
+    from mdlm_jax.serving.engine import Engine
+
+    print(command_line.compiling(), file=sys.stderr, flush=True)
+    engine = Engine(queue=_QUEUE.value)
+    engine.add(deployment)
+    made = app.make_app(
+        engine,
+        offers.Fixed({offer.name: offer}),
+        limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value, drain=_DRAIN.value),
+        keys=keys,
+        cors=_CORS.value,
+    )
+    print(f"{offer.name} is served at {listening.address}", flush=True)
+    return server.serve(made, listening, drain=_DRAIN.value)
+
+
+def _offer() -> Any:
+    from mdlm_jax.serving import offers
+
+    if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
+        raise ValueError("give --workdir or --checkpoint, one of them")
+    place = _WORKDIR.value or _CHECKPOINT.value
+    lengths = []
+    for length in _LENGTHS.value:
+        if not length.isdecimal() or not int(length):
+            raise ValueError(f"--lengths must be whole numbers, such as 64,128, not {length!r}")
+        lengths.append(int(length))
+    loaded = models.load(place, weights=_WEIGHTS.value, step=_STEP.value)
+    causal = loaded.model.family.is_causal
+    return offers.offer(
+        loaded,
+        _NAME.value or Path(place.rstrip("/")).name or "model",
+        lengths=lengths,
+        # At commas outside of parentheses.
+        strategies=[part.strip() for part in re.split(r",(?![^(]*\))", _STRATEGIES.value)],
+        defaults=requests.Options(steps=None if causal else _STEPS.value),
+        slots=_SLOTS.value,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

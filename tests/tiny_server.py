@@ -1,0 +1,67 @@
+"""A real server of a tiny model in this process: an engine, the app, and uvicorn in a thread."""
+
+import contextlib
+import threading
+import time
+from typing import Any, NamedTuple
+
+import openai
+
+from mdlm_jax.serving import offers
+from mdlm_jax.serving.api import app, server
+from mdlm_jax.serving.engine import Engine
+
+
+HOW = {"strategies": ("exact_count", "threshold(0.9)", "remask(cap, 0.1)"), "slots": 4}
+
+
+class Running(NamedTuple):
+    """A server that answers at `address`.
+
+    Attributes:
+      address: of it.
+      engine: of it.
+      offers: its models, by name.
+      client: OpenAI's, without repetitions.
+      told: what was logged of each request.
+    """
+
+    address: str
+    engine: Engine
+    offers: dict[str, offers.Offer]
+    client: openai.OpenAI
+    told: list[dict[str, Any]]
+
+
+@contextlib.contextmanager
+def running(models, *, queue=64, engine=None, api_key="none", how=HOW, **options):
+    """Serves loaded models by name, with options of `offers.offer`; equal parameters share lanes."""
+    engine = engine or Engine(queue=queue)
+    offered = {}
+    for name, loaded in models.items():
+        deployment, offered[name] = offers.offer(loaded, name, **how)
+        engine.add(deployment)
+    told = []
+    made = app.make_app(engine, offers.Fixed(offered), tell=told.append, **options)
+    listening = server.listen("127.0.0.1", 0)
+    uvicorn_server = server.of(made, drain=5.0)
+    thread = threading.Thread(target=uvicorn_server.run, args=([listening.socket],))
+    thread.start()
+    client = openai.OpenAI(
+        base_url=f"{listening.address}/v1", api_key=api_key, max_retries=0, timeout=30
+    )
+    try:
+        yield Running(listening.address, engine, offered, client, told)
+    finally:
+        client.close()
+        uvicorn_server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_until(holds, seconds=10.0):
+    """Waits for something that another thread does."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came to be"
+        time.sleep(0.01)

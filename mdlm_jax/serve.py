@@ -114,7 +114,7 @@ def _offer() -> Any:
 
     if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
         raise ValueError("give --workdir or --checkpoint, one of them")
-    place = _WORKDIR.value or _CHECKPOINT.value
+    place = str(_WORKDIR.value or _CHECKPOINT.value)
     lengths = []
     for length in _LENGTHS.value:
         if not length.isdecimal() or not int(length):

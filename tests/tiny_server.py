@@ -11,7 +11,6 @@ from mdlm_jax.serving import offers
 from mdlm_jax.serving.api import app, server
 from mdlm_jax.serving.engine import Engine
 
-
 HOW = {"strategies": ("exact_count", "threshold(0.9)", "remask(cap, 0.1)"), "slots": 4}
 
 
@@ -35,7 +34,7 @@ class Running(NamedTuple):
 
 @contextlib.contextmanager
 def running(models, *, queue=64, engine=None, api_key="none", how=HOW, **options):
-    """Serves loaded models by name, with options of `offers.offer`; equal parameters share lanes."""
+    """Serves loaded models by name, with options of `offers.offer`."""
     engine = engine or Engine(queue=queue)
     offered = {}
     for name, loaded in models.items():

@@ -5,6 +5,10 @@
 | `jobs` | what is asked of an engine, and what it tells |
 | `engine` | the engine: one thread that owns the device |
 | `loading` | a deployment of a model that was loaded |
+| `offers` | models as clients know them |
+| `plans` | from a request to rows of the engine |
+| `texts` | from the tokens of a row back to text |
+| `api` | OpenAI's API of it; the extra `serve` |
 | `served` | a deployment, and the lanes that an engine makes of it |
 | `lanes` | the slots of one kind of rows, and their rounds |
 | `waiting` | jobs that wait for a slot |
@@ -16,6 +20,8 @@
 | `given` | what the host tells the device of each slot |
 | `row_options` | what shapes each row, beside its state |
 | `whole_rows` | rows of models that see the whole row |
+
+`page/` is what a browser shows of a server.
 """
 
 from mdlm_jax import lazy

@@ -1,16 +1,19 @@
 """Models as clients know them, and the deployments of the engine that write for them."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from mdlm_jax import data
-from mdlm_jax.runs.experiment import SCHEDULES
+import jax
+import numpy as np
+
 from mdlm_jax.runs.models import Model
 from mdlm_jax.serving.engine import Deployment
-from mdlm_jax.writing import decoding, prompts, requests
+from mdlm_jax.serving.loading import deployment_of
 from mdlm_jax.writing import model as models
+from mdlm_jax.writing import prompts, requests
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +89,6 @@ def offer(
     strategies: Sequence[str] = ("exact_count",),
     defaults: requests.Options = requests.Options(),  # noqa: B008
     slots: int = 32,
-    fingerprint: str = "",
 ) -> tuple[Deployment, Offer]:
     """A loaded model as a deployment, and what clients are told of it.
 
@@ -97,43 +99,24 @@ def offer(
       strategies: whose kinds are compiled; a causal model has its own.
       defaults: how it writes where a request does not say; its strategy is by default the first.
       slots: rows of a compiled shape.
-      fingerprint: of all that decides a bit of a text, but for the length of the row.
 
     Raises:
       ValueError: the model has no such rows, no such strategy, or cannot take the defaults.
     """
     model = loaded.model
     lengths = tuple(sorted({*lengths})) or (model.length,)
-    if model.family.is_causal:
-        strategies = ("left_to_right",)
-    elif defaults.strategy is None:
+    deployment = deployment_of(name, model, strategies=strategies, lengths=lengths, slots=slots)
+    if not model.family.is_causal and defaults.strategy is None:
         defaults = dataclasses.replace(defaults, strategy=strategies[0])
     label_names = loaded.card.get("label_names", ()) if model.encoder.classes else ()
-    # One gap in a row of each length: what cannot be planned is refused before it is compiled.
-    methods = {
-        length: requests.plan(
+    for length in lengths:  # what cannot be planned is refused before it is compiled
+        requests.plan(
             model,
             [prompts.Prompt("[MASK]", label_names[0] if label_names else None)],
             dataclasses.replace(defaults, length=length),
             asking=None,
             label_names=label_names,
-        ).method
-        for length in lengths
-    }
-    in_blocks = {length: method.in_blocks for length, method in methods.items()}
-    schedule = SCHEDULES[model.objective.schedule]()
-    deployment = Deployment(
-        name,
-        model.params,
-        model.encoder,
-        lengths=lengths,
-        strategies={each: decoding.strategy(each, schedule) for each in strategies},
-        slots=slots,
-        padded=model.padded or model.framed,
-        blocks=None if None in in_blocks.values() else in_blocks,
-        start_id=data.special_ids(model.tokenizer).sep if model.family.is_causal else None,
-        mesh=loaded.mesh,
-    )
+        )
     return deployment, Offer(
         name=name,
         deployment=name,
@@ -141,8 +124,22 @@ def offer(
         asking=prompts.asking(loaded.card, model.tokenizer),
         label_names=label_names,
         lengths=lengths,
-        strategies=tuple(strategies),
+        strategies=tuple(deployment.strategies),
         defaults=defaults,
-        fingerprints={length: f"{fingerprint}{length}" for length in lengths},
+        fingerprints=_fingerprints(model, deployment),
         created=int(time.time()),
     )
+
+
+def _fingerprints(model: Model, deployment: Deployment) -> dict[int, str]:
+    """By the length of the row, a hash of all that decides a bit of a text."""
+    made = hashlib.sha256()
+    for leaf in jax.tree.leaves(model.params):
+        made.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
+    device = jax.local_devices()[0]
+    parts = (model.encoder, model.objective, deployment.slots, jax.__version__, device.device_kind)
+    made.update(f"{model.tokenizer.to_str()}{parts}".encode())
+    hashes = {length: made.copy() for length in deployment.lengths}
+    for length, of_length in hashes.items():
+        of_length.update(f"{length}".encode())
+    return {length: f"fp_{of_length.hexdigest()[:16]}" for length, of_length in hashes.items()}

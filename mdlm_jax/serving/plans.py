@@ -279,7 +279,8 @@ def _check_kind(offer: Offer, strategy: Strategy, name: str) -> None:
     if offer.model.family.is_causal:  # which has but one
         return
     offered = [decoding.strategy(each, schedule) for each in offer.strategies]
-    if all(jax.tree.structure(each) != jax.tree.structure(strategy) for each in offered):
+    kinds: list[Any] = [jax.tree.structure(each) for each in (*offered, strategy)]
+    if kinds[-1] not in kinds[:-1]:
         raise ValueError(
             f"strategy {name!r} is of a kind that this server does not offer: it has "
             f"{', '.join(offer.strategies)}, with any numbers"
@@ -327,14 +328,15 @@ def _needed(canvas: canvases.Canvas, wanted: Wanted) -> int:
 
 def _as_long(canvas: canvases.Canvas, length: int, model: Model) -> canvases.Canvas:
     """The canvas with padding up to the length, or without some of it."""
-    missing = length - canvas.tokens.shape[1]
-    if missing <= 0:
-        return canvases.Canvas(*(None if x is None else x[:, :length] for x in canvas))
-    pad = data.special_ids(model.tokenizer).pad
-    fills = canvases.Canvas(tokens=pad, fill=False, shown=False, valid=False, maskable=False)
+
+    def long(x: np.ndarray, padding: int) -> np.ndarray:
+        missing = max(length - x.shape[1], 0)
+        return np.pad(x[:, :length], ((0, 0), (0, missing)), constant_values=padding)
+
     return canvases.Canvas(
-        *(
-            None if x is None else np.pad(x, ((0, 0), (0, missing)), constant_values=value)
-            for x, value in zip(canvas, fills, strict=True)
-        )
+        tokens=long(canvas.tokens, data.special_ids(model.tokenizer).pad),
+        fill=long(canvas.fill, False),
+        shown=long(canvas.shown, False),
+        valid=None if canvas.valid is None else long(canvas.valid, False),
+        maskable=None if canvas.maskable is None else long(canvas.maskable, False),
     )

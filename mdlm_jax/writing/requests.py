@@ -15,6 +15,8 @@ from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
 from mdlm_jax.writing import canvases, decoding, prompts
 
+STEPS = 64  # where a request names none
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -121,7 +123,7 @@ def plan(
         canvas = canvases.as_kept(canvas, model.tokenizer)
     shaping = _shaping(model, options)
     ends = _ends(model, shaping, asking is not None and any(map(asking.answers, asked)), options)
-    steps = _whole("steps", 64 if options.steps is None else options.steps)
+    steps = _whole("steps", STEPS if options.steps is None else options.steps)
     strategy = (options.strategy or "exact_count").strip()
     if causal:  # as many steps as a row has tokens: whatever the other prompts are
         ends["start_id"] = data.special_ids(model.tokenizer).sep

@@ -1,5 +1,6 @@
 """Texts over HTTP, asked for by OpenAI's client."""
 
+import itertools
 import json
 
 import httpx
@@ -152,7 +153,7 @@ def test_canvases_show_what_is_written_anywhere(server):
         lines = [*response.iter_lines()]
     canvases = [
         json.loads(data.removeprefix("data: "))["canvas"]
-        for name, data in zip(lines, lines[1:], strict=False)
+        for name, data in itertools.pairwise(lines)
         if name == "event: canvas"
     ]
     assert canvases[-1]["done"] and not any(canvas["done"] for canvas in canvases[:-1])

@@ -126,7 +126,7 @@ def build(
             None,
             label=label,
             positions=starts + inside,
-            attend=cached.after(cache, own, starts, window),
+            attend=cached.after(cache, own, starts, window, backend=config.attention_backend),
             asking=asking,
         )
 

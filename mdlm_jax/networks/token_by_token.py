@@ -90,7 +90,9 @@ def build(
             jnp.ones(len(tokens), jnp.float32),
             label=label,
             positions=places,
-            attend=cached.after(before, jnp.ones((1, 1, 1), bool), places),
+            attend=cached.after(
+                before, jnp.ones((1, 1, 1), bool), places, backend=config.attention_backend
+            ),
         )
         # The start takes a place too. So the last token that there is room for has none left for
         # its keys, which no token that there is room for looks for.

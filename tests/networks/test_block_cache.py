@@ -207,7 +207,10 @@ def test_a_row_does_not_notice_how_long_another_is():
     def first(lengths):
         starts = jnp.broadcast_to(lengths[:, None], (rows, count))
         look = cached.after(
-            cached.Cache(*draws, lengths), jnp.ones((1, count, count), bool), starts
+            cached.Cache(*draws, lengths),
+            jnp.ones((1, count, count), bool),
+            starts,
+            backend="xla",
         )
         return look(q, k, v, jnp.int32(0))[0][0]
 

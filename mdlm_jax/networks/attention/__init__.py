@@ -8,6 +8,7 @@
 | `memory` | attention to keys and values of an earlier pass |
 | `streams` | attention of all blocks of a text at once, clean and noisy |
 | `cached` | attention of a block to a cache of what is before it |
+| `triton` | the kernel of a block after a cache, for NVIDIA GPUs |
 | `local` | local attention, block by block |
 | `cudnn` | the kernel for NVIDIA GPUs |
 | `splash` | the kernel for TPUs |

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.networks.attention import triton
+from mdlm_jax.networks.attention.dispatch import backend_of
 from mdlm_jax.networks.attention.memory import Attend, Memory, write
 
 Array = jax.Array
@@ -74,7 +76,9 @@ def commit(cache: Cache, own: Memory, window: int | None, where: Array | None = 
     return Cache(*kept, cache.length + added.astype(jnp.int32))
 
 
-def after(cache: Cache, own: Array, starts: Array, window: int | None = None) -> Attend:
+def after(
+    cache: Cache, own: Array, starts: Array, window: int | None = None, *, backend: str
+) -> Attend:
     """Attention of the tokens that follow a cache, to it and to each other.
 
     Args:
@@ -82,12 +86,14 @@ def after(cache: Cache, own: Array, starts: Array, window: int | None = None) ->
       own: bool `[B, w, w]` or `[1, w, w]`, which of the tokens sees which; each sees itself.
       starts: i32 `[B, w]`, the position at which the block of each token begins.
       window: how many tokens before `starts` a token sees; by default all.
+      backend: as in `attention`. 'cudnn' stands for a kernel for NVIDIA GPUs (`triton`), which
+        leaves types of 32 bits and heads of odd widths to 'xla'; so does 'splash'.
 
     Returns:
       An `Attend` that keeps the tokens' keys and values as a `Memory` `[layers, B, w, H, d]`. Its
       queries may be the first ones alone.
     """
-    look = partial(_look_back, window=window)
+    look = partial(_look_back, window=window, backend=backend)
     return jax.tree_util.Partial(look, cache=cache, own=own, starts=starts)
 
 
@@ -109,9 +115,32 @@ def _look_back(
     own: Array,
     starts: Array,
     window: int | None,
+    backend: str,
 ) -> tuple[Array, Memory]:
-    asking, room = q.shape[1], cache.keys.shape[2]
+    asking = q.shape[1]
     own, starts = own[:, :asking], starts[:, :asking]
+    if backend_of(backend, q) == "cudnn" and not triton.refused(q):
+        turn = ring(cache, window)
+        out = triton.attention_after_cache(
+            *(q, k, v, own, starts, *cache, number), window=window, turn=turn
+        )
+    else:
+        out = _by_chunks(q, k, v, number, cache, own, starts, window)
+    return out, Memory(k, v)
+
+
+def _by_chunks(
+    q: Array,
+    k: Array,
+    v: Array,
+    number: Array,
+    cache: Cache,
+    own: Array,
+    starts: Array,
+    window: int | None,
+) -> Array:
+    """`triton.attention_after_cache` by what XLA has, for all types and devices."""
+    asking, room = q.shape[1], cache.keys.shape[2]
     chunk = min(_CHUNK, room)
 
     def look(i: Array | int, softmax: _Softmax) -> _Softmax:
@@ -151,7 +180,7 @@ def _look_back(
     )
     softmax = jax.lax.switch(which, loops, _merge(nothing, q, k, v, own))
     out = softmax.mixed / softmax.total[..., None]
-    return jnp.moveaxis(out, 1, 2).astype(q.dtype), Memory(k, v)
+    return jnp.moveaxis(out, 1, 2).astype(q.dtype)
 
 
 def _merge(softmax: _Softmax, q: Array, k: Array, v: Array, seen: Array) -> _Softmax:

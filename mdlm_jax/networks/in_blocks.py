@@ -131,7 +131,15 @@ def build(
         )
 
     return BlockDenoiser(
-        size, encode, start, extend, encode_block, readout, mask_id=config.mask_id, advance=advance
+        size,
+        encode,
+        start,
+        extend,
+        encode_block,
+        readout,
+        mask_id=config.mask_id,
+        advance=advance,
+        clear=cached.clear,
     )
 
 

@@ -76,6 +76,10 @@ def build(
             return after
         return after._replace(last=jnp.where(where[:, None, None], after.last, cache.last))
 
+    def clear(cache: Written, where: Array) -> Written:
+        first = jnp.full((len(where), 1), start_id, jnp.int32)
+        return extend(cache._replace(before=cached.clear(cache.before, where)), first, where)
+
     def encode_block(cache: Written, noisy: Array, t: Array) -> Hidden:
         del t
         arguments.check("noisy", noisy, (*cache.before.length.shape, 1), jnp.int32, "int32")
@@ -105,5 +109,12 @@ def build(
         )
 
     return BlockDenoiser(
-        1, encode, start, extend, encode_block, at_once.readout, mask_id=config.mask_id
+        1,
+        encode,
+        start,
+        extend,
+        encode_block,
+        at_once.readout,
+        mask_id=config.mask_id,
+        clear=clear,
     )

@@ -20,6 +20,7 @@
 | `given` | what the host tells the device of each slot |
 | `row_options` | what shapes each row, beside its state |
 | `whole_rows` | rows of models that see the whole row |
+| `block_rows` | rows of models of blocks, with their cache |
 | `references` | names of versions as a user writes them, and shares of traffic |
 | `registry` | versions in MLflow's model registry |
 | `versions` | what decides the text of a model, with digests |

@@ -210,7 +210,7 @@ class Lane:
     def _reset(self) -> None:
         shape = (self.kind.slots, self.kind.encoder.vocab_size)
         self._forbidden = jax.device_put(np.zeros(shape, bool), self._place)
-        self._rows = self._programs.begin()
+        self._rows = self._programs.begin(self._params)
 
     def _warm_up(self) -> None:
         """Each program runs once: what it loads, it loads before the first request."""

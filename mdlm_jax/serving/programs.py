@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm_jax.host import parallel
-from mdlm_jax.serving import given, whole_rows
+from mdlm_jax.serving import block_rows, given, whole_rows
 from mdlm_jax.serving.kinds import Kind, Seen
 
 Array = jax.Array
@@ -30,14 +30,14 @@ class Programs(NamedTuple):
     equal to itself with other leaves.
 
     Attributes:
-      begin: `() -> rows`, all slots free.
+      begin: `params -> rows`, all slots free.
       round: `(params, rows, forbidden, words, ticks i32[]) -> (rows, told)`. `words` is from
         `given`, `told` is for `read`. It takes the rows over. It ends after `ticks` ticks, or
         earlier when a row is done or none is left.
       forbid: `(forbidden, slot i32[], ids bool[V]) -> forbidden`. It takes `forbidden` over.
     """
 
-    begin: Callable[[], list[Array]]
+    begin: Callable[[PyTree], list[Array]]
     round: Callable[..., tuple[list[Array], Array]]
     forbid: Callable[..., Array]
 
@@ -89,8 +89,8 @@ def _compiled(kind: Kind, tree: Any, leaves: tuple) -> Programs:
 
     trees = []
 
-    def begin() -> list[Array]:
-        leaves, tree = jax.tree.flatten(_begin(kind))
+    def begin(params: PyTree) -> list[Array]:
+        leaves, tree = jax.tree.flatten(_begin(kind, params))
         trees.append(tree)
         return leaves
 
@@ -98,8 +98,8 @@ def _compiled(kind: Kind, tree: Any, leaves: tuple) -> Programs:
         rows, told = _round(kind, params, jax.tree.unflatten(trees[0], leaves), *rest)
         return jax.tree.leaves(rows), told
 
-    begun = jitted(begin).lower().compile()
-    rows = [placed(leaf) for leaf in jax.eval_shape(begin)]
+    begun = jitted(begin).lower(params).compile()
+    rows = [placed(leaf) for leaf in jax.eval_shape(begin, params)]
     forbidden = jax.ShapeDtypeStruct((kind.slots, kind.encoder.vocab_size), bool, sharding=whole)
     words = placed(given.nothing(kind.slots, kind.length, kind.numbers))
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
@@ -109,36 +109,41 @@ def _compiled(kind: Kind, tree: Any, leaves: tuple) -> Programs:
     return Programs(begin=begun, round=lowered.compile(), forbid=forbid.compile())
 
 
-def _begin(kind: Kind) -> PyTree:
+def _steps_of(kind: Kind) -> Any:
+    """The module that knows such rows."""
+    return whole_rows if kind.blocks is None else block_rows
+
+
+def _begin(kind: Kind, params: PyTree) -> PyTree:
     words = jnp.asarray(given.nothing(kind.slots, kind.length, kind.numbers))
     told = given.unpack(words, kind.length)
     filled = jnp.full(told.tokens.shape, kind.mask_id)
     free = told._replace(tokens=filled, fill=jnp.zeros(filled.shape, bool))
-    return whole_rows.begun(kind, free)
+    return _steps_of(kind).begun(kind, params, free)
 
 
 def _round(
     kind: Kind, params: PyTree, rows: PyTree, forbidden: Array, words: Array, ticks: Array
 ) -> tuple[PyTree, Array]:
-    told = given.unpack(words, kind.length)
+    told, own = given.unpack(words, kind.length), _steps_of(kind)
     rows = jax.lax.cond(
         (told.action != given.KEEP).any(),
-        lambda: whole_rows.admitted(kind, rows, told),
+        lambda: own.admitted(kind, params, rows, told),
         lambda: rows,
     )
-    before = whole_rows.done(rows)
+    before = own.done(rows)
 
     def goes_on(carry: tuple[Array, PyTree]) -> Array:
         tick, rows = carry
-        done = whole_rows.done(rows)
+        done = own.done(rows)
         return (tick < ticks) & ~done.all() & (done == before).all()
 
     def one_tick(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         tick, rows = carry
-        return tick + 1, whole_rows.stepped(kind, params, rows, forbidden)
+        return tick + 1, own.stepped(kind, params, rows, forbidden)
 
     tick, rows = jax.lax.while_loop(goes_on, one_tick, (jnp.int32(0), rows))
-    return rows, _told(whole_rows.seen(kind, rows), tick)
+    return rows, _told(own.seen(kind, rows), tick)
 
 
 def _told(seen: Seen, ticks: Array) -> Array:

@@ -29,8 +29,9 @@ class Rows(NamedTuple):
     options: Options
 
 
-def begun(kind: Kind, told: Given) -> Rows:
+def begun(kind: Kind, params: PyTree, told: Given) -> Rows:
     """Rows that nothing has been written in yet."""
+    del params
     state = sampling.start(
         kind.strategy_of(told.numbers),
         told.tokens,
@@ -46,9 +47,9 @@ def begun(kind: Kind, told: Given) -> Rows:
     return Rows(state, row_options.of_given(told))
 
 
-def admitted(kind: Kind, rows: Rows, told: Given) -> Rows:
+def admitted(kind: Kind, params: PyTree, rows: Rows, told: Given) -> Rows:
     """The rows with those that are admitted in their slots, and without those that are stopped."""
-    rows = clocks.choose(told.action == given.ADMIT, begun(kind, told), rows)
+    rows = clocks.choose(told.action == given.ADMIT, begun(kind, params, told), rows)
     done = rows.state.done | (told.action == given.STOP)
     return rows._replace(state=rows.state._replace(done=done))
 

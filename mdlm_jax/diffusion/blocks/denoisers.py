@@ -37,17 +37,21 @@ class BlockDenoiser(NamedTuple):
       advance: `(cache, tokens i32[B, size], noisy i32[B, size], t f32[B]) -> (cache, Hidden)`:
         `extend` by the tokens, then `encode_block` of the noisy block, in one pass of the network.
         None where the network has no such pass: then it is the one after the other.
+      clear: `(cache, where bool[B]) -> cache`: the marked rows hold nothing, as from `start`. With
+        it goes an argument `where`, bool[B], of `extend` and `advance`: the rows that commit. None
+        where all rows of a cache are of one length.
     """
 
     block_size: int
     encode: Callable[[Array, Array, Array], Hidden]
     start: Callable[[int, int], PyTree]
-    extend: Callable[[PyTree, Array], PyTree]
+    extend: Callable[..., PyTree]
     encode_block: Callable[[PyTree, Array, Array], Hidden]
     readout: Readout
     shape: Shape = unshaped
     mask_id: int | None = None
-    advance: Callable[[PyTree, Array, Array, Array], tuple[PyTree, Hidden]] | None = None
+    advance: Callable[..., tuple[PyTree, Hidden]] | None = None
+    clear: Callable[[PyTree, Array], PyTree] | None = None
 
 
 def check_block_size(size: int) -> None:

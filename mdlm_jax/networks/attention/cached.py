@@ -76,6 +76,11 @@ def commit(cache: Cache, own: Memory, window: int | None, where: Array | None = 
     return Cache(*kept, cache.length + added.astype(jnp.int32))
 
 
+def clear(cache: Cache, where: Array) -> Cache:
+    """The cache without tokens in the marked rows, bool `[B]`."""
+    return cache._replace(length=jnp.where(where, 0, cache.length))
+
+
 def after(
     cache: Cache, own: Array, starts: Array, window: int | None = None, *, backend: str
 ) -> Attend:

@@ -33,15 +33,22 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(models, *, queue=64, engine=None, api_key="none", how=HOW, **options):
+def running(models, *, queue=64, engine=None, how=HOW, **options):
     """Serves loaded models by name, with options of `offers.offer`."""
     engine = engine or Engine(queue=queue)
     offered = {}
     for name, loaded in models.items():
         deployment, offered[name] = offers.offer(loaded, name, **how)
         engine.add(deployment)
+    with answering(engine, offers.Fixed(offered), **options) as running:
+        yield running._replace(offers=offered)
+
+
+@contextlib.contextmanager
+def answering(engine, catalog, *, api_key="none", **options):
+    """Serves a catalog, with options of `make_app`."""
     told = []
-    made = app.make_app(engine, offers.Fixed(offered), tell=told.append, **options)
+    made = app.make_app(engine, catalog, tell=told.append, **options)
     listening = server.listen("127.0.0.1", 0)
     uvicorn_server = server.of(made, drain=5.0)
     thread = threading.Thread(target=uvicorn_server.run, args=([listening.socket],))
@@ -50,7 +57,7 @@ def running(models, *, queue=64, engine=None, api_key="none", how=HOW, **options
         base_url=f"{listening.address}/v1", api_key=api_key, max_retries=0, timeout=30
     )
     try:
-        yield Running(listening.address, engine, offered, client, told)
+        yield Running(listening.address, engine, {}, client, told)
     finally:
         client.close()
         uvicorn_server.should_exit = True

@@ -23,6 +23,7 @@
 | `block_rows` | rows of models of blocks, with their cache |
 | `references` | names of versions as a user writes them, and shares of traffic |
 | `registry` | versions in MLflow's model registry |
+| `deployments` | which versions a server serves, followed and chosen for requests |
 | `versions` | what decides the text of a model, with digests |
 
 `page/` is what a browser shows of a server.

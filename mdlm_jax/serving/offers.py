@@ -1,15 +1,14 @@
 """Models as clients know them, and the deployments of the engine that write for them."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
-import numpy as np
 
 from mdlm_jax.runs.models import Model
+from mdlm_jax.serving import versions
 from mdlm_jax.serving.engine import Deployment
 from mdlm_jax.serving.loading import deployment_of
 from mdlm_jax.writing import model as models
@@ -89,6 +88,8 @@ def offer(
     strategies: Sequence[str] = ("exact_count",),
     defaults: requests.Options = requests.Options(),  # noqa: B008
     slots: int = 32,
+    version: versions.Version | None = None,
+    created: int | None = None,
 ) -> tuple[Deployment, Offer]:
     """A loaded model as a deployment, and what clients are told of it.
 
@@ -99,6 +100,8 @@ def offer(
       strategies: whose kinds are compiled; a causal model has its own.
       defaults: how it writes where a request does not say; its strategy is by default the first.
       slots: rows of a compiled shape.
+      version: that it was registered as; by default its parameters are read for their digest.
+      created: seconds since 1970; by default now.
 
     Raises:
       ValueError: the model has no such rows, no such strategy, or cannot take the defaults.
@@ -117,6 +120,14 @@ def offer(
             asking=None,
             label_names=label_names,
         )
+    version = version or versions.of(loaded, defaults)
+    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
+    fingerprints = {
+        length: versions.fingerprint(
+            version, model.encoder, slots=slots, length=length, device=device
+        )
+        for length in lengths
+    }
     return deployment, Offer(
         name=name,
         deployment=name,
@@ -126,20 +137,6 @@ def offer(
         lengths=lengths,
         strategies=tuple(deployment.strategies),
         defaults=defaults,
-        fingerprints=_fingerprints(model, deployment),
-        created=int(time.time()),
+        fingerprints=fingerprints,
+        created=int(time.time()) if created is None else created,
     )
-
-
-def _fingerprints(model: Model, deployment: Deployment) -> dict[int, str]:
-    """By the length of the row, a hash of all that decides a bit of a text."""
-    made = hashlib.sha256()
-    for leaf in jax.tree.leaves(model.params):
-        made.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
-    device = jax.local_devices()[0]
-    parts = (model.encoder, model.objective, deployment.slots, jax.__version__, device.device_kind)
-    made.update(f"{model.tokenizer.to_str()}{parts}".encode())
-    hashes = {length: made.copy() for length in deployment.lengths}
-    for length, of_length in hashes.items():
-        of_length.update(f"{length}".encode())
-    return {length: f"fp_{of_length.hexdigest()[:16]}" for length, of_length in hashes.items()}

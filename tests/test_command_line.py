@@ -17,8 +17,8 @@ from mdlm_jax.host import command_line, nearest
 from mdlm_jax.runs.experiment import Experiment, as_json
 
 COMMANDS = [
-    "compile_check", "convert", "evaluate", "export", "generate", "harness", "prepare", "report",
-    "train",
+    "compile_check", "convert", "evaluate", "export", "gateway", "generate", "harness", "prepare",
+    "registry", "report", "serve", "train",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 | module | what it holds |
 |---|---|
+| `gateway` | a proxy before several regions |
 | `jobs` | what is asked of an engine, and what it tells |
 | `engine` | the engine: one thread that owns the device |
 | `loading` | a deployment of a model that was loaded |

@@ -38,7 +38,7 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def before(*places, limits=None, each=None, own=None):
+def before(*places, limits=None, each=None, own=None, **options):
     """Another gateway, in a thread, before regions that are named a, b, c; None is itself."""
     listening = socket.create_server(("127.0.0.1", 0))
     gateway = Running(f"http://127.0.0.1:{listening.getsockname()[1]}")
@@ -53,7 +53,10 @@ def before(*places, limits=None, each=None, own=None):
     settings = regions_toml.Settings(tuple(made), regions_toml.Limits(**{**FREE, **(limits or {})}))
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=5
+            make_app(settings, **options),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

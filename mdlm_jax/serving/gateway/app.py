@@ -2,17 +2,20 @@
 
 import contextlib
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
 import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from mdlm_jax.serving.api import guards
 from mdlm_jax.serving.gateway import failures, health, models, racing
 from mdlm_jax.serving.gateway.budget import Budget
 from mdlm_jax.serving.gateway.chain import Chain, Standing
@@ -24,8 +27,16 @@ from mdlm_jax.serving.gateway.regions import Settings
 _STREAMED = ("/v1/completions", "/v1/chat/completions")
 
 
-def make_app(settings: Settings) -> Starlette:
-    """The app of the regions. Their health is watched while it runs."""
+def make_app(
+    settings: Settings, *, keys: Sequence[bytes] = (), cors: Sequence[str] = ()
+) -> Starlette:
+    """The app of the regions. Their health is watched while it runs.
+
+    Args:
+      settings: of `regions.toml`.
+      keys: of which a request must send one; () asks for none, the regions may.
+      cors: origins of pages that may ask it; "*" for all.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -43,6 +54,16 @@ def make_app(settings: Settings) -> Starlette:
             )
             yield
 
+    guarded = [Middleware(guards.Keys, keys=keys)] if keys else []
+    if cors:
+        across = Middleware(
+            CORSMiddleware,
+            allow_origins=[*cors],
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Key", "X-Request-Timeout"],
+            expose_headers=["X-Request-Id", "X-Gateway-Region", "Retry-After"],
+        )
+        guarded.insert(0, across)
     return Starlette(
         routes=[
             *(Route(path, _Endpoint(path, racing.whole, "POST")) for path in _STREAMED),
@@ -53,6 +74,7 @@ def make_app(settings: Settings) -> Starlette:
             Route("/metrics", _metrics),
         ],
         exception_handlers={HTTPException: _in_form, Exception: _in_form},
+        middleware=guarded,
         lifespan=lifespan,
     )
 

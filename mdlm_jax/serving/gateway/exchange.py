@@ -17,7 +17,7 @@ from mdlm_jax.serving.gateway.racing import Gateway
 from mdlm_jax.serving.gateway.sse import Event
 from mdlm_jax.serving.gateway.told import Told
 
-_LOG = logging.getLogger("mdlm_jax.gateway.requests")
+_LOG = logging.getLogger("mdlm_jax.serving.gateway.requests")
 _ALIVE = 15.0  # seconds of silence after which a stream says that it is still there
 _GRACE = 1.0  # seconds after the deadline for a client to read what it was sent
 _EVENTS = (

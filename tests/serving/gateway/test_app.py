@@ -85,6 +85,20 @@ def test_a_region_gets_its_own_key_and_a_new_one_is_read(folder, well):
         ask(gateway)
 
 
+def test_a_gateway_with_keys_wants_one(well):
+    first, second = well
+    page = "https://page.example.org"
+    with before(first, second, keys=[b"sk-1"], cors=[page]) as gateway:
+        assert ask(gateway, key="sk-1") == expected()
+        with pytest.raises(openai.AuthenticationError):
+            ask(gateway, key="sk-2")
+        assert call(gateway.url + "/v1/models")[0] == 401
+        allowed = "Access-Control-Allow-Origin"
+        for origin in (page, "https://other.example.org"):
+            headers = post(gateway, BODY, authorization="Bearer sk-1", origin=origin)[2]
+            assert headers.get(allowed) == (page if origin == page else None)
+
+
 def test_a_gateway_stands_before_gateways_and_before_itself_never(well):
     first, second = well
     with before(first) as one, before(second) as two, before(one, two) as outer:
@@ -107,7 +121,7 @@ def test_the_log_has_no_text_of_users(gateway, well):
     ask(gateway, user=secret, key="sk-secret", stop=[secret])
     post(gateway, {**BODY, "prompt": secret, "model": secret}, x_request_id="mine")
     post(gateway, secret.encode())
-    line = r"^id=mine path=/v1/completions ended=404 .*ms=\d+$"
+    line = r"\bid=mine path=/v1/completions ended=404 .*ms=\d+$"
     wait_until(lambda: re.search(line, gateway.log.read_text(), re.MULTILINE))
     log = gateway.log.read_text()
     assert "secret" not in log and expected()[0][:20] not in log

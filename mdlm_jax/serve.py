@@ -10,6 +10,11 @@ Then http://localhost:8000 is the page, and any client of OpenAI's API can be us
 A prompt has gaps, [MASK] for one token and {mask:12} for twelve, or goes on by max_tokens, or up to
 a suffix. All rows that are asked for are written together, and none changes the text of another.
 
+    python -m mdlm_jax.serve --model=models:/quickstart@champion
+
+serves a version of the registry, and follows its alias: a promotion is loaded beside what is
+served, takes the new requests, and no request is dropped (`python -m mdlm_jax.registry`).
+
 What may be asked for is compiled before the server answers: rows of --lengths, and strategies of
 the kinds of --strategies with any numbers. SIGTERM or Ctrl-C ends it when what was begun is
 written; a second one ends it at once.
@@ -18,8 +23,10 @@ written; a second one ends it at once.
 import logging
 import re
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -27,11 +34,25 @@ from mdlm_jax.host import command_line
 from mdlm_jax.writing import decoding, requests
 from mdlm_jax.writing import model as models
 
+if TYPE_CHECKING:
+    from mdlm_jax.serving import offers
+    from mdlm_jax.serving.engine import Engine
+
 _WORKDIR = command_line.define_path(
     "workdir", None, "Folder of the run, or of what export or convert wrote."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Instead of --workdir: a BERT of Hugging Face, its folder or its name."
+)
+_MODEL = flags.DEFINE_multi_string(
+    "model",
+    [],
+    "Instead of --workdir: a version of the registry, models:/NAME/3, or one that is followed, "
+    "models:/NAME@champion, or all that share the requests for a name, models:/NAME. May be given "
+    "several times.",
+)
+_FOLLOW = flags.DEFINE_float(
+    "follow", 5.0, "Of --model: seconds from one look at the registry to the next.", 0.1
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "params"], "Of a run: averaged (the default) or raw weights."
@@ -77,6 +98,14 @@ _CORS = flags.DEFINE_list(
 )
 
 
+class _Served(NamedTuple):
+    """What is served: the names, and what follows the registry meanwhile."""
+
+    names: Sequence[str]
+    catalog: "offers.Catalog"
+    following: AbstractContextManager
+
+
 def main() -> int:
     """Loads and compiles the model, serves it until a signal comes, and returns the exit code."""
     with command_line.bad_input():
@@ -85,52 +114,93 @@ def main() -> int:
         except ModuleNotFoundError as error:
             raise ImportError(f"{error}: pip install 'mdlm_jax[serve]'") from None
         keys = guards.read_keys(_KEYS.value) if _KEYS.value else []
+        _check_flags()
         command_line.join_job()
-        deployment, offer = _offer()
+        load = _registered() if _MODEL.value else _loaded()
         listening = server.listen(_HOST.value, _PORT.value)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("mdlm_jax").setLevel(logging.INFO)
 
-    from mdlm_jax.serving import offers
     from mdlm_jax.serving.api.limits import Limits
     from mdlm_jax.serving.engine import Engine
 
     print(command_line.compiling(), file=sys.stderr, flush=True)
     engine = Engine(queue=_QUEUE.value)
-    engine.add(deployment)
+    served = load(engine)
     made = app.make_app(
         engine,
-        offers.Fixed({offer.name: offer}),
+        served.catalog,
         limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value, drain=_DRAIN.value),
         keys=keys,
         cors=_CORS.value,
     )
-    print(f"{offer.name} is served at {listening.address}", flush=True)
-    return server.serve(made, listening, drain=_DRAIN.value)
+    print(f"{', '.join(served.names)} is served at {listening.address}", flush=True)
+    with served.following:
+        return server.serve(made, listening, drain=_DRAIN.value)
 
 
-def _offer() -> Any:
+def _check_flags() -> None:
+    places = [name for name in ("workdir", "checkpoint", "model") if flags.FLAGS[name].value]
+    if len(places) != 1:
+        raise ValueError("give one of --workdir, --checkpoint and --model")
+    of_model = _MODEL.value
+    for name in ("weights", "step", "steps", "name") if of_model else ("follow",):
+        if flags.FLAGS[name].present:
+            why = "a version has its own" if of_model else "it is of --model"
+            raise ValueError(f"--{name} is not for --{places[0]}: {why}")
+
+
+def _loaded() -> Callable[["Engine"], _Served]:
+    """Of a folder, or of Hugging Face's files."""
     from mdlm_jax.serving import offers
 
-    if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
-        raise ValueError("give --workdir or --checkpoint, one of them")
     place = str(_WORKDIR.value or _CHECKPOINT.value)
-    lengths = []
+    how = _how()
+    loaded = models.load(place, weights=_WEIGHTS.value, step=_STEP.value)
+    causal = loaded.model.family.is_causal
+    deployment, offer = offers.offer(
+        loaded,
+        _NAME.value or Path(place.rstrip("/")).name or "model",
+        defaults=requests.Options(steps=None if causal else _STEPS.value),
+        **how,
+    )
+
+    def load(engine: "Engine") -> _Served:
+        engine.add(deployment)
+        return _Served([offer.name], offers.Fixed({offer.name: offer}), nullcontext())
+
+    return load
+
+
+def _registered() -> Callable[["Engine"], _Served]:
+    """Of the registry."""
+    from mdlm_jax.serving import references, registry
+    from mdlm_jax.serving.deployments import Deployments, How
+
+    served = [*dict.fromkeys(references.parse(each) for each in _MODEL.value)]
+    how, client = How(**_how()), registry.connect()
+
+    def load(engine: "Engine") -> _Served:
+        catalog = Deployments(engine, client, served, how)
+        with command_line.bad_input():  # a reference that leads nowhere
+            catalog.update()
+        names = dict.fromkeys(each.name for each in served)
+        return _Served([*names], catalog, catalog.following(_FOLLOW.value))
+
+    return load
+
+
+def _how() -> dict[str, Any]:
+    """How models are compiled."""
     for length in _LENGTHS.value:
         if not length.isdecimal() or not int(length):
             raise ValueError(f"--lengths must be whole numbers, such as 64,128, not {length!r}")
-        lengths.append(int(length))
-    loaded = models.load(place, weights=_WEIGHTS.value, step=_STEP.value)
-    causal = loaded.model.family.is_causal
-    return offers.offer(
-        loaded,
-        _NAME.value or Path(place.rstrip("/")).name or "model",
-        lengths=lengths,
+    return {
+        "lengths": [int(length) for length in _LENGTHS.value],
         # At commas outside of parentheses.
-        strategies=[part.strip() for part in re.split(r",(?![^(]*\))", _STRATEGIES.value)],
-        defaults=requests.Options(steps=None if causal else _STEPS.value),
-        slots=_SLOTS.value,
-    )
+        "strategies": [part.strip() for part in re.split(r",(?![^(]*\))", _STRATEGIES.value)],
+        "slots": _SLOTS.value,
+    }
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def stepped(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Rows:
     """One step of all rows that are not done."""
     text = rows.text
     denoiser = _denoiser(kind, params, text.options)
-    denoiser = row_options.shaped(denoiser, text.options, forbidden, None)
+    denoiser = row_options.shaped(denoiser, text.options, ~text.done, forbidden, None)
     before = _part(kind, text.canvas, jnp.maximum(text.block - 1, 0))
     commits = text.commits & ~text.done
 

@@ -39,7 +39,8 @@ class Job:
       end_id: the token that ends the text; None if none does.
       pad_id: the token that stands behind it.
       priority: lower goes first; 0 is a user's request.
-      progress: whether `Written` comes after each round of the engine, or once, when it is done.
+      progress: whether `Written` comes on the way, or once, when the row is done.
+      every: seconds from one such event to the next, at least; 0 for one after each round.
     """
 
     tokens: np.ndarray
@@ -64,6 +65,7 @@ class Job:
     pad_id: int | None = None
     priority: int = 0
     progress: bool = True
+    every: float = 0.03
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,8 +1,13 @@
-"""A lane: the slots of one kind of rows, their jobs, and one round at a time on the device.
+"""A lane: the slots of one kind of rows, their jobs, and their rounds on the device.
+
+The device has its next round before the host reads what came of the last one. So what the host does
+between rounds costs the device nothing as long as it takes less than a round. A slot that is
+free after a round is used again in the second one after it.
 
 Everything but `waiting`, which the engine's lock guards, belongs to the thread of the device.
 """
 
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -19,7 +24,7 @@ from mdlm_jax.serving.waiting import Entry, Waiting
 Array = jax.Array
 PyTree = Any
 
-_HOST_SHARE = 0.04  # a round has so many ticks that the host takes no more of it
+_OF_HOST = 1.5  # a round takes as much longer than what the host does for one
 _LONGEST_ROUND = 0.05  # seconds; cancels and deadlines are noticed between rounds
 _MOST_TICKS = 64
 
@@ -29,21 +34,31 @@ class Counts(NamedTuple):
 
     Attributes:
       rounds: calls of the device.
+      late: rounds before which the device had nothing to do, though there were rows.
       ticks: evaluations of all slots at once.
       rows: that were finished.
       evaluations: of the rows that were finished.
       tokens: that were written in them.
-      device_seconds: the host waited for the device.
-      host_seconds: the rest of the rounds.
+      host_seconds: what the host did for the rounds.
+      waited_seconds: it waited for the device meanwhile.
     """
 
     rounds: int = 0
+    late: int = 0
     ticks: int = 0
     rows: int = 0
     evaluations: int = 0
     tokens: int = 0
-    device_seconds: float = 0.0
     host_seconds: float = 0.0
+    waited_seconds: float = 0.0
+
+
+class _Flight(NamedTuple):
+    """A round that the device has, and nobody has read yet."""
+
+    held: list[Entry | None]
+    told: Any  # an array on its way
+    since: float
 
 
 class Lane:
@@ -56,7 +71,7 @@ class Lane:
       held: the job in each slot.
       counts: so far.
       tick_seconds: of one tick, lately; 0 before the first.
-      row_seconds: from one finished row to the next while rows wait, lately; 0 before the first.
+      host_seconds: of the host for one round, lately.
     """
 
     def __init__(self, kind: Kind, name: str, params: PyTree, limit: int):
@@ -76,13 +91,15 @@ class Lane:
         self._rows: Any = None
         self._forbidden: Any = None
         self._new: dict[int, Entry] = {}
+        self._flight: _Flight | None = None
+        self._read = 0.0  # when a round was last read
         self._reset()
         self._warm_up()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no slot holds a job; asked by the thread of the device."""
-        return not any(self.held)
+        """Whether no slot holds a job, and all that the device did was told."""
+        return not any(self.held) and self._flight is None
 
     def refuse(self) -> float:
         """Seconds after which a job that is refused now may find a place.
@@ -97,27 +114,51 @@ class Lane:
 
     def admit(self, entries: list[tuple[int, Entry]]) -> None:
         """Gives free slots to jobs, from the next round on."""
-        self._new = dict(entries)
+        self._new |= dict(entries)
         for slot, entry in entries:
             self.held[slot] = entry
 
     def round(self) -> None:
-        """Admits what is new, stops what is given up, goes on for some ticks, and tells of it."""
+        """Admits what is new, stops what is given up, goes on, and tells of the round before."""
         begun = time.monotonic()
-        if self.is_idle:
-            return
         if self._rows is None:  # after a failure
             self._reset()
         words = self._words(begun)
+        before, self._flight = self._flight, None
+        late = before is None or before.told.is_ready()
+        if any(self.held) or words is not None:
+            self._flight = self._started(words)
+        waited = 0.0
+        if before is not None:
+            waited = self._landed(before)
+        self._count(
+            rounds=int(self._flight is not None),
+            late=int(late and self._flight is not None),
+            host_seconds=time.monotonic() - begun - waited,
+            waited_seconds=waited,
+        )
+        self.host_seconds = _recent(self.host_seconds, time.monotonic() - begun - waited)
+
+    def _started(self, words: np.ndarray | None) -> _Flight:
+        """The next round, on its way."""
         put = self._no_words if words is None else jax.device_put(words, self._place)
         rows, self._rows = self._rows, None
         arguments = (self._forbidden, put, self._number(self._ticks()))
-        self._rows, out = self._programs.round(self._params, rows, *arguments)
-        asked = time.monotonic()
-        told = programs.read(out)
-        answered = time.monotonic()
-        finished = self._tell(told)
-        self._count(told, finished, answered - asked, time.monotonic() - begun)
+        self._rows, told = self._programs.round(self._params, rows, *arguments)
+        told.copy_to_host_async()
+        return _Flight([*self.held], told, time.monotonic())
+
+    def _landed(self, flight: _Flight) -> float:
+        """Tells of a round; returns the seconds that it was waited for."""
+        begun = time.monotonic()
+        told = programs.read(flight.told)
+        now = time.monotonic()
+        if told.ticks:
+            lasted = now - max(self._read, flight.since)
+            self.tick_seconds = _recent(self.tick_seconds, lasted / told.ticks)
+        self._read = now
+        self._count(ticks=told.ticks, **self._tell(flight.held, told, now))
+        return now - begun
 
     def free(self) -> list[int]:
         """The free slots."""
@@ -129,7 +170,7 @@ class Lane:
             if entry is not None:
                 self.held[slot] = None
                 entry.tell(reason)
-        self._rows, self._new = None, {}
+        self._rows, self._flight, self._new = None, None, {}
 
     def _words(self, now: float) -> np.ndarray | None:
         """i32[S, width], what changes in the slots; None if nothing does."""
@@ -161,46 +202,41 @@ class Lane:
                 entry.tell(why)
         return stopped
 
-    def _tell(self, told: programs.Told) -> list[int]:
-        """Tells the listeners; returns the slots that were finished."""
+    def _tell(self, held: list[Entry | None], told: programs.Told, now: float) -> dict[str, int]:
+        """Tells the listeners of a round with these jobs in the slots; returns what to count."""
         finished = []
-        for slot, entry in enumerate(self.held):
-            if entry is None:
+        for slot, entry in enumerate(held):
+            if entry is None or entry.ended:
                 continue
             done = bool(told.done[slot])
-            if done:
+            if done and self.held[slot] is entry:
                 self.held[slot] = None
                 finished.append(slot)
-            if done or entry.job.progress:
+            if done or entry.is_due(now):
                 of_row = (told.tokens[slot], told.step[slot], told.log_prob[slot])
                 entry.tell(Written(*of_row, int(told.evaluations[slot]), done))
-        return finished
+        if not finished:
+            return {}
+        self._refused = 0
+        return {
+            "rows": len(finished),
+            "evaluations": int(told.evaluations[finished].sum()),
+            "tokens": int((told.step[finished] >= 0).sum()),
+        }
 
-    def _count(
-        self, told: programs.Told, finished: list[int], waited: float, lasted: float
-    ) -> None:
-        before = self.counts
-        self.counts = Counts(
-            rounds=before.rounds + 1,
-            ticks=before.ticks + told.ticks,
-            rows=before.rows + len(finished),
-            evaluations=before.evaluations + int(told.evaluations[finished].sum()),
-            tokens=before.tokens + int((told.step[finished] >= 0).sum()),
-            device_seconds=before.device_seconds + waited,
-            host_seconds=before.host_seconds + lasted - waited,
+    def _count(self, **more: Any) -> None:
+        """Adds to the counts."""
+        before = self.counts._asdict()
+        self.counts = self.counts._replace(
+            **{name: before[name] + value for name, value in more.items()}
         )
-        if finished:
-            self._refused = 0
-        if told.ticks:
-            self.tick_seconds = _recent(self.tick_seconds, waited / told.ticks)
-        self.host_seconds = _recent(self.host_seconds, lasted - waited)
 
     def _ticks(self) -> int:
-        """Ticks of a round, so that the host's share is small and the round is not long."""
+        """Ticks of a round: so many that the host is done before it, and no more."""
         if not self.tick_seconds:
             return 1
-        enough = self.host_seconds / self.tick_seconds / _HOST_SHARE
-        return int(max(1, min(enough, _LONGEST_ROUND / self.tick_seconds, _MOST_TICKS)))
+        enough = math.ceil(_OF_HOST * self.host_seconds / self.tick_seconds)
+        return max(1, min(enough, int(_LONGEST_ROUND / self.tick_seconds), _MOST_TICKS))
 
     def _number(self, value: int) -> Array:
         if value not in self._numbers:

@@ -71,28 +71,29 @@ def batch_of(options: Options, *, padded: bool, labelled: bool) -> dict[str, Arr
     return {**batch, "label": options.label} if labelled else batch
 
 
-def shaped(denoiser: Any, options: Options, forbidden: Array, canvas: Array | None) -> Any:
+def shaped(
+    denoiser: Any, options: Options, active: Array, forbidden: Array, canvas: Array | None
+) -> Any:
     """The denoiser with the options of its rows, in the order of `runs.shaping.Shaping`.
 
     Args:
       denoiser: of rows or of blocks, of S rows.
       options: of the rows.
+      active: bool[S], the rows that matter; what the others ask for costs nothing.
       forbidden: bool[S, V], used where `options.forbids`.
       canvas: i32[S, L], whose tokens are penalised; None where nothing is.
     """
-    slots = len(options.temperature)
 
     def change(logits: Array, slot: Array) -> Array:  # f32[N, V], i32[N, 1]
         slot = slot[:, 0]
         own = jax.tree.map(lambda x: x[slot], options)
-        rare = own.rare
         return jax.lax.cond(
-            rare.any(),
+            (own.rare & active[slot]).any(),
             lambda: _changed(logits, own, forbidden, canvas, slot),
             lambda: cuts.scale(logits, own.temperature[:, None]),
         )
 
-    return transforms.shaped(denoiser, change, jnp.arange(slots))
+    return transforms.shaped(denoiser, change, jnp.arange(len(active)))
 
 
 def _changed(

@@ -22,6 +22,7 @@ class Entry:
       outcomes: how jobs ended; this one is added when it does.
       cancelled: set by anybody, noticed between rounds.
       ended: whether the last event was sent.
+      told: `time.monotonic()` of the event before.
     """
 
     job: Job
@@ -31,6 +32,14 @@ class Entry:
     outcomes: collections.Counter[str]
     cancelled: bool = False
     ended: bool = False
+    told: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for an event before the last one; if so, it is taken as sent."""
+        due = self.job.progress and now - self.told >= self.job.every
+        if due:
+            self.told = now
+        return due
 
     def tell(self, event: Event) -> None:
         """Calls the listener. One that raises gets no more events, and its row is given up."""

@@ -62,7 +62,7 @@ def stepped(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Rows:
     denoiser = denoiser_of(params, kind.encoder, batch, weight)
     if kind.start_id is not None:
         denoiser = causal_denoiser(denoiser, start_id=kind.start_id)
-    denoiser = row_options.shaped(denoiser, options, forbidden, state.canvas)
+    denoiser = row_options.shaped(denoiser, options, ~state.done, forbidden, state.canvas)
     numbers = tuple(jax.tree.leaves(state.strategy))
     state = sampling.step(denoiser, kind.strategy_of(numbers), state, mask_id=kind.mask_id)
     return rows._replace(state=state)

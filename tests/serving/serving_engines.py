@@ -36,6 +36,7 @@ def deployment(name="tiny", encoder=BASE, params=None, **fields):
 
 
 def job(tokens=BLANK, strategy=EXACT, steps=4, seed=0, **fields):
+    fields = {"every": 0.0} | fields
     return Job(tokens, tokens == MASK, strategy, steps, seed, **fields)
 
 

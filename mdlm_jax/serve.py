@@ -130,13 +130,13 @@ def main() -> int:
     made = app.make_app(
         engine,
         served.catalog,
-        limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value, drain=_DRAIN.value),
+        limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value),
         keys=keys,
         cors=_CORS.value,
     )
     print(f"{', '.join(served.names)} is served at {listening.address}", flush=True)
     with served.following:
-        return server.serve(made, listening, drain=_DRAIN.value)
+        return server.serve(made, listening, drain=_DRAIN.value, engine=engine)
 
 
 def _check_flags() -> None:

@@ -10,8 +10,14 @@ import openai
 from mdlm_jax.serving import offers
 from mdlm_jax.serving.api import app, server
 from mdlm_jax.serving.engine import Engine
+from mdlm_jax.writing import requests
 
-HOW = {"strategies": ("exact_count", "threshold(0.9)", "remask(cap, 0.1)"), "slots": 4}
+STEPS = 4
+HOW = {
+    "strategies": ("exact_count", "threshold(0.9)", "remask(cap, 0.1)"),
+    "slots": 2,
+    "defaults": requests.Options(steps=STEPS),
+}
 
 
 class Running(NamedTuple):
@@ -45,12 +51,12 @@ def running(models, *, queue=64, engine=None, how=HOW, **options):
 
 
 @contextlib.contextmanager
-def answering(engine, catalog, *, api_key="none", **options):
+def answering(engine, catalog, *, api_key="none", drain=5.0, **options):
     """Serves a catalog, with options of `make_app`."""
     told = []
     made = app.make_app(engine, catalog, tell=told.append, **options)
     listening = server.listen("127.0.0.1", 0)
-    uvicorn_server = server.of(made, drain=5.0)
+    uvicorn_server = server.Server(made, drain, engine)
     thread = threading.Thread(target=uvicorn_server.run, args=([listening.socket],))
     thread.start()
     client = openai.OpenAI(
@@ -59,9 +65,10 @@ def answering(engine, catalog, *, api_key="none", **options):
     try:
         yield Running(listening.address, engine, {}, client, told)
     finally:
-        client.close()
         uvicorn_server.should_exit = True
         thread.join(30)
+        client.close()
+        engine.drain(0)
         assert not thread.is_alive()
 
 

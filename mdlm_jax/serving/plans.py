@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mdlm_jax import data
+from mdlm_jax.data import json_text
 from mdlm_jax.diffusion import Strategy
 from mdlm_jax.runs.models import Model
 from mdlm_jax.serving.jobs import Job
@@ -137,7 +138,9 @@ def place(offer: Offer, text: str, written: Sequence[int], position: int, wanted
 
 def _completion(offer: Offer, text: str, wanted: Wanted) -> Row:
     mask_token = data.mask_token(offer.model.tokenizer)
+    json_text.check_characters(text, "prompt")
     if wanted.suffix is not None:
+        json_text.check_characters(wanted.suffix, "suffix")
         for name, part in (("prompt", text), ("suffix", wanted.suffix)):
             if prompts.has_gaps(part, mask_token):
                 raise ValueError(
@@ -177,7 +180,10 @@ def _written_on(offer: Offer, text: str, wanted: Wanted) -> Row:
         job, canvas = of(min(masks, room))
     except ValueError:
         # Either the prompt is wrong, which the shortest gap shows, or there is too little room.
-        used = int(of(1)[1].shown.sum()) - 1
+        try:
+            used = int(of(1)[1].shown.sum()) - 1
+        except ValueError as error:
+            raise ValueError(str(error).replace("{mask:1}", "")) from None
         room = _room(offer, used)
         if wanted.max_tokens is None:
             job, canvas = of(room)

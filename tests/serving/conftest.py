@@ -7,7 +7,7 @@ import tiny_server
 import mdlm_jax
 from mdlm_jax import data
 
-LENGTH = 32
+LENGTH = 48
 
 
 @pytest.fixture(scope="session")

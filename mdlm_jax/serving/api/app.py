@@ -1,13 +1,12 @@
 """The app: endpoints of OpenAI's API, the page, and what watches over a server."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Body, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -30,7 +29,7 @@ def make_app(
     mounts: Mapping[str, ASGIApp] | None = None,
     tell: Callable[[guards.Told], None] = guards.log,
 ) -> FastAPI:
-    """The app of a server. When it ends, the engine is drained.
+    """The app of a server. Whoever runs it drains the engine.
 
     Args:
       engine: that runs the deployments of the catalog.
@@ -42,19 +41,14 @@ def make_app(
       tell: is called with what became of each request.
     """
 
-    @contextlib.asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(engine.drain, limits.drain)
-
-    app = FastAPI(title="mdlm_jax", lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mdlm_jax", docs_url=None, redoc_url=None)
     front = Front(engine, catalog, limits)
     errors.install(app)
     _add_api(app, front)
     _add_health(app, engine)
     for path, mounted in (mounts or {}).items():
         app.mount(path, mounted)
-    app.mount("/", _Page(directory=str(resources.files("mdlm_jax.serving") / "page"), html=True))
+    _add_page(app)
     app.add_middleware(guards.Bodies, most=limits.body)
     if keys:
         app.add_middleware(guards.Keys, keys=keys)
@@ -162,15 +156,30 @@ def _add_health(app: FastAPI, engine: Any) -> None:
     async def readyz() -> JSONResponse:
         if engine.ready:
             return JSONResponse({"status": "ready"})
-        error = errors.ApiError(503, "not ready: no rows are taken", code="not_ready")
+        error = errors.ApiError(503, f"not ready: {engine.reason}", code="not_ready")
         return error.response()
 
 
+def _add_page(app: FastAPI) -> None:
+    folder = str(resources.files("mdlm_jax.serving") / "page")
+    app.mount("/page", _Page(directory=folder))
+
+    @app.get("/")
+    async def page() -> Response:
+        return FileResponse(f"{folder}/index.html", headers=_Page.HEADERS)
+
+
 class _Page(StaticFiles):
-    """The page, which runs nothing and loads nothing from elsewhere."""
+    """The files of the page, which runs and loads nothing from elsewhere."""
+
+    HEADERS: ClassVar = {
+        "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Of a file."""
         response = super().file_response(*args, **kwargs)
-        response.headers["Content-Security-Policy"] = "default-src 'self'"
-        response.headers["Cache-Control"] = "no-cache"
+        response.headers.update(self.HEADERS)
         return response

@@ -97,6 +97,30 @@ class FailingRegion(Process):
         return call(self.url + "/stats")[1]
 
 
+class Server(Process):
+    """`mdlm_jax.serve` of a run."""
+
+    def __init__(self, workdir: str, *flags: str):
+        port = free_port()
+        given = [f"--workdir={workdir}", f"--port={port}", *flags]
+        super().__init__(["mdlm_jax.serve", *given], port, "/readyz")
+
+
+class Wire(Process):
+    """`benchmarks.failing_wire` before a server."""
+
+    def __init__(self, target: Process, ready: str = "/readyz"):
+        port, self._control = free_port(), free_port()
+        flags = [f"--port={port}", f"--target={target.port}", f"--control={self._control}"]
+        super().__init__(["benchmarks.failing_wire", *flags], port, ready)
+
+    def fail(self, mode: str, times: int = 1) -> None:
+        """Fails the next answers."""
+        with socket.create_connection(("127.0.0.1", self._control), timeout=10) as control:
+            control.sendall(json.dumps({"mode": mode, "times": times}).encode() + b"\n")
+            assert control.recv(10) == b"ok\n"
+
+
 class Gateway(Process):
     """`mdlm_jax.gateway` before regions, by names and urls."""
 

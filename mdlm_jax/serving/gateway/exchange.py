@@ -97,10 +97,13 @@ class Exchange:
             answer = unanswered.answer
         except TimeoutError:
             answer = failures.deadline_passed()
+        except Exception:
+            answer = _failed(self._asked)
         await self._tell(answer)
 
     async def _stream(self) -> None:
         assert self._asked is not None
+        answer = None
         frames = streaming.frames(self._gateway, self._asked, self._made, self._seen)
         async with contextlib.aclosing(_kept_alive(frames)) as parts:
             try:
@@ -110,10 +113,14 @@ class Exchange:
                     await self._send_part(part)
                 self._ended = "200"
             except streaming.Ended as ended:
+                answer = ended.answer
+            except Exception:
+                answer = _failed(self._asked)
+            if answer is not None:
                 if not self._started:
-                    await self._tell(ended.answer)
+                    await self._tell(answer)
                     return
-                await self._send_part(Event("message", ended.answer.body.decode()).encoded())
+                await self._send_part(Event("message", answer.body.decode()).encoded())
                 self._ended = "broken"
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -174,6 +181,12 @@ class Exchange:
             "ms": round(1000 * seconds),
         }
         _LOG.info(" ".join(f"{key}={value}" for key, value in line.items()))
+
+
+def _failed(asked: Asked) -> Answer:
+    """What is told when the gateway has an error of its own, which goes into the log."""
+    _LOG.exception("id=%s the gateway failed", asked.id)
+    return failures.error(500, "The gateway failed", "internal_error")
 
 
 async def _kept_alive(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

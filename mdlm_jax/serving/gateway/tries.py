@@ -271,7 +271,9 @@ def _headers(response: aiohttp.ClientResponse) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, value)
         for name, value in lower
-        if name in _PASSED or name.startswith(("x-", "openai-"))
+        if (name in _PASSED or name.startswith(("x-", "openai-")))
+        and value.isascii()
+        and value.isprintable()  # no line ends: a header of a region stays one
     )
 
 
@@ -322,8 +324,11 @@ def _broken_told(region: Region) -> Iterator[None]:
         raise Failure(failures.CONNECT, region.name, "no connection") from None
     except aiohttp.ClientResponseError:
         raise Failure(failures.GARBAGE, region.name, "an answer that is no HTTP") from None
-    except (aiohttp.ClientError, OSError) as error:
-        if isinstance(error, TimeoutError):
+    except (aiohttp.ClientError, OSError, RuntimeError) as error:
+        # aiohttp's word for a connection that was closed before the read is a RuntimeError.
+        if isinstance(error, TimeoutError) or (
+            isinstance(error, RuntimeError) and str(error) != "Connection closed."
+        ):
             raise
         raise Failure(failures.BROKEN, region.name, "the connection broke off") from None
 

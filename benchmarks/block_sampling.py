@@ -13,6 +13,12 @@ whole canvas is timed once, because its runs are long.
 tells instead what a step costs that commits a block and encodes the next one (`advance`), by the
 room of the cache: after the context, and, with a window as long as the context, at the end of a
 text of the length of the room.
+
+    python -m benchmarks.block_sampling --prompts 64 256 960
+
+tells what a prompt of so many tokens and one token behind it cost, by the model of blocks and by
+the causal one: `ahead` many blocks in one pass, as `blocks.sample` commits them, or one after the
+other.
 """
 
 import argparse
@@ -46,8 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--no_canvas", action="store_true", help="Without the slow runs over whole canvases.")
     add("--context", type=int, help="Time single steps after so many tokens instead.")
     add("--rooms", type=int, nargs="+", help="Of the cache, with --context.")
+    add("--prompts", type=int, nargs="+", help="Time prompts of so many tokens instead.")
     args = flags.parse_args(arguments)
     shape = shapes.chosen(flags, args)
+    encoder = dataclasses.replace(shape.encoder, attention="full", window=0)  # as blocks need it
+    shape = shape._replace(encoder=encoder)
     size = args.block_size
     if size < 1 or shape.length % size:
         flags.error(f"--block_size={size}: must divide the length of {shape.length}")
@@ -60,11 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
         flags.error(f"--context={args.context}: must be a multiple of --block_size={size}")
     if args.rooms and min(args.rooms) < args.context:
         flags.error(f"--rooms={min(args.rooms)}: must be at least --context={args.context}")
+    if args.prompts and args.context is not None:
+        flags.error("--prompts and --context exclude each other")
+    if args.prompts and not 0 < min(args.prompts) <= max(args.prompts) < shape.length:
+        flags.error(f"--prompts: must be from 1 to {shape.length - 1}")
     host_memory.keep_freed()  # as `generate` does
     params = bert.init(jax.random.key(0), shape.encoder)
     for rows in args.batches:
         if args.context is not None:
             _contexts(args, params, shape._replace(rows=rows))
+        elif args.prompts:
+            _prompts(args, params, shape._replace(rows=rows))
         else:
             _writers(args, params, shape._replace(rows=rows))
     return 0
@@ -167,6 +182,43 @@ def _contexts(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> 
             peak_bytes=measure.planned_bytes(program),
             compile_seconds=seconds,
         )
+
+
+def _prompts(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> None:
+    """A token behind a prompt, which is committed in pieces or block by block."""
+    mask_id = shape.encoder.mask_id
+    causal = dataclasses.replace(shape.encoder, attention="causal")
+    networks = {
+        "block": lambda params: bert.block_denoiser(params, shape.encoder, args.block_size),
+        "causal": lambda params: bert.causal_block_denoiser(params, causal, START),
+    }
+    for (writer, of), ahead in itertools.product(networks.items(), (True, False)):
+
+        def write(params: PyTree, canvas: Array, fill: Array, of=of, ahead=ahead) -> Array:
+            network = of(params)
+            network = network if ahead else network._replace(prefill=None)
+            key = jax.random.key(0)
+            return blocks.sample(network, key, canvas, mask_id=mask_id, steps=1, fill=fill)
+
+        shown = jnp.ones((shape.rows, shape.length), jnp.int32)
+        program, seconds = measure.compiled(jax.jit(write), params, shown, shown == 1)
+        for prompt in args.prompts:
+            place = jnp.arange(shape.length)[None]
+            canvas = jnp.where(place < prompt, shown, mask_id)
+            fill = jnp.broadcast_to(place == prompt, canvas.shape)
+            call = functools.partial(program, params, canvas, fill)
+            measure.tell(
+                "block_prompt",
+                measure.repeated(call, calls=1),
+                shape=args.shape,
+                **measure.shown(shape),
+                writer=writer,
+                block_size=args.block_size if writer == "block" else 1,
+                prompt=prompt,
+                ahead=ahead,
+                peak_bytes=measure.planned_bytes(program),
+                compile_seconds=seconds,
+            )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ def check_tokens(name: str, tokens: Array, config: Config, longest: int) -> None
     check_range(name, tokens, 0, config.vocab_size)
 
 
+def check_given(text: Array, count: Array, rows: int, config: Config) -> None:
+    """Raises: ValueError: no text i32 `[B, L]` of the vocabulary, or no numbers i32 `[B]`."""
+    check("text", text, (rows, *text.shape[1:2]), jnp.int32, "int32")
+    check_range("text", text, 0, config.vocab_size)
+    check("count", count, (rows,), jnp.int32, "int32")
+
+
 def check_rows(
     config: Config,
     tokens: Array,

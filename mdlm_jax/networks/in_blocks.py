@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser, check_block_size, count_blocks
 from mdlm_jax.diffusion.denoisers import Hidden, Readout
-from mdlm_jax.networks import arguments
+from mdlm_jax.networks import arguments, pieces
 from mdlm_jax.networks.attention import cached
 from mdlm_jax.networks.attention.cached import Cache
 from mdlm_jax.networks.attention.masks import Mask, by_position
@@ -90,6 +90,15 @@ def build(
         _, own = after(cache, tokens, *_alone(cache, size))
         return cached.commit(cache, own, window, where)
 
+    def prefill(cache: Cache, text: Array, count: Array) -> Cache:
+        count_blocks("text", text, size)
+        arguments.check_given(text, count, *cache.length.shape, config)
+        arguments.check_label(label, config, *cache.length.shape)
+        encode = partial(encode_tokens, t=None, label=label)
+        return pieces.commit(
+            encode, cache, text, count * size, size, window, backend=config.attention_backend
+        )
+
     def encode_block(cache: Cache, noisy: Array, t: Array) -> Hidden:
         del t
         check_block(cache, "noisy", noisy)
@@ -140,6 +149,7 @@ def build(
         mask_id=config.mask_id,
         advance=advance,
         clear=cached.clear,
+        prefill=prefill,
     )
 
 

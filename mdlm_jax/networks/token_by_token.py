@@ -1,6 +1,7 @@
 """A causal BERT token by token: block diffusion with blocks of one, and a cache for writing."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks
 from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
-from mdlm_jax.networks import arguments
+from mdlm_jax.networks import arguments, pieces
 from mdlm_jax.networks.attention import cached
 from mdlm_jax.networks.config import Config
 
@@ -80,6 +81,20 @@ def build(
         first = jnp.full((len(where), 1), start_id, jnp.int32)
         return extend(cache._replace(before=cached.clear(cache.before, where)), first, where)
 
+    def prefill(cache: Written, text: Array, count: Array) -> Written:
+        rows = cache.before.length.shape
+        arguments.check_given(text, count, *rows, config)
+        # The start is the first token of the network's text. The last one is committed alone, for
+        # its state.
+        lacks = cache.before.length <= count
+        whole = jnp.pad(text, ((0, 0), (1, 0)), constant_values=start_id)
+        encode = partial(encode_tokens, t=jnp.ones(rows, jnp.float32), label=label)
+        before = pieces.commit(
+            encode, cache.before, whole, count, 1, backend=config.attention_backend
+        )
+        last = jnp.take_along_axis(whole, count[:, None], axis=1)
+        return extend(cache._replace(before=before), last, lacks)
+
     def encode_block(cache: Written, noisy: Array, t: Array) -> Hidden:
         del t
         arguments.check("noisy", noisy, (*cache.before.length.shape, 1), jnp.int32, "int32")
@@ -117,4 +132,5 @@ def build(
         at_once.readout,
         mask_id=config.mask_id,
         clear=clear,
+        prefill=prefill,
     )

@@ -1,5 +1,6 @@
 """Rows of models of blocks: each row has its own block, its own clock, and its part of the cache.
 
+When a row is admitted, the blocks that it begins with are committed to the cache.
 A tick takes one step in the block at hand of every row. Rows whose last block was just finished
 commit it to the cache in the pass that takes the next one's first step, as `blocks.sample` does;
 the others take theirs without. So a row's numbers come from the same two passes as there, whatever
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import clocks, sampling
 from mdlm_jax.diffusion.blocks import BlockDenoiser
 from mdlm_jax.diffusion.blocks.as_rows import key_of_block
+from mdlm_jax.diffusion.blocks.generation import given_first
 from mdlm_jax.diffusion.denoisers import Hidden
 from mdlm_jax.diffusion.sampling import SamplingState
 from mdlm_jax.diffusion.strategies import View
@@ -83,9 +85,11 @@ def admitted(kind: Kind, params: PyTree, rows: Rows, told: Given) -> Rows:
     text = clocks.choose(new, _begun(kind, told), rows.text)
     text = text._replace(done=text.done | (told.action == given.STOP))
     denoiser = _denoiser(kind, params, text.options)
-    if denoiser.clear is None:
-        raise ValueError("a denoiser of blocks that cannot clear rows of its cache is not served")
-    return Rows(text, denoiser.clear(rows.cache, new))
+    if denoiser.clear is None or denoiser.prefill is None:
+        raise ValueError("a denoiser of blocks is served if it can clear and prefill rows")
+    given_ahead = jnp.where(new & ~text.done, text.block, 0)
+    cache = denoiser.prefill(denoiser.clear(rows.cache, new), text.canvas, given_ahead)
+    return Rows(text, cache)
 
 
 def stepped(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Rows:
@@ -171,7 +175,7 @@ def _begun(kind: Kind, told: Given) -> Text:
     canvas = jnp.pad(told.tokens, ends, constant_values=kind.mask_id)
     maskable = jnp.pad(told.maskable, ends, constant_values=True)
     wanted = maskable & jnp.pad(told.fill, ends) & (canvas == kind.mask_id)
-    first = jnp.zeros(kind.slots, jnp.int32)
+    first = jnp.minimum(given_first(wanted, size), count - 1)
     whole = told.whole
     clock = (-(-whole["steps"] // count), whole["end_id"], whole["pad_id"])
     text = Text(

@@ -333,6 +333,14 @@ def test_block_sampling_tells_what_a_room_costs(capsys):
     assert told == [[8, None, 8], [8, 8, 8], [32, None, 8], [32, 8, 32]]
 
 
+def test_block_sampling_tells_what_a_prompt_costs(capsys):
+    flags = ["--shape=tiny", "--block_size=4", "--batches", "2", "--prompts", "5", "12"]
+    assert block_sampling.main(flags) == 0
+    told = [[line[name] for name in ("writer", "ahead", "prompt")] for line in lines(capsys)]
+    ways = [(writer, ahead) for writer in ("block", "causal") for ahead in (True, False)]
+    assert told == [[*way, prompt] for way in ways for prompt in (5, 12)]
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "told"),
     [
@@ -343,6 +351,7 @@ def test_block_sampling_tells_what_a_room_costs(capsys):
         (block_sampling, ["--context=16"], "--context and --rooms: give both or neither"),
         (block_sampling, ["--context=16", "--rooms=8"], "--rooms=8: must be at least --context=16"),
         (block_sampling, ["--context=8", "--rooms=8"], "--context=8: must be a multiple of"),
+        (block_sampling, ["--prompts=16"], "--prompts: must be from 1 to 15"),
     ],
 )
 def test_what_blocks_cannot_be_timed_with_is_refused(command, flags, told, capsys):

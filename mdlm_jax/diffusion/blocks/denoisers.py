@@ -40,6 +40,9 @@ class BlockDenoiser(NamedTuple):
       clear: `(cache, where bool[B]) -> cache`: the marked rows hold nothing, as from `start`. With
         it goes an argument `where`, bool[B], of `extend` and `advance`: the rows that commit. None
         where all rows of a cache are of one length.
+      prefill: `(cache, text i32[B, L], count i32[B]) -> cache`: commits what each row lacks of the
+        first `count` blocks of its text, many in one pass. It goes with `where`, as `clear` does.
+        None where the network has no such pass: then given blocks are committed one by one.
     """
 
     block_size: int
@@ -52,6 +55,7 @@ class BlockDenoiser(NamedTuple):
     mask_id: int | None = None
     advance: Callable[..., tuple[PyTree, Hidden]] | None = None
     clear: Callable[[PyTree, Array], PyTree] | None = None
+    prefill: Callable[[PyTree, Array, Array], PyTree] | None = None
 
 
 def check_block_size(size: int) -> None:

@@ -2,7 +2,8 @@
 
 A block is written like a canvas of its own. When it is finished it is committed to the cache, in
 the pass of the network that takes the next block's first step. So tokens that may still change
-never reach the cache, and what is final is computed once.
+never reach the cache, and what is final is computed once. The blocks that a row begins with are
+committed before, many in one pass where the network has one.
 """
 
 from typing import NamedTuple
@@ -54,7 +55,8 @@ def sample(
 
     A row whose end of text is written costs nothing any more, and sampling stops at the block in
     which the last row ends. Blocks behind the last wanted mask are not evaluated either. Blocks
-    that are given are committed one after the other, each in one pass.
+    that are given are committed: before the first wanted mask of a row by `prefill`, if the
+    denoiser has it, the others one after the other, each in one pass.
 
     Args:
       denoiser: of blocks. Tokens are drawn from its shaped logits.
@@ -103,6 +105,7 @@ def sample(
     wanted = maskable & (canvas == mask_id)
     wanted = wanted if fill is None else wanted & fill
     block_of = jnp.arange(canvas.shape[1])[None] // size
+    ahead = given_first(wanted, size)
 
     def part(x: Array, block: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=1)
@@ -145,7 +148,8 @@ def sample(
             cache: PyTree, view: View, asked: Array, t: Array
         ) -> tuple[PyTree, Hidden]:
             del asked
-            return advance(denoiser, cache, before, view.canvas, t)
+            where = None if denoiser.prefill is None else ahead < block
+            return advance(denoiser, cache, before, view.canvas, t, where)
 
         state, after = sampling.step_with(
             commit_and_encode,
@@ -165,18 +169,41 @@ def sample(
         log_prob=jnp.zeros(canvas.shape, jnp.float32),
         evaluations=jnp.zeros(len(canvas), jnp.int32),
     )
-    first, block = jnp.int32(0), begun(jnp.int32(0), canvas)
+    first = jnp.int32(0)
+    if denoiser.prefill is not None:
+        first = jnp.minimum(ahead.min(), count - 1)
+    block = begun(first, canvas)
     cache, text = shards.alike(
         (denoiser.start(*canvas.shape), _Text(canvas, nothing)), block, wanted
     )
-    text = _written(text, first, finished(block, cache), wanted & (block_of > 0))
+    if denoiser.prefill is not None and count > 1:
+        # A row in which nothing is wanted needs no cache.
+        cache = denoiser.prefill(cache, canvas, jnp.where(ahead < count, ahead, 0))
+    text = _written(text, first, finished(block, cache), wanted & (block_of > first))
     if count > 1:
         _, text, _ = jax.lax.while_loop(goes_on, one_block, (first + 1, text, cache))
     return (text.canvas, text.trace) if trace else text.canvas
 
 
+def given_first(wanted: Array, size: int) -> Array:
+    """i32[B]: the blocks before the first with a wanted mask; all of a row that has none.
+
+    Args:
+      wanted: bool[B, L], the masks that are to be written.
+      size: tokens of a block.
+    """
+    blocks = wanted.reshape(len(wanted), -1, size).any(axis=2)
+    first = jnp.where(blocks.any(axis=1), jnp.argmax(blocks, axis=1), blocks.shape[1])
+    return first.astype(jnp.int32)
+
+
 def advance(
-    denoiser: BlockDenoiser, cache: PyTree, tokens: Array, noisy: Array, t: Array
+    denoiser: BlockDenoiser,
+    cache: PyTree,
+    tokens: Array,
+    noisy: Array,
+    t: Array,
+    where: Array | None = None,
 ) -> tuple[PyTree, Hidden]:
     """Commits a clean block and encodes the noisy one behind it, in one pass where there is one.
 
@@ -186,10 +213,12 @@ def advance(
       tokens: i32[B, size], clean.
       noisy: i32[B, size].
       t: f32[B], the time of the noisy block.
+      where: bool[B], the rows that commit, of a denoiser with `prefill`; by default all.
     """
+    which = {} if where is None else {"where": where}
     if denoiser.advance is not None:
-        return denoiser.advance(cache, tokens, noisy, t)
-    cache = denoiser.extend(cache, tokens)
+        return denoiser.advance(cache, tokens, noisy, t, **which)
+    cache = denoiser.extend(cache, tokens, **which)
     return cache, denoiser.encode_block(cache, noisy, t)
 
 

@@ -62,18 +62,20 @@ def commit(cache: Cache, own: Memory, window: int | None, where: Array | None = 
     Args:
       cache: of what is before them.
       own: keys and values `[layers, B, w, H, d]`.
-      window: tokens that are kept, if not all.
-      where: bool `[B]`, the rows that get them; by default all.
+      window: tokens that are kept, if not all; not fewer than w.
+      where: bool `[B]`, the rows that get them, or `[B, w]`, the first tokens of each row that it
+        gets; by default all.
     """
     rows, count = cache.length.shape[0], own.keys.shape[2]
     places = cache.length[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
     if turn := ring(cache, window):
         places %= turn
-    if where is not None:
-        places = jnp.where(where[:, None], places, cache.keys.shape[2])
-    added = jnp.full(rows, count) if where is None else jnp.where(where, count, 0)
+    if where is None:
+        where = jnp.ones(rows, bool)
+    where = jnp.broadcast_to(where.reshape(rows, -1), places.shape)
+    places = jnp.where(where, places, cache.keys.shape[2])
     kept = write(Memory(cache.keys, cache.values), own, places)
-    return Cache(*kept, cache.length + added.astype(jnp.int32))
+    return Cache(*kept, cache.length + where.sum(axis=1, dtype=jnp.int32))
 
 
 def clear(cache: Cache, where: Array) -> Cache:

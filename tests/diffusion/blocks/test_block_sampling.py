@@ -11,7 +11,7 @@ from every_strategy import EVERY, any_conditionals, table_denoiser
 from oracle import MASK, STRINGS, L, V, chi_square_p
 
 from mdlm_jax import Denoiser, blocks, sample, strategies, transforms
-from mdlm_jax.diffusion import noise
+from mdlm_jax.diffusion import clocks, noise
 from mdlm_jax.diffusion.blocks.generation import advance
 
 pytestmark = pytest.mark.slow  # each case compiles a sampler of its own
@@ -103,7 +103,7 @@ def write(denoiser, canvas, key=KEY, **options):
 WEIGHTS = jax.random.normal(jax.random.key(2), (64, MASK + 1))
 
 
-def of_any_width(size, calls=None, fused=False):
+def of_any_width(size, calls=None, fused=False, ahead=False):
     """What it is called with goes to `calls`, if given."""
 
     def tell(what, *arrays):
@@ -122,21 +122,33 @@ def of_any_width(size, calls=None, fused=False):
 
     inner = blocks.as_block_denoiser(logits, size, MASK)
 
-    def extend(cache, tokens):
+    def committed(cache, tokens, where):
+        after = inner.extend(cache, tokens)
+        return after if where is None else clocks.choose(where, after, cache)
+
+    def extend(cache, tokens, where=None):
         tell("extend", tokens)
-        return inner.extend(cache, tokens)
+        return committed(cache, tokens, where)
+
+    def prefill(cache, text, count):
+        tell("prefill", count)
+        there = jnp.arange(text.shape[1])[None] < count[:, None] * size
+        return cache._replace(tokens=jnp.where(there, text, 0), length=count * size)
 
     def encode_block(cache, noisy, t):
         tell("encode_block", noisy, cache.length)
         return inner.encode_block(cache, noisy, t)
 
-    def advance(cache, tokens, noisy, t):
+    def advance(cache, tokens, noisy, t, where=None):
         tell("advance", tokens, noisy)
-        cache = inner.extend(cache, tokens)
+        cache = committed(cache, tokens, where)
         return cache, inner.encode_block(cache, noisy, t)
 
     return inner._replace(
-        extend=extend, encode_block=encode_block, advance=advance if fused else None
+        extend=extend,
+        encode_block=encode_block,
+        advance=advance if fused else None,
+        prefill=prefill if ahead else None,
     )
 
 
@@ -208,6 +220,30 @@ def test_nothing_is_evaluated_behind_the_last_wanted_mask():
     text = jnp.where(canvas == MASK, 1, canvas)
     np.testing.assert_array_equal(write(denoiser, text)[0], text)
     assert calls == []
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_rows_begin_with_is_committed_ahead(fused):
+    """Each row's own, once; and from the first block that any row wants the sampler begins."""
+    calls, width = [], 12
+    place, prompt = jnp.arange(width)[None], jnp.array([5, 8, 12, 9])[:, None]
+    canvas = jnp.where((place < prompt) | (place == 10), place % 3, MASK)
+    plain, trace = write(of_any_width(2, fused=fused), canvas)
+    tokens, same = write(of_any_width(2, calls, fused, ahead=True), canvas)
+    np.testing.assert_array_equal(tokens, plain)
+    jax.tree.map(np.testing.assert_array_equal, same, trace)
+    (counts,) = (call[1] for call in calls if call[0] == "prefill")
+    assert counts.tolist() == [2, 4, 0, 4]  # of a row that wants nothing nothing is committed
+    commits = [call[1] for call in calls if call[0] == ("advance" if fused else "extend")]
+    assert len(commits) == 3  # blocks 2, 3 and 4 of six, of the rows that have come so far
+    np.testing.assert_array_equal(commits[0], tokens[:, 4:6])
+
+
+def test_text_without_a_wanted_mask_is_not_committed_ahead():
+    calls = []
+    text = jnp.ones((2, 8), jnp.int32)
+    np.testing.assert_array_equal(write(of_any_width(2, calls, ahead=True), text)[0], text)
+    assert [(call[0], call[1].tolist()) for call in calls] == [("prefill", [0, 0])]
 
 
 def certain(end_at, calls=None):

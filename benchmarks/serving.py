@@ -14,9 +14,8 @@ the engine and its full slots. `ms` is the time from a request to its text.
 | `p50_ms`, `p99_ms` | from a request to its text |
 | `first_p50_ms`, `first_p99_ms` | to the first token of the text that the client is told |
 | `tick_ms` | of a tick with all slots in use, without the host |
-| `host_share` | time of the host's work between rounds, whether the device waits for it or not |
-| `idle_share` | time in which the device does no tick, counted by `tick_ms` and full slots |
-| `late_share` | rounds before which the device had nothing left to do |
+| `host_share` | all that is no tick (by `tick_ms`), as a share of the ticks |
+| `ticks_a_round` | ticks from one time that the host is asked to the next |
 | `occupancy` | slots in use in a tick |
 """
 
@@ -168,7 +167,7 @@ def _tick_ms(lane: Lane, shape: shapes.Shape, args: argparse.Namespace) -> float
         call = partial(lane._programs.round, lane._params, rows, forbidden)
         jax.block_until_ready((rows, forbidden))
         begun = time.perf_counter()
-        _, told = call(words, np.int32(ticks))
+        _, told = call(words, np.array([ticks, ticks], np.int32))
         done = int(np.asarray(told)[0, -1])
         times.append(1e3 * (time.perf_counter() - begun) / done)
     return statistics.median(times[1:])
@@ -238,9 +237,7 @@ def _load(
         p99_ms=float(np.percentile(whole, 99)),
         first_p50_ms=float(np.percentile(first, 50)),
         first_p99_ms=float(np.percentile(first, 99)),
-        host_share=more.host_seconds / lasted,
-        idle_share=1 - more.ticks * fields["tick_ms"] / 1e3 / lasted,
-        late_share=more.late / more.rounds,
+        host_share=1e3 * lasted / more.ticks / fields["tick_ms"] - 1,
         ticks_a_round=more.ticks / more.rounds,
         ms_a_tick=1e3 * lasted / more.ticks,
         occupancy=more.evaluations / more.ticks / args.slots,

@@ -7,6 +7,7 @@ the others take theirs without. So a row's numbers come from the same two passes
 the rows beside it do, and a tick in which no row needs one of the passes does without it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,29 +93,32 @@ def admitted(kind: Kind, params: PyTree, rows: Rows, told: Given) -> Rows:
     return Rows(text, cache)
 
 
-def stepped(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Rows:
-    """One step of all rows that are not done."""
-    text = rows.text
-    denoiser = _denoiser(kind, params, text.options)
-    denoiser = row_options.shaped(denoiser, text.options, ~text.done, forbidden, None)
-    before = _part(kind, text.canvas, jnp.maximum(text.block - 1, 0))
-    commits = text.commits & ~text.done
+def stepper(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Callable[[Rows], Rows]:
+    """One step of all rows that are not done, as a function of the rows.
 
-    def encode(cache: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
-        return _encoded(denoiser, cache, before, commits, view.canvas, asked.any(axis=1), t)
+    What depends on the parameters and on the options is computed here, once for many steps.
+    """
+    options = rows.text.options
+    denoiser = _denoiser(kind, params, options)
+    strategy = kind.strategy_of((0.0,) * kind.numbers)  # the state has the numbers
 
-    state, cache = sampling.step_with(
-        encode,
-        denoiser,
-        kind.strategy_of(tuple(jax.tree.leaves(text.state.strategy))),
-        text.state,
-        rows.cache,
-        mask_id=kind.mask_id,
-        always=True,
-    )
-    # A row that is done keeps its last block.
-    text = text._replace(state=state, commits=text.commits & text.done)
-    return Rows(_turned(kind, _with_block(kind, text)), cache)
+    def step(rows: Rows) -> Rows:
+        text = rows.text
+        own = row_options.shaped(denoiser, options, ~text.done, forbidden, None)
+        before = _part(kind, text.canvas, jnp.maximum(text.block - 1, 0))
+        commits = text.commits & ~text.done
+
+        def encode(cache: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
+            return _encoded(own, cache, before, commits, view.canvas, asked.any(axis=1), t)
+
+        state, cache = sampling.step_with(
+            encode, own, strategy, text.state, rows.cache, mask_id=kind.mask_id, always=True
+        )
+        # A row that is done keeps its last block.
+        text = text._replace(state=state, commits=text.commits & text.done)
+        return Rows(_turned(kind, _with_block(kind, text)), cache)
+
+    return step
 
 
 def seen(kind: Kind, rows: Rows) -> Seen:

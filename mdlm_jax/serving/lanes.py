@@ -1,8 +1,8 @@
-"""A lane: the slots of one kind of rows, their jobs, and their rounds on the device.
+"""A lane: the slots of one kind of rows, their jobs, and one round at a time on the device.
 
-The device has its next round before the host reads what came of the last one. So what the host does
-between rounds costs the device nothing as long as it takes less than a round. A slot that is
-free after a round is used again in the second one after it.
+A round costs what the host does for it, and a slot whose row is done in it stays empty to its end.
+So a round has at least so many ticks that the two cost least together, and from then on it ends
+when a row is done.
 
 Everything but `waiting`, which the engine's lock guards, belongs to the thread of the device.
 """
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mdlm_jax.diffusion import Strategy
 from mdlm_jax.host import parallel
 from mdlm_jax.serving import given, programs
 from mdlm_jax.serving.jobs import Failed, Job, Written
@@ -24,9 +23,9 @@ from mdlm_jax.serving.waiting import Entry, Waiting
 Array = jax.Array
 PyTree = Any
 
-_OF_HOST = 1.5  # a round takes as much longer than what the host does for one
-_LONGEST_ROUND = 0.05  # seconds; cancels and deadlines are noticed between rounds
+_LONGEST_ROUND = 0.02  # seconds; what comes, is cancelled or late is noticed between rounds
 _MOST_TICKS = 64
+_TRIALS = 3  # of the times of a round and a tick
 
 
 class Counts(NamedTuple):
@@ -34,31 +33,21 @@ class Counts(NamedTuple):
 
     Attributes:
       rounds: calls of the device.
-      late: rounds before which the device had nothing to do, though there were rows.
       ticks: evaluations of all slots at once.
       rows: that were finished.
       evaluations: of the rows that were finished.
       tokens: that were written in them.
-      host_seconds: what the host did for the rounds.
-      waited_seconds: it waited for the device meanwhile.
+      device_seconds: of the calls.
+      host_seconds: of the host's work for them.
     """
 
     rounds: int = 0
-    late: int = 0
     ticks: int = 0
     rows: int = 0
     evaluations: int = 0
     tokens: int = 0
+    device_seconds: float = 0.0
     host_seconds: float = 0.0
-    waited_seconds: float = 0.0
-
-
-class _Flight(NamedTuple):
-    """A round that the device has, and nobody has read yet."""
-
-    held: list[Entry | None]
-    told: Any  # an array on its way
-    since: float
 
 
 class Lane:
@@ -70,8 +59,9 @@ class Lane:
       waiting: jobs that have no slot yet; guarded by the engine's lock.
       held: the job in each slot.
       counts: so far.
-      tick_seconds: of one tick, lately; 0 before the first.
-      host_seconds: of the host for one round, lately.
+      tick_seconds: of one tick, lately.
+      host_seconds: of the host's work for a round, lately.
+      call_seconds: of a call without a tick.
     """
 
     def __init__(self, kind: Kind, name: str, params: PyTree, limit: int):
@@ -80,26 +70,24 @@ class Lane:
         self.waiting = Waiting(limit)
         self.held: list[Entry | None] = [None] * kind.slots
         self.counts = Counts()
-        self.tick_seconds = self.host_seconds = 0.0
+        self.tick_seconds = self.host_seconds = self.call_seconds = 0.0
         self._refused = 0  # since a row was last finished
         self._params = params
         self._programs = programs.compiled(kind, params)
         self._place = parallel.replicated(kind.mesh)
         no_words = given.nothing(kind.slots, kind.length, kind.numbers)
         self._no_words = jax.device_put(no_words, self._place)
-        self._numbers: dict[int, Array] = {}
+        self._limits: dict[tuple[int, int], Array] = {}
         self._rows: Any = None
         self._forbidden: Any = None
         self._new: dict[int, Entry] = {}
-        self._flight: _Flight | None = None
-        self._read = 0.0  # when a round was last read
         self._reset()
         self._warm_up()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no slot holds a job, and all that the device did was told."""
-        return not any(self.held) and self._flight is None
+        """Whether no slot holds a job."""
+        return not any(self.held)
 
     def refuse(self) -> float:
         """Seconds after which a job that is refused now may find a place.
@@ -119,46 +107,36 @@ class Lane:
             self.held[slot] = entry
 
     def round(self) -> None:
-        """Admits what is new, stops what is given up, goes on, and tells of the round before."""
+        """Admits what is new, stops what is given up, goes on for some ticks, and tells of it."""
         begun = time.monotonic()
         if self._rows is None:  # after a failure
             self._reset()
         words = self._words(begun)
-        before, self._flight = self._flight, None
-        late = before is None or before.told.is_ready()
-        if any(self.held) or words is not None:
-            self._flight = self._started(words)
-        waited = 0.0
-        if before is not None:
-            waited = self._landed(before)
-        self._count(
-            rounds=int(self._flight is not None),
-            late=int(late and self._flight is not None),
-            host_seconds=time.monotonic() - begun - waited,
-            waited_seconds=waited,
-        )
-        self.host_seconds = _recent(self.host_seconds, time.monotonic() - begun - waited)
-
-    def _started(self, words: np.ndarray | None) -> _Flight:
-        """The next round, on its way."""
-        put = self._no_words if words is None else jax.device_put(words, self._place)
-        rows, self._rows = self._rows, None
-        arguments = (self._forbidden, put, self._number(self._ticks()))
-        self._rows, told = self._programs.round(self._params, rows, *arguments)
-        told.copy_to_host_async()
-        return _Flight([*self.held], told, time.monotonic())
-
-    def _landed(self, flight: _Flight) -> float:
-        """Tells of a round; returns the seconds that it was waited for."""
-        begun = time.monotonic()
-        told = programs.read(flight.told)
-        now = time.monotonic()
+        if words is None and self.is_idle:
+            return
+        asked = time.monotonic()
+        told = self._called(words, *self._ticks())
+        answered = time.monotonic()
+        self._count(rounds=1, ticks=told.ticks, **self._tell(told, answered))
+        on_device = answered - asked
+        on_host = time.monotonic() - begun - on_device
+        self._count(device_seconds=on_device, host_seconds=on_host)
+        self.host_seconds = _recent(self.host_seconds, on_host)
         if told.ticks:
-            lasted = now - max(self._read, flight.since)
-            self.tick_seconds = _recent(self.tick_seconds, lasted / told.ticks)
-        self._read = now
-        self._count(ticks=told.ticks, **self._tell(flight.held, told, now))
-        return now - begun
+            a_tick = max(on_device - self.call_seconds, 0) / told.ticks
+            self.tick_seconds = _recent(self.tick_seconds, a_tick)
+
+    def _called(self, words: np.ndarray | None, least: int, most: int) -> programs.Told:
+        """A round on the device, and what came of it."""
+        put = self._no_words if words is None else jax.device_put(words, self._place)
+        limits = self._limits.get((least, most))
+        if limits is None:
+            limits = jax.device_put(np.array([least, most], np.int32), self._place)
+            self._limits[least, most] = limits
+        rows, self._rows = self._rows, None
+        call = self._programs.round
+        self._rows, told = call(self._params, rows, self._forbidden, put, limits)
+        return programs.read(told)
 
     def free(self) -> list[int]:
         """The free slots."""
@@ -170,7 +148,7 @@ class Lane:
             if entry is not None:
                 self.held[slot] = None
                 entry.tell(reason)
-        self._rows, self._flight, self._new = None, None, {}
+        self._rows, self._new = None, {}
 
     def _words(self, now: float) -> np.ndarray | None:
         """i32[S, width], what changes in the slots; None if nothing does."""
@@ -202,14 +180,14 @@ class Lane:
                 entry.tell(why)
         return stopped
 
-    def _tell(self, held: list[Entry | None], told: programs.Told, now: float) -> dict[str, int]:
-        """Tells the listeners of a round with these jobs in the slots; returns what to count."""
+    def _tell(self, told: programs.Told, now: float) -> dict[str, int]:
+        """Tells the listeners of a round; returns what to count."""
         finished = []
-        for slot, entry in enumerate(held):
-            if entry is None or entry.ended:
+        for slot, entry in enumerate(self.held):
+            if entry is None:
                 continue
             done = bool(told.done[slot])
-            if done and self.held[slot] is entry:
+            if done:
                 self.held[slot] = None
                 finished.append(slot)
             if done or entry.is_due(now):
@@ -231,17 +209,17 @@ class Lane:
             **{name: before[name] + value for name, value in more.items()}
         )
 
-    def _ticks(self) -> int:
-        """Ticks of a round: so many that the host is done before it, and no more."""
-        if not self.tick_seconds:
-            return 1
-        enough = math.ceil(_OF_HOST * self.host_seconds / self.tick_seconds)
-        return max(1, min(enough, int(_LONGEST_ROUND / self.tick_seconds), _MOST_TICKS))
+    def _ticks(self) -> tuple[int, int]:
+        """Ticks of a round, at least and at most.
 
-    def _number(self, value: int) -> Array:
-        if value not in self._numbers:
-            self._numbers[value] = jax.device_put(np.int32(value), self._place)
-        return self._numbers[value]
+        Of n ticks, the host costs `host / n` a tick, and rows of k steps, which are done somewhere
+        in a round, leave `n / 2k` of the slots empty. The sum is least at `sqrt(2 k host / tick)`.
+        """
+        longest = max(1, min(int(_LONGEST_ROUND / max(self.tick_seconds, 1e-6)), _MOST_TICKS))
+        steps = [entry.job.steps for entry in self.held if entry is not None]
+        host = (self.host_seconds + self.call_seconds) / max(self.tick_seconds, 1e-6)
+        best = round(math.sqrt(2 * host * sum(steps) / len(steps))) if steps else 1
+        return max(1, min(best, longest)), longest
 
     def _reset(self) -> None:
         shape = (self.kind.slots, self.kind.encoder.vocab_size)
@@ -249,21 +227,32 @@ class Lane:
         self._rows = self._programs.begin(self._params)
 
     def _warm_up(self) -> None:
-        """Each program runs once: what it loads, it loads before the first request."""
-        masks = np.full(self.kind.length, self.kind.mask_id, np.int32)
-        numbers = [0.5] * self.kind.numbers
-        job = Job(masks, masks == self.kind.mask_id, self._any_strategy(), steps=1, seed=0)
-        words = given.nothing(self.kind.slots, self.kind.length, self.kind.numbers)
-        given.pack(words[0], job, numbers)
+        """Each program runs before the first request, and the times of a call and a tick are taken.
+
+        What programs load, they load here.
+        """
         none = np.zeros(self.kind.encoder.vocab_size, bool)
         self._forbidden = self._programs.forbid(self._forbidden, np.int32(0), none)
-        arguments = (self._rows, self._forbidden, jax.device_put(words, self._place))
-        self._rows, out = self._programs.round(self._params, *arguments, self._number(1))
-        programs.read(out)
+        masks = np.full(self.kind.length, self.kind.mask_id, np.int32)
+        numbers = [0.5] * self.kind.numbers
+        strategy = self.kind.strategy_of(tuple(numbers))
+        job = Job(masks, masks == self.kind.mask_id, strategy, steps=self.kind.length, seed=0)
+        words = given.nothing(self.kind.slots, self.kind.length, self.kind.numbers)
+        for row in words:
+            given.pack(row, job, numbers)
+        calls, rounds = [], []
+        for trial in range(_TRIALS + 1):
+            self._called(words, 1, 1)
+            begun = time.monotonic()
+            self._called(None, 0, 0)
+            between = time.monotonic()
+            told = self._called(None, 2, 2)
+            if trial:
+                calls.append(between - begun)
+                rounds.append((time.monotonic() - between) / max(told.ticks, 1))
+        self.call_seconds = min(calls)
+        self.tick_seconds = max(min(rounds) - self.call_seconds / 2, 0.0)
         self._reset()
-
-    def _any_strategy(self) -> Strategy:
-        return self.kind.strategy_of((0.5,) * self.kind.numbers)
 
 
 def _recent(mean: float, value: float) -> float:

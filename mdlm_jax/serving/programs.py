@@ -31,9 +31,10 @@ class Programs(NamedTuple):
 
     Attributes:
       begin: `params -> rows`, all slots free.
-      round: `(params, rows, forbidden, words, ticks i32[]) -> (rows, told)`. `words` is from
-        `given`, `told` is for `read`. It takes the rows over. It ends after `ticks` ticks, or
-        earlier when a row is done or none is left.
+      round: `(params, rows, forbidden, words, limits i32[2]) -> (rows, told)`. `words` is from
+        `given`, `told` is for `read`. It takes the rows over. The limits are ticks: from the first
+        on it ends when a row was done in it, at the second in any case, and before if no row is
+        left.
       forbid: `(forbidden, slot i32[], ids bool[V]) -> forbidden`. It takes `forbidden` over.
     """
 
@@ -104,7 +105,8 @@ def _compiled(kind: Kind, tree: Any, leaves: tuple) -> Programs:
     words = placed(given.nothing(kind.slots, kind.length, kind.numbers))
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     ids = jax.ShapeDtypeStruct((kind.encoder.vocab_size,), bool, sharding=whole)
-    lowered = jitted(go_on, 1).lower(params, rows, forbidden, words, number)
+    limits = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+    lowered = jitted(go_on, 1).lower(params, rows, forbidden, words, limits)
     forbid = jitted(_forbid, 0).lower(forbidden, number, ids)
     return Programs(begin=begun, round=lowered.compile(), forbid=forbid.compile())
 
@@ -123,7 +125,7 @@ def _begin(kind: Kind, params: PyTree) -> PyTree:
 
 
 def _round(
-    kind: Kind, params: PyTree, rows: PyTree, forbidden: Array, words: Array, ticks: Array
+    kind: Kind, params: PyTree, rows: PyTree, forbidden: Array, words: Array, limits: Array
 ) -> tuple[PyTree, Array]:
     told, own = given.unpack(words, kind.length), _steps_of(kind)
     rows = jax.lax.cond(
@@ -131,16 +133,17 @@ def _round(
         lambda: own.admitted(kind, params, rows, told),
         lambda: rows,
     )
-    before = own.done(rows)
+    before, one_step = own.done(rows), own.stepper(kind, params, rows, forbidden)
 
     def goes_on(carry: tuple[Array, PyTree]) -> Array:
         tick, rows = carry
         done = own.done(rows)
-        return (tick < ticks) & ~done.all() & (done == before).all()
+        over = (tick >= limits[0]) & (done != before).any()
+        return (tick < limits[1]) & ~over & ~done.all()
 
     def one_tick(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         tick, rows = carry
-        return tick + 1, own.stepped(kind, params, rows, forbidden)
+        return tick + 1, one_step(rows)
 
     tick, rows = jax.lax.while_loop(goes_on, one_tick, (jnp.int32(0), rows))
     return rows, _told(own.seen(kind, rows), tick)

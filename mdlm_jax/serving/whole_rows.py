@@ -1,5 +1,6 @@
 """Rows of models that see the whole row: `sampling.step`, with what shapes each row beside it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,18 +55,25 @@ def admitted(kind: Kind, params: PyTree, rows: Rows, told: Given) -> Rows:
     return rows._replace(state=rows.state._replace(done=done))
 
 
-def stepped(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Rows:
-    """One evaluation of all rows that are not done."""
-    options, state = rows.options, rows.state
+def stepper(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Callable[[Rows], Rows]:
+    """One evaluation of all rows that are not done, as a function of the rows.
+
+    What depends on the parameters and on the options is computed here, once for many steps.
+    """
+    options = rows.options
     batch = row_options.batch_of(options, padded=kind.padded, labelled=kind.labelled)
     weight = options.guidance if kind.guided else None
     denoiser = denoiser_of(params, kind.encoder, batch, weight)
     if kind.start_id is not None:
         denoiser = causal_denoiser(denoiser, start_id=kind.start_id)
-    denoiser = row_options.shaped(denoiser, options, ~state.done, forbidden, state.canvas)
-    numbers = tuple(jax.tree.leaves(state.strategy))
-    state = sampling.step(denoiser, kind.strategy_of(numbers), state, mask_id=kind.mask_id)
-    return rows._replace(state=state)
+    strategy = kind.strategy_of((0.0,) * kind.numbers)  # the state has the numbers
+
+    def step(rows: Rows) -> Rows:
+        state = rows.state
+        own = row_options.shaped(denoiser, options, ~state.done, forbidden, state.canvas)
+        return rows._replace(state=sampling.step(own, strategy, state, mask_id=kind.mask_id))
+
+    return step
 
 
 def seen(kind: Kind, rows: Rows) -> Seen:

@@ -9,7 +9,8 @@ let models = [];
 let running = null; // aborts the request at hand
 let asked = null; // what the text on the page was asked for
 let frames = []; // how the canvas looked, one after the other
-let timer = null;
+let shown = -1; // which of them is seen
+let timer = null; // of the next one, while they are played
 
 // What the server is asked for
 
@@ -76,8 +77,7 @@ async function write() {
   pause();
   forget();
   tell(new Error(""));
-  frames = [];
-  asked = request();
+  [frames, shown, asked] = [[], -1, request()];
   working(true);
   try {
     const response = await fetch("v1/completions", {
@@ -93,7 +93,7 @@ async function write() {
       if (body.error) throw new Error(body.error.message);
       if (name === "canvas") {
         frames.push(body.canvas);
-        show(frames.length - 1);
+        timer ??= setTimeout(advance); // a fast model is not faster than the eye
       }
     }
   } catch (error) {
@@ -113,36 +113,39 @@ function working(yes) {
   const replay = !yes && frames.length > 1;
   at("play").hidden = at("step").hidden = !replay;
   at("step").max = Math.max(frames.length - 1, 0);
-  at("step").value = at("step").max;
+  at("step").value = shown;
+  if (replay && timer !== null) at("play").textContent = "Pause";
 }
 
 // What is shown
 
 function token([piece, step, logProb], latest) {
-  if (step < 0 && piece !== null) return document.createTextNode(piece);
+  if (step < 0 && piece !== null) return [piece];
   const made = document.createElement("i");
   if (piece === null) {
     made.className = "blank";
     made.setAttribute("aria-label", "gap");
-    return made;
+    return [made];
   }
   const probability = Math.exp(logProb);
   made.className = `c${BOUNDS.filter((bound) => probability >= bound).length}`;
-  made.textContent = piece;
   if (step === latest) made.classList.add("now");
-  return made;
+  const [, before, text, after] = /^(\s*)([^]*?)(\s*)$/.exec(piece); // white space has no colour
+  made.textContent = text || piece;
+  return text ? [before, made, after] : [made];
 }
 
 function show(number) {
   const frame = frames[number];
+  shown = number;
   const latest = frame.done ? -1 : Math.max(...frame.tokens.map(([, step]) => step));
-  const nodes = frame.tokens.map((each) => token(each, latest));
-  at("canvas").replaceChildren(...nodes);
+  at("canvas").replaceChildren(...frame.tokens.flatMap((each) => token(each, latest)));
   at("result").hidden = false;
   const evaluations = frame.evaluations === 1 ? "1 evaluation" : `${frame.evaluations} evaluations`;
   at("count").textContent = evaluations;
+  at("step").value = number;
   at("step").setAttribute("aria-valuetext", evaluations);
-  if (frame.done) offerAlternatives(nodes.filter((node) => node.nodeName === "I"), frame);
+  if (frame.done) offerAlternatives([...at("canvas").querySelectorAll("i")], frame);
 }
 
 function pause() {
@@ -153,17 +156,14 @@ function pause() {
 
 function advance() {
   const stride = calm.matches ? Math.ceil(frames.length / 12) : 1;
-  const next = Math.min(Number(at("step").value) + stride, frames.length - 1);
-  at("step").value = next;
-  show(next);
-  if (next === frames.length - 1) return pause();
-  timer = setTimeout(advance, calm.matches ? 1000 : Math.max(40, Math.min(600, 8000 / frames.length)));
+  show(Math.min(shown + stride, frames.length - 1));
+  if (shown === frames.length - 1) return pause(); // until another one comes
+  timer = setTimeout(advance, calm.matches ? 1000 : Math.max(40, Math.min(400, 5000 / frames.length)));
 }
 
 function play() {
   if (timer !== null) return pause();
-  if (Number(at("step").value) === frames.length - 1) at("step").value = 0;
-  show(Number(at("step").value));
+  show(shown === frames.length - 1 ? 0 : shown);
   timer = setTimeout(advance, 400);
   at("play").textContent = "Pause";
 }
@@ -227,7 +227,8 @@ function tooltip(node, { data, chosen }) {
     name.textContent = piece.trim() === "" ? JSON.stringify(piece) : piece.trim();
     bar.value = Math.exp(logprob);
     share.className = "share";
-    share.textContent = `${(100 * Math.exp(logprob)).toPrecision(2).replace(/e.*/, "")} %`;
+    const percent = 100 * Math.exp(logprob);
+    share.textContent = percent < 0.1 ? "< 0.1 %" : `${Number(percent.toPrecision(2))} %`;
     item.append(name, bar, share);
     list.append(item);
   }

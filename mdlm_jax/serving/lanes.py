@@ -117,10 +117,11 @@ class Lane:
         asked = time.monotonic()
         told = self._called(words, *self._ticks())
         answered = time.monotonic()
-        self._count(rounds=1, ticks=told.ticks, **self._tell(told, answered))
         on_device = answered - asked
+        self._count_rows(told, on_device)
+        self._tell(told, answered)
         on_host = time.monotonic() - begun - on_device
-        self._count(device_seconds=on_device, host_seconds=on_host)
+        self._count(host_seconds=on_host)
         self.host_seconds = _recent(self.host_seconds, on_host)
         if told.ticks:
             a_tick = max(on_device - self.call_seconds, 0) / told.ticks
@@ -180,27 +181,32 @@ class Lane:
                 entry.tell(why)
         return stopped
 
-    def _tell(self, told: programs.Told, now: float) -> dict[str, int]:
-        """Tells the listeners of a round; returns what to count."""
-        finished = []
+    def _tell(self, told: programs.Told, now: float) -> None:
+        """Tells the listeners of a round, and frees the slots of rows that are done."""
         for slot, entry in enumerate(self.held):
             if entry is None:
                 continue
             done = bool(told.done[slot])
             if done:
                 self.held[slot] = None
-                finished.append(slot)
             if done or entry.is_due(now):
                 of_row = (told.tokens[slot], told.step[slot], told.log_prob[slot])
                 entry.tell(Written(*of_row, int(told.evaluations[slot]), done))
-        if not finished:
-            return {}
-        self._refused = 0
-        return {
-            "rows": len(finished),
-            "evaluations": int(told.evaluations[finished].sum()),
-            "tokens": int((told.step[finished] >= 0).sum()),
-        }
+
+    def _count_rows(self, told: programs.Told, seconds: float) -> None:
+        """Counts a round before anybody is told of it."""
+        held = np.array([entry is not None for entry in self.held])
+        finished = np.flatnonzero(held & told.done)
+        if len(finished):
+            self._refused = 0
+        self._count(
+            rounds=1,
+            ticks=told.ticks,
+            rows=len(finished),
+            evaluations=int(told.evaluations[finished].sum()),
+            tokens=int((told.step[finished] >= 0).sum()),
+            device_seconds=seconds,
+        )
 
     def _count(self, **more: Any) -> None:
         """Adds to the counts."""

@@ -42,18 +42,17 @@ class Entry:
         return due
 
     def tell(self, event: Event) -> None:
-        """Calls the listener. One that raises gets no more events, and its row is given up."""
+        """Counts a last event, and calls the listener. If that raises, its row is given up."""
         if self.ended:
             return
+        if isinstance(event, Failed) or event.done:
+            self.ended = True
+            self.outcomes["done" if isinstance(event, Written) else event.reason] += 1
         try:
             self.listener(event)
         except Exception:
             _LOG.exception("a listener raised; its job is given up")
-            event = Failed("cancelled", "its listener raised")
             self.cancelled = True
-        if isinstance(event, Failed) or event.done:
-            self.ended = True
-            self.outcomes["done" if isinstance(event, Written) else event.reason] += 1
 
     def given_up(self, now: float) -> Failed | None:
         """Why the job is not to go on, if it is not."""

@@ -21,7 +21,7 @@ from mdlm_jax.serving.plans import Wanted
 from mdlm_jax.serving.texts import Read, Row, Token
 
 _LOG = logging.getLogger(__name__)
-_ALIVE = 15.0  # seconds of silence after which a stream says that it is still there
+_ALIVE = 5.0  # seconds of silence after which a stream says that it is still there
 
 
 class Front(NamedTuple):

@@ -123,16 +123,20 @@ def main() -> int:
 
     from mdlm_jax.serving.api.limits import Limits
     from mdlm_jax.serving.engine import Engine
+    from mdlm_jax.serving.metrics import Metrics
 
     print(command_line.compiling(), file=sys.stderr, flush=True)
     engine = Engine(queue=_QUEUE.value)
     served = load(engine)
+    watching = Metrics(engine, served.catalog)
     made = app.make_app(
         engine,
         served.catalog,
         limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value),
         keys=keys,
         cors=_CORS.value,
+        mounts={"/metrics": watching},
+        tell=guards.all_of(guards.log, watching.tell),
     )
     print(f"{', '.join(served.names)} is served at {listening.address}", flush=True)
     with served.following:

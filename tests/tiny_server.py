@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import openai
 
-from mdlm_jax.serving import offers
-from mdlm_jax.serving.api import app, server
+from mdlm_jax.serving import metrics, offers
+from mdlm_jax.serving.api import app, guards, server
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.writing import requests
 
@@ -52,9 +52,11 @@ def running(models, *, queue=64, engine=None, how=HOW, **options):
 
 @contextlib.contextmanager
 def answering(engine, catalog, *, api_key="none", drain=5.0, **options):
-    """Serves a catalog, with options of `make_app`."""
+    """Serves a catalog, with options of `make_app`, and its metrics."""
     told = []
-    made = app.make_app(engine, catalog, tell=told.append, **options)
+    watching = metrics.Metrics(engine, catalog)
+    tell = guards.all_of(told.append, watching.tell)
+    made = app.make_app(engine, catalog, tell=tell, mounts={"/metrics": watching}, **options)
     listening = server.listen("127.0.0.1", 0)
     uvicorn_server = server.Server(made, drain, engine)
     thread = threading.Thread(target=uvicorn_server.run, args=([listening.socket],))

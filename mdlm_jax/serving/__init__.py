@@ -15,6 +15,7 @@
 | `waiting` | jobs that wait for a slot |
 | `checking` | jobs are checked before they wait |
 | `stats` | what an engine tells of itself |
+| `metrics` | what a replica counts, for Prometheus; the extra `serve` |
 | `compilations` | counts what is compiled where nothing should be |
 | `kinds` | what a compiled program depends on |
 | `programs` | the compiled programs of one kind of rows |

@@ -62,6 +62,7 @@ def choose(front: Front, asked: schemas.Options | schemas.Alternatives, request:
     offer = front.catalog.choose(asked.model, key)
     if offer is None:
         raise errors.unknown_model(asked.model, [each.name for each in front.catalog.listed()])
+    request.state.told |= {"model": offer.name}
     return offer
 
 
@@ -136,7 +137,7 @@ async def answer(
     except (jobs.NotTaken, ValueError) as error:
         raise errors.not_taken(error) from None
     answering = _Answering(head(shape, offer, rows), rows, flight, logprobs)
-    request.state.told |= {"id": answering.head.id, "model": offer.name, "rows": len(rows)}
+    request.state.told |= {"id": answering.head.id, "rows": len(rows)}
     if not whole:
         return StreamingResponse(
             _stream(answering, request, asked),
@@ -210,6 +211,7 @@ class _Answering(NamedTuple):
 async def _stream(
     answering: _Answering, request: Request, asked: schemas.Options
 ) -> AsyncIterator[bytes]:
+    request.state.told |= {"status": 499}  # unless it is told to its end
     try:
         async with answering.flight.watched(request):
             async for piece in _pieces(answering, request, asked):
@@ -260,6 +262,7 @@ async def _pieces(
     request.state.told |= usage
     if with_usage:
         yield _event({**made_of.json(shape.piece), "choices": [], "usage": usage})
+    request.state.told |= {"status": 200}
     yield b"data: [DONE]\n\n"
 
 

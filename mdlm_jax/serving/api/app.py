@@ -9,6 +9,7 @@ from fastapi import Body, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import mdlm_jax
@@ -37,7 +38,7 @@ def make_app(
       limits: of a request.
       keys: of which a request to the API must send one; () for an open server.
       cors: origins of other pages that may ask it; "*" for all.
-      mounts: further apps, by their path, such as "/metrics".
+      mounts: further apps, objects, by their exact path, such as "/metrics".
       tell: is called with what became of each request.
     """
 
@@ -47,7 +48,7 @@ def make_app(
     _add_api(app, front)
     _add_health(app, engine)
     for path, mounted in (mounts or {}).items():
-        app.mount(path, mounted)
+        app.router.routes.append(Route(path, mounted))
     _add_page(app)
     app.add_middleware(guards.Bodies, most=limits.body)
     if keys:

@@ -40,6 +40,16 @@ def log(told: Told) -> None:
     _LOG.info(" ".join(f"{name}={value}" for name, value in told.items()))
 
 
+def all_of(*tells: Callable[[Told], None]) -> Callable[[Told], None]:
+    """Tells each of them."""
+
+    def tell(told: Told) -> None:
+        for each in tells:
+            each(told)
+
+    return tell
+
+
 class Requests:
     """Tells what became of each request, and gives it an id."""
 

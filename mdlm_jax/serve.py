@@ -83,7 +83,9 @@ _SLOTS = flags.DEFINE_integer(
 _QUEUE = flags.DEFINE_integer(
     "queue", 256, "Rows that wait for a slot at the most; others are refused with 429.", 1
 )
-_ROWS = flags.DEFINE_integer("rows", 64, "Answers of one request at the most.", 1)
+_ROWS = flags.DEFINE_integer(
+    "rows", None, "Answers of one request at the most. Default: 64, or --queue if that is less.", 1
+)
 _TIMEOUT = flags.DEFINE_float(
     "timeout", 120.0, "Seconds after which a request is given up with 504; it may ask for less.", 0
 )
@@ -132,7 +134,7 @@ def main() -> int:
     made = app.make_app(
         engine,
         served.catalog,
-        limits=Limits(rows=_ROWS.value, timeout=_TIMEOUT.value),
+        limits=Limits(rows=_ROWS.value or min(64, _QUEUE.value), timeout=_TIMEOUT.value),
         keys=keys,
         cors=_CORS.value,
         mounts={"/metrics": watching},
@@ -147,6 +149,8 @@ def _check_flags() -> None:
     places = [name for name in ("workdir", "checkpoint", "model") if flags.FLAGS[name].value]
     if len(places) != 1:
         raise ValueError("give one of --workdir, --checkpoint and --model")
+    if (_ROWS.value or 1) > _QUEUE.value:
+        raise ValueError(f"--rows={_ROWS.value} of a request could never wait: --queue is less")
     of_model = _MODEL.value
     for name in ("weights", "step", "steps", "name") if of_model else ("follow",):
         if flags.FLAGS[name].present:

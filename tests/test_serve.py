@@ -36,6 +36,7 @@ def test_what_cannot_be_served_is_one_line(folder):
             "strategy 'fast' must be one of": [here, "--strategies=fast"],
             "it is factor(value)": [here, "--strategies=exact_count, factor"],
             "Address already in use": [here, port],
+            "--rows=8 of a request could never wait": [here, "--rows=8", "--queue=4"],
             "no folder at": [f"--workdir={folder}/nothing"],
         }.items():
             done = run("serve", *flags, code=2)

@@ -334,6 +334,8 @@ def _needed(canvas: canvases.Canvas, wanted: Wanted) -> int:
 
 def _as_long(canvas: canvases.Canvas, length: int, model: Model) -> canvases.Canvas:
     """The canvas with padding up to the length, or without some of it."""
+    if canvas.tokens.shape[1] == length:
+        return canvas
 
     def long(x: np.ndarray, padding: int) -> np.ndarray:
         missing = max(length - x.shape[1], 0)

@@ -5,6 +5,7 @@ open, and only characters that nothing which follows can change: told piece by p
 that is told at the end.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -229,7 +230,12 @@ def looks_ahead(tokenizer: Tokenizer) -> int:
     """The tokens behind a place that its text may depend on."""
     if tokenizer.decoder is None:
         return 0
-    told = json.loads(tokenizer.decoder.__getstate__())
+    return _looks_ahead(tokenizer.decoder.__getstate__())
+
+
+@functools.lru_cache(maxsize=64)
+def _looks_ahead(decoder: bytes) -> int:
+    told = json.loads(decoder)
     parts = [told, *told.get("decoders", ())]
     return 0 if {part["type"] for part in parts} <= _APPENDING else _LOOKS_AHEAD
 

@@ -172,6 +172,12 @@ class _Answering(NamedTuple):
         offer = self.head.offer
         return texts.read(self.rows[index], written, offer.model.tokenizer, offer.mask_id)
 
+    def grew(self, index: int, written: jobs.Written, ahead: list[int]) -> bool:
+        """Whether more of a row is final than `ahead` says, which is noted; most steps add none."""
+        row, before = self.rows[index], ahead[index]
+        ahead[index] = len(texts.final_places(row, written, self.head.offer.mask_id))
+        return written.done or ahead[index] > before
+
     async def finished(self, index: int, written: jobs.Written) -> Done | None:
         """The answer, if the row is done or a stop ended it."""
         made = self.read(index, written)
@@ -239,7 +245,7 @@ async def _pieces(
 
     count = len(answering.rows)
     yield piece(*(shape.delta(index, "", None, None) for index in range(count)))
-    sent, done = [""] * count, dict[int, Done]()
+    sent, ahead, done = [""] * count, [-1] * count, dict[int, Done]()
     async for event in answering.flight.events(_ALIVE):
         if event is None:
             yield b": still there\n\n"
@@ -247,6 +253,8 @@ async def _pieces(
         index, written = event
         if asked.canvases:
             yield await _canvas(answering, index, written)
+        if not answering.grew(index, written, ahead):
+            continue
         made = answering.read(index, written)
         fresh = texts.fresh(sent[index], made)
         sent[index] += fresh

@@ -59,7 +59,7 @@ def make_app(
             CORSMiddleware,
             allow_origins=[*cors],
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Key"],
+            allow_headers=["*"],  # clients of OpenAI's API send some of their own
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app

@@ -77,7 +77,9 @@ class Requests:
             await self.app(scope, receive, answer)
         finally:
             first = told.pop("first", None)
-            line = {"id": told.pop("id"), "method": scope["method"], "path": scope["path"]}
+            # As it was sent: decoded it may hold line ends, which would be lines of the log.
+            path = scope.get("raw_path", b"").decode("ascii", "backslashreplace") or scope["path"]
+            line = {"id": told.pop("id"), "method": scope["method"], "path": path}
             line |= {"status": told.pop("status", status), **told}
             if first is not None:
                 line["first_ms"] = round(1000 * (first - began))

@@ -163,7 +163,7 @@ def test_other_pages_may_ask_where_they_are_named(tiny, server):
     asked = {
         "Origin": "https://example.org",
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization,content-type",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
     }
     with tiny_server.running(
         {"tiny": tiny}, cors=["https://example.org"], keys=[b"key"], api_key="key"
@@ -193,3 +193,6 @@ def test_the_log_tells_of_every_request_but_its_text(server):
     assert stream["first_ms"] <= stream["ms"] and stream["evaluations"] == 4
     assert refused["status"] == 400 and refused["path"] == "/v1/completions"
     assert not any(word in str(server.told) for word in ("secret", "words"))
+    httpx.get(f"{server.address}/no%0Astatus=200")
+    tiny_server.wait_until(lambda: len(server.told) == before + 4)
+    assert server.told[-1]["path"] == "/no%0Astatus=200"

@@ -1,5 +1,6 @@
 """Texts over HTTP, asked for by OpenAI's client."""
 
+import concurrent.futures
 import itertools
 import json
 
@@ -205,3 +206,21 @@ def _law(tiny, prompt, written, position):
     at = jax.tree.map(lambda x: x[0, place][None], hidden.at)
     row = jax.tree.map(lambda x: x[:1], hidden.row)
     return np.asarray(jax.nn.log_softmax(tiny.denoiser.readout(at, row)[0]))
+
+
+def test_requests_at_once_are_answered_as_alone(server):
+    """To the bit: what many clients ask at a time, of every kind of strategy."""
+    strategies = ("exact_count", "threshold(0.5)", "remask(cap, 0.05)")
+    asked = [
+        {"prompt": f"the {{mask:{size}}} mill", "seed": size, "strategy": strategy, "logprobs": 0}
+        for size in (3, 9, 20)
+        for strategy in strategies
+    ]
+
+    def choices(fields):
+        return [choice.model_dump() for choice in ask(server, **fields).choices]
+
+    alone = [choices(fields) for fields in asked]
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        assert [*pool.map(choices, asked)] == alone
+        assert [*pool.map(choices, asked[::-1])] == alone[::-1]

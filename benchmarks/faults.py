@@ -1,6 +1,6 @@
 """Faults of regions under load, and what clients of the gateway get: a table.
 
-    python -m benchmarks.faults [--faults=200] [--clients=16] [--seed=0]
+    python -m benchmarks.faults [--faults=200] [--clients=16] [--down=2] [--retry_share=0.2]
     python -m benchmarks.faults --workdir=RUN [--regions=2] [--faults=20]
 
 Three regions stand behind wires and a gateway. At random moments a region is killed and started
@@ -19,6 +19,7 @@ import dataclasses
 import json
 import platform
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,6 @@ from benchmarks.fleet import FailingRegion, Gateway, Process, Server, Wire, call
 KINDS = ("kill", "hang", *sorted(failing_wire.MODES), "garbage")
 GRACE = 1.0  # seconds after its deadline in which a request must have ended
 _GARBAGE = ("bad_json", "binary", "end", "error_event", "html", "no_fingerprint", "not_http")
-_LIMITS = {"deadline_s": 20.0, "tries": 5, "retry_burst": 50.0}
 _EACH = {
     "connect_s": 0.5, "first_byte_s": 2.0, "between_bytes_s": 1.0, "whole_s": 3.0,
     "breaker_open_s": 0.5, "breaker_open_most_s": 2.0,
@@ -121,7 +121,7 @@ async def ask(
             end = _judged(response.status, response.content_type, raw, body["stream"], texts)
     except TimeoutError:
         end = "HUNG"
-    except (Wrong, aiohttp.ClientError, ValueError, KeyError) as error:
+    except (Wrong, aiohttp.ClientError, ValueError, LookupError) as error:
         print(f"WRONG: {error!r} of {body}", file=sys.stderr)
         end = "WRONG"
     ended = time.monotonic()
@@ -167,9 +167,9 @@ def _code(answer: dict[str, Any]) -> str:
     return error["code"]
 
 
-async def strike(place: Place, fault: Fault, draw: random.Random) -> None:
+async def strike(place: Place, fault: Fault, draw: random.Random, most: asyncio.Semaphore) -> None:
     """One fault, from its beginning until the region is well again."""
-    async with place.free:
+    async with place.free, most:
         fault.begun = time.monotonic()
         region = place.region
         if fault.kind == "kill":
@@ -194,7 +194,14 @@ async def strike(place: Place, fault: Fault, draw: random.Random) -> None:
 
 
 async def run(
-    places: list[Place], gateway: Gateway, asked: list[Any], faults: int, clients: int, seed: int
+    places: list[Place],
+    gateway: Gateway,
+    asked: list[Any],
+    *,
+    faults: int,
+    clients: int,
+    down: int,
+    seed: int,
 ) -> tuple[list[Fault], list[Seen]]:
     """Load and faults, until all faults are over."""
     draw, done, seen = random.Random(seed), asyncio.Event(), list[Seen]()
@@ -212,10 +219,10 @@ async def run(
         kinds = [KINDS[number % len(KINDS)] for number in range(faults)]
         draw.shuffle(kinds)
         struck = [Fault(kind, float("inf")) for kind in kinds]
-        running = set()
+        running, most = set[asyncio.Task[None]](), asyncio.Semaphore(down)
         for fault in struck:
-            await asyncio.sleep(draw.uniform(0.0, 0.8))
-            running.add(asyncio.create_task(strike(draw.choice(places), fault, draw)))
+            await asyncio.sleep(draw.uniform(0.0, 1.0))
+            running.add(asyncio.create_task(strike(draw.choice(places), fault, draw, most)))
             if len(running) > 2 * len(places):
                 _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.gather(*running)
@@ -279,8 +286,19 @@ def metrics(gateway: Gateway) -> dict[str, float]:
     return {name: float(value) for name, _, value in parted}
 
 
+def _tries(counted: dict[str, float]) -> dict[str, int]:
+    """Tries by result, over all regions."""
+    found: dict[str, int] = {}
+    for name, value in counted.items():
+        if result := re.match(r'mdlm_gateway_tries_total\{.*result="(\w+)"', name):
+            found[result[1]] = found.get(result[1], 0) + int(value)
+    return found
+
+
 @contextlib.contextmanager
-def fleet(regions: int, workdir: str | None, folder: Path) -> Iterator[tuple[list[Place], Gateway]]:
+def fleet(
+    regions: int, workdir: str | None, folder: Path, retry_share: float
+) -> Iterator[tuple[list[Place], Gateway]]:
     """Regions behind wires, and the gateway before them."""
     with contextlib.ExitStack() as stack:
         started: list[Process] = []
@@ -291,8 +309,9 @@ def fleet(regions: int, workdir: str | None, folder: Path) -> Iterator[tuple[lis
         for place in places:
             stack.callback(place.wire.kill)
         urls = {f"region-{number}": place.wire.url for number, place in enumerate(places)}
+        limits = {"retry_share": retry_share, "retry_burst": max(20.0, 100 * retry_share)}
         gateway = Gateway(
-            folder, urls, gateway=_LIMITS, every_region=_EACH, log=folder / "gateway.log"
+            folder, urls, gateway=limits, every_region=_EACH, log=folder / "gateway.log"
         )
         stack.callback(gateway.kill)
         gateway.await_ready()
@@ -305,14 +324,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--regions", type=int, default=3)
+    parser.add_argument("--down", type=int, default=0, help="regions at once, by default all but 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=10.0, help="the most of a request")
+    parser.add_argument("--retry_share", type=float, default=0.2, help="of the gateway")
     parser.add_argument("--workdir", default=None)
     given = parser.parse_args(arguments)
     name = Path(given.workdir).name if given.workdir else failing_region.MODEL
     with (
         tempfile.TemporaryDirectory() as folder,
-        fleet(given.regions, given.workdir, Path(folder)) as (places, gateway),
+        fleet(given.regions, given.workdir, Path(folder), given.retry_share) as (places, gateway),
     ):
         draw = random.Random(given.seed)
         asked = [
@@ -321,7 +342,15 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         begun = time.monotonic()
         faults, seen = asyncio.run(
-            run(places, gateway, asked, given.faults, given.clients, given.seed)
+            run(
+                places,
+                gateway,
+                asked,
+                faults=given.faults,
+                clients=given.clients,
+                down=given.down or given.regions - 1,
+                seed=given.seed,
+            )
         )
         seconds = time.monotonic() - begun
         left, counted = leaked(places, gateway), metrics(gateway)
@@ -340,6 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
         "wrong": ends["WRONG"],
         "hung": ends["HUNG"],
         "still_running": left,
+        "tries": _tries(counted),
         "continued": int(counted["mdlm_gateway_streams_continued_total"]),
         "hedges": int(counted["mdlm_gateway_hedges_total"]),
         "retries_refused": int(counted["mdlm_gateway_retries_refused_total"]),

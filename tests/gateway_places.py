@@ -20,7 +20,7 @@ from mdlm_jax.serving.gateway.app import make_app
 PROMPT = "a text of a user"
 BODY = {"model": failing_region.MODEL, "prompt": PROMPT, "seed": 5}
 # The breaker and the budget have tests of their own.
-PATIENT = {"breaker_failures": 10_000, "health_failures": 100}
+PATIENT = {"breaker_failures": 10_000, "breaker_least": 10_000, "health_failures": 100}
 SOON = {"health_every_s": 0.2, "health_timeout_s": 0.5}
 QUICK = {"connect_s": 0.5, "first_byte_s": 1.0, "between_bytes_s": 0.6, "whole_s": 1.5}
 FREE = {"hedge_quantile": 0.0, "retry_burst": 1000.0, "deadline_s": 6.0}

@@ -17,8 +17,9 @@ class Rules:
     """When a breaker opens and closes.
 
     Attributes:
-      failures: how many of the window open it,
-      share: if they are at least this share of the window's results.
+      failures: so many in a row, within the window, open it.
+      share: of the window's results, that are failures, opens it too,
+      least: if the window has so many results.
       window: seconds.
       open_for: seconds until it probes; doubled whenever a probe fails.
       open_most: seconds, the most that doubling gives.
@@ -27,7 +28,8 @@ class Rules:
 
     failures: int = 5
     share: float = 0.5
-    window: float = 30.0
+    least: int = 20
+    window: float = 10.0
     open_for: float = 5.0
     open_most: float = 60.0
     probes: int = 2
@@ -69,6 +71,7 @@ class Breaker:
         self._rules, self._clock = rules, clock
         self._era = 0
         self._results: collections.deque[list[float]] = collections.deque()  # second, good, bad
+        self._row = 0  # failures since the last success
         self._until: float | None = None  # when an open breaker probes; None if closed
         self._open_for = rules.open_for
         self._probing = self._probed = 0
@@ -99,10 +102,16 @@ class Breaker:
             self._probing += 1
         return Permit(self, self._era)
 
+    def probe(self) -> None:
+        """Lets probes through from now on, if it is open: the region gave a sign of life."""
+        if self._until is not None:
+            self._until = min(self._until, self._clock())
+
     def _succeeded(self, era: int) -> None:
         if era != self._era:
             return
         if self._until is None:
+            self._row = 0
             self._count(good=1)
             return
         self._probing -= 1
@@ -120,7 +129,9 @@ class Breaker:
             self._open()
             return
         good, bad = self._count(bad=1)
-        if bad >= self._rules.failures and bad >= self._rules.share * (good + bad):
+        self._row = min(self._row + 1, int(bad))  # what is older than the window is forgotten
+        many = good + bad >= self._rules.least and bad >= self._rules.share * (good + bad)
+        if many or self._row >= self._rules.failures:
             self._open()
 
     def _released(self, era: int) -> None:
@@ -133,7 +144,7 @@ class Breaker:
 
     def _begin_era(self) -> None:
         self._era += 1
-        self._probing = self._probed = 0
+        self._probing = self._probed = self._row = 0
         self._results.clear()
 
     def _count(self, good: int = 0, bad: int = 0) -> tuple[float, float]:

@@ -41,9 +41,13 @@ class Budget:
         """Counts a request of a user."""
         self._add(self._share)
 
-    def withdraw(self) -> bool:
-        """Takes a token for a retry; False if there is none."""
-        if self.tokens < 1:
+    def withdraw(self, *, spare: float = 0.0) -> bool:
+        """Takes a token for a retry; False if there is none.
+
+        Args:
+          spare: the share of the burst that must be left, for what matters more.
+        """
+        if self.tokens < 1 + spare * self._burst:
             return False
         self._tokens -= 1
         return True

@@ -80,6 +80,7 @@ class Exchange:
             target, body, self._request.headers, begun=self._begun, deadline_s=deadline_s
         )
         self._made.caller = self._asked.caller
+        self._gateway.budget.requested()
         work = self._stream() if self._asked.stream else self._whole(ask)
         late = self._asked.left + _GRACE
         try:

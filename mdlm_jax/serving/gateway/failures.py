@@ -16,6 +16,8 @@ STATUS = "status"  # 5xx, or an error within a stream
 TIMEOUT = "timeout"  # of the try
 VERSION = "version"  # of another version than the text that was begun
 
+IDLE = (ABSENT, CONNECT)  # for which a region did nothing
+
 _TYPES = {429: "rate_limit_error", 504: "timeout_error"}
 
 

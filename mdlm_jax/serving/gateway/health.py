@@ -11,6 +11,7 @@ import aiohttp
 from mdlm_jax.serving.gateway import regions
 from mdlm_jax.serving.gateway.chain import Standing
 
+_LEAST = 0.05  # seconds between checks, whatever is suspected
 _LOG = logging.getLogger(__name__)
 
 
@@ -25,8 +26,8 @@ async def watched(standings: list[Standing], session: aiohttp.ClientSession) -> 
 
 
 async def _watch(standing: Standing, session: aiohttp.ClientSession) -> None:
-    every = standing.region.health_every_s
     while True:
+        standing.suspected.clear()
         good = await _is_healthy(standing, session)
         before = standing.healthy
         standing.checked(good)
@@ -37,7 +38,10 @@ async def _watch(standing: Standing, session: aiohttp.ClientSession) -> None:
             standing.key = regions.read_key(standing.region)
         except (OSError, ValueError) as error:
             _LOG.error("region %s keeps its old key: %s", standing.region.name, error)
-        await asyncio.sleep(every * random.uniform(0.9, 1.1))  # gateways begin together
+        await asyncio.sleep(_LEAST)
+        with contextlib.suppress(TimeoutError):
+            seconds = standing.check_in * random.uniform(0.9, 1.1)  # gateways begin together
+            await asyncio.wait_for(standing.suspected.wait(), seconds)
 
 
 async def _is_healthy(standing: Standing, session: aiohttp.ClientSession) -> bool:

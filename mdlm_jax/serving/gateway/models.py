@@ -42,7 +42,8 @@ def _models(body: bytes) -> list[dict[str, Any]]:
 
 
 async def _of(gateway: Gateway, standing: Standing, asked: Asked, made: Round) -> Answer | None:
-    permit = None if standing.waits(made.caller) else standing.breaker.permit()
+    waits = standing.healthy is False or standing.waits(made.caller)
+    permit = None if waits else standing.breaker.permit()
     if permit is None:
         return None
     try:

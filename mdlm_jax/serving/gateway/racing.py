@@ -20,6 +20,8 @@ from mdlm_jax.serving.gateway.regions import Limits
 from mdlm_jax.serving.gateway.tries import Place, Stream
 
 _BACKOFF, _BACKOFF_MOST = 0.05, 1.0  # seconds before a region is tried again
+_PATIENCE, _LOOK = 1.0, 0.05  # seconds that a request waits for a free region, and between looks
+_SPARE = 0.5  # of the budget, that hedges leave to retries
 
 Result = Answer | Stream
 
@@ -67,7 +69,7 @@ async def race(
     """
     running: dict[asyncio.Task[Result], _Running] = {}
     try:
-        _start(gateway, asked, made, begin, running)
+        await _start(gateway, asked, made, begin, running)
         hedged = False
         while True:
             wait = None if hedged else _hedge_in(gateway, asked, running)
@@ -80,7 +82,7 @@ async def race(
                     _tell_slow(asked, running)
                     return won
             if not running:
-                _start(gateway, asked, made, begin, running)
+                await _start(gateway, asked, made, begin, running)
     finally:
         for task, each in running.items():
             each.permit.released()
@@ -128,7 +130,7 @@ def failed(
     gateway.metrics.tries.labels(standing.region.name, failure.kind).inc()
 
 
-def _start(
+async def _start(
     gateway: Gateway,
     asked: Asked,
     made: Round,
@@ -146,15 +148,31 @@ def _start(
         raise Unanswered([*made.failures, late], "the deadline has passed")
     if count >= gateway.limits.tries:
         raise Unanswered(made.failures, f"after {count} tries")
-    chosen = gateway.chain.choose(made)
+    chosen = await _free(gateway, asked, made)
     if chosen is None:
         reason = "no other region is free" if count else "no region is free"
         raise Unanswered(made.failures, reason, gateway.chain.retry_after(made.caller))
-    if count and not gateway.budget.withdraw():
+    if _costs(made) and not gateway.budget.withdraw():
         chosen[1].released()
         gateway.metrics.no_budget.inc()
         raise Unanswered(made.failures, "too many retries at present")
     _run(gateway, made, *chosen, begin, running)
+
+
+async def _free(gateway: Gateway, asked: Asked, made: Round) -> tuple[Standing, Permit] | None:
+    """A region that may be asked, after a short wait where it helps; None if there is none."""
+    until = time.monotonic() + min(_PATIENCE, asked.left)
+    while (chosen := gateway.chain.choose(made)) is None:
+        soon = gateway.chain.retry_after(made.caller) <= _PATIENCE
+        if not soon or gateway.chain.hopeless(made) or time.monotonic() >= until:
+            break
+        await asyncio.sleep(_LOOK)
+    return chosen
+
+
+def _costs(made: Round) -> bool:
+    """Whether a region may have worked for the request: only then is one more try more load."""
+    return any(failure.kind not in failures.IDLE for failure in made.failures)
 
 
 def _hedge_in(
@@ -182,7 +200,7 @@ def _hedge(
     chosen = gateway.chain.choose(made, anew=True)
     if chosen is None:
         return
-    if not gateway.budget.withdraw():
+    if not gateway.budget.withdraw(spare=_SPARE):
         chosen[1].released()
         gateway.metrics.no_budget.inc()
         return

@@ -32,9 +32,10 @@ class Region:
       health_every_s: between two checks.
       health_timeout_s: of a check.
       health_failures: failed checks in a row after which a region is left out; one that succeeds
-        brings it back.
+        brings it back. A try that breaks is followed by a check at once.
       retry_after_most_s: a longer Retry-After is taken for this.
       breaker_failures: see `breaker.Rules`; likewise the others.
+      breaker_least: the same.
       breaker_share: the same.
       breaker_window_s: the same.
       breaker_open_s: the same.
@@ -56,7 +57,8 @@ class Region:
     retry_after_most_s: float = _number(30.0, 0.0)
     breaker_failures: int = _number(5, 1, 10_000)
     breaker_share: float = _number(0.5, 0.0, 1.0)
-    breaker_window_s: float = _number(30.0, 1.0)
+    breaker_least: int = _number(20, 1, 10_000)
+    breaker_window_s: float = _number(10.0, 1.0)
     breaker_open_s: float = _number(5.0, 0.001)
     breaker_open_most_s: float = _number(60.0, 0.001)
     breaker_probes: int = _number(2, 1, 100)
@@ -67,6 +69,7 @@ class Region:
         return breaker.Rules(
             failures=self.breaker_failures,
             share=self.breaker_share,
+            least=self.breaker_least,
             window=self.breaker_window_s,
             open_for=self.breaker_open_s,
             open_most=max(self.breaker_open_s, self.breaker_open_most_s),

@@ -1,5 +1,7 @@
 """The circuit breaker against a model that is told in a few words: hypothesis plays both."""
 
+import itertools
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -37,6 +39,17 @@ def test_failures_open_it_and_time_lets_probes_through():
     assert breaker.state == CLOSED
 
 
+def test_a_sign_of_life_lets_probes_through_at_once():
+    breaker, _ = opened()
+    breaker.probe()
+    assert breaker.state == HALF_OPEN
+    breaker.permit().failed()
+    assert breaker.state == OPEN and breaker.opens_in == 10.0
+    closed = Breaker(Rules(), Clock())
+    closed.probe()
+    assert closed.state == CLOSED
+
+
 def test_a_failed_probe_doubles_the_wait_up_to_the_most():
     breaker, clock = opened()
     waits = []
@@ -53,14 +66,31 @@ def test_a_failed_probe_doubles_the_wait_up_to_the_most():
     assert breaker.opens_in == 5.0, "closed for once, it begins anew"
 
 
-def test_a_share_of_failures_below_the_rule_leaves_it_closed():
-    breaker = Breaker(Rules(failures=5, share=0.5), Clock())
-    for _ in range(50):
+@pytest.mark.parametrize("pattern", ["bgg", "bbg", "bg"])
+def test_a_share_of_failures_opens_it_where_none_are_in_a_row(pattern):
+    breaker = Breaker(Rules(failures=5, share=0.5, least=20), Clock())
+    bad = 0
+    for count, result in enumerate(itertools.islice(itertools.cycle(pattern), 99), 1):
+        permit = breaker.permit()
+        permit.failed() if result == "b" else permit.succeeded()
+        bad += result == "b"
+        if breaker.state == OPEN:
+            assert count >= 20 and bad >= 0.5 * count
+            return
+        assert count < 20 or bad < 0.5 * count or result == "g"
+    assert pattern == "bgg"
+
+
+def test_failures_in_a_row_open_it_whatever_was_before():
+    breaker = Breaker(Rules(failures=5), Clock())
+    for _ in range(1000):
         breaker.permit().succeeded()
-    for _ in range(49):
+    for _ in range(4):
         breaker.permit().failed()
+    breaker.permit().succeeded()
+    for _ in range(5):
         assert breaker.state == CLOSED
-    breaker.permit().failed()
+        breaker.permit().failed()
     assert breaker.state == OPEN
 
 
@@ -138,6 +168,11 @@ class Machine(RuleBasedStateMachine):
             permit.failed()
         else:
             getattr(permit, how)()
+
+    @rule()
+    def probe(self):
+        self.breaker.probe()
+        assert self.breaker.state != OPEN
 
     @rule(seconds=st.floats(0.0, 12.0))
     def wait(self, seconds):

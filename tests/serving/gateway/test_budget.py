@@ -28,6 +28,12 @@ def test_retries_never_exceed_burst_share_and_floor(events, share, per_second):
         assert retries <= burst + share * requests + per_second * (now[0] - 5.0) + 1e-6
 
 
+def test_hedges_leave_what_retries_may_need():
+    budget = Budget(0.0, 10.0, 0.0, clock=lambda: 0.0)
+    hedges = sum(budget.withdraw(spare=0.5) for _ in range(20))
+    assert hedges == 5 and sum(budget.withdraw() for _ in range(20)) == 5
+
+
 def test_a_share_is_what_is_left_in_the_long_run():
     budget = Budget(0.2, 10.0, 0.0, clock=lambda: 0.0)
     allowed = 0

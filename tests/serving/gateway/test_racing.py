@@ -18,6 +18,7 @@ from gateway_places import (
     post,
     wait_until,
 )
+from gateway_places import Running as Nowhere
 
 from benchmarks.fleet import call
 
@@ -132,6 +133,37 @@ def test_hedges_and_retries_share_one_budget(well):
         assert metrics(gateway)["mdlm_gateway_retries_refused_total"] == 1.0
 
 
+def test_requests_fill_the_budget(well):
+    first, second = well
+    half = {"retry_burst": 2.0, "retry_share": 0.5, "retries_per_s": 0.0}
+    with before(first, second, limits=half) as gateway:
+        first.control(mode="status", status=500)
+        ends = []
+        for _ in range(20):
+            status, _, _ = post(gateway, BODY)
+            ends.append(status)
+    assert ends == [200, 200, *[200, 502] * 9], "2 of the burst, then each second one"
+
+
+def test_who_refuses_connections_costs_no_budget(well):
+    gone, second = Nowhere("http://127.0.0.1:1"), well[1]
+    none = {"retry_burst": 0.0, "retry_share": 0.0, "retries_per_s": 0.0}
+    with before(gone, second, limits=none) as gateway:
+        assert ask(gateway) == ask(gateway, stream=False) == expected()
+
+
+def test_a_broken_try_is_followed_by_a_health_check(well):
+    """Long before the next regular one: others are not sent where one broke."""
+    first, second = well
+    rare = {"health_every_s": 60.0, "health_failures": 2}
+    with before(first, second, each=rare) as gateway:
+        first.control(ready=False, mode="reset", after=2, times=1)
+        assert ask(gateway) == expected()
+        wait_until(
+            lambda: not call(gateway.url + "/readyz")[1]["regions"]["a"]["healthy"], seconds=2.0
+        )
+
+
 def test_a_region_that_keeps_failing_is_asked_no_more_until_a_probe_succeeds(well):
     first, second = well
     rules = {"breaker_failures": 3, "breaker_open_s": 1.0, "breaker_probes": 1}
@@ -155,6 +187,23 @@ def test_a_region_that_keeps_failing_is_asked_no_more_until_a_probe_succeeds(wel
         assert call(gateway.url + "/readyz")[1]["regions"]["a"]["breaker"] == "closed"
 
 
+def test_a_request_waits_a_moment_for_a_region_to_be_free(well):
+    first, _ = well
+    rules = {"breaker_failures": 1, "breaker_open_s": 0.4, "breaker_open_most_s": 3.0}
+    with before(first, each=rules, limits={"tries": 1}) as gateway:
+        first.control(mode="status", status=500, times=1)
+        assert post(gateway, BODY)[0] == 502
+        begun = time.monotonic()
+        assert ask(gateway) == expected() and time.monotonic() - begun > 0.3
+        first.control(mode="status", status=500)
+        for _ in range(5):
+            status, body, headers = post(gateway, BODY)
+        begun = time.monotonic()
+        status, body, headers = post(gateway, BODY)
+        assert status == 503 and json.loads(body)["error"]["code"] == "no_region"
+        assert headers["retry-after"] in ("2", "3") and time.monotonic() - begun < 0.3
+
+
 def test_an_unhealthy_region_is_left_out_and_comes_back(well):
     first, second = well
     with before(first, second, each={"health_failures": 2}) as gateway:
@@ -168,9 +217,12 @@ def test_an_unhealthy_region_is_left_out_and_comes_back(well):
         assert ask(gateway) == expected() and len(first.stats()["asked"]) == count
         second.control(ready=False)
         wait_until(lambda: call(gateway.url + "/readyz")[0] == 503)
-        status, body, headers = post(gateway, BODY)
-        assert status == 503 and headers["retry-after"] == "1"
-        assert json.loads(body)["error"]["code"] == "no_region"
+        assert ask(gateway) == expected(), "where no check succeeds, who knows"
+        assert call(gateway.url + "/v1/models")[0] == 503
+        second.control(ready=True)
+        wait_until(lambda: healthy("b"))
+        count = len(first.stats()["asked"])
+        assert ask(gateway) == expected() and len(first.stats()["asked"]) == count
         first.control(ready=True)
         wait_until(lambda: healthy("a"))
         assert ask(gateway) == expected() and len(first.stats()["asked"]) == count + 1

@@ -13,7 +13,7 @@ stacked on a leading axis.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from mdlm_jax.networks.parameters import (
 
 __all__ = [
     "Config",
+    "Prepared",
     "block_denoiser",
     "cached_denoiser",
     "causal_block_denoiser",
@@ -48,12 +49,36 @@ __all__ = [
     "logical_axes",
     "logits",
     "padded_leaves",
+    "prepare",
     "row_lengths",
     "select",
 ]
 
 Array = jax.Array
 PyTree = Any
+
+
+class Prepared(NamedTuple):
+    """Parameters as evaluations use them, from `prepare`; all denoisers take them for `params`."""
+
+    encoder: PyTree
+    head: PyTree
+    cast: Array
+
+
+def prepare(params: PyTree, config: Config) -> Prepared:
+    """The parameters as evaluations use them: scales within kernels, and these in their type.
+
+    A denoiser of them is that of `params`, and spares each call the work: for who evaluates often
+    and does not train. Outside of `jax.jit`, what need not change is the same array.
+
+    Args:
+      params: from `init`; prepared ones stay as they are.
+      config: of the parameters.
+    """
+    if isinstance(params, Prepared):
+        return params
+    return _prepared(params, config, config.time_conditioning)
 
 
 def logits(
@@ -309,21 +334,14 @@ def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole:
 
     If `whole`, the encoder runs to its end in the first; otherwise the second finishes it.
     """
-    for path, leaf in jax.tree.leaves_with_path(params):
-        checks.check_not_explicit(name_of(path), leaf)
-    rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    encoder, head = _absorb_scales(params["encoder"], config), params["head"]
-    # Cast here, the weights are cast once for all evaluations of a sampler's loop.
-    cast_kernel = partial(_cast_kernel, dtype=config.compute_dtype)
-    encoder, head = jax.tree.map_with_path(cast_kernel, (encoder, head))
+    if not isinstance(params, Prepared):
+        # Here the weights are cast once for all evaluations of a sampler's loop.
+        params = _prepared(params, config, whole)
+    elif whole != config.time_conditioning:
+        raise ValueError("prepared parameters are for denoisers without dropout: give params")
+    encoder, head, cast = params
     table = encoder["embeddings"]["tokens"]
-    cast = table.astype(config.compute_dtype)
-    if not whole:
-        stack = encoder["blocks"]
-        encoder = encoder | {
-            "blocks": jax.tree.map(lambda x: x[:-1], stack),
-            "last": jax.tree.map(lambda x: x[-1], stack),
-        }
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
     encode = partial(Encoder(config, whole).apply, {"params": encoder}, rngs=rngs)
 
     def project(at: Any) -> Any:  # as Linen's `apply` is typed
@@ -332,6 +350,22 @@ def _halves(params: PyTree, config: Config, dropout_key: Array | None, *, whole:
         return Head(config).apply({"params": head}, at, table, cast)
 
     return encode, project
+
+
+def _prepared(params: PyTree, config: Config, whole: bool) -> Prepared:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        checks.check_not_explicit(name_of(path), leaf)
+    encoder, head = _absorb_scales(params["encoder"], config), params["head"]
+    cast_kernel = partial(_cast_kernel, dtype=config.compute_dtype)
+    encoder, head = jax.tree.map_with_path(cast_kernel, (encoder, head))
+    cast = encoder["embeddings"]["tokens"].astype(config.compute_dtype)
+    if not whole:
+        stack = encoder["blocks"]
+        encoder = encoder | {
+            "blocks": jax.tree.map(lambda x: x[:-1], stack),
+            "last": jax.tree.map(lambda x: x[-1], stack),
+        }
+    return Prepared(encoder, head, cast)
 
 
 def _absorb_scales(encoder: PyTree, config: Config) -> PyTree:

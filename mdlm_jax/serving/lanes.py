@@ -183,15 +183,15 @@ class Lane:
 
     def _tell(self, told: programs.Told, now: float) -> None:
         """Tells the listeners of a round, and frees the slots of rows that are done."""
-        for slot, entry in enumerate(self.held):
+        ends = zip(told.evaluations.tolist(), told.done.tolist(), strict=True)
+        for slot, (entry, (evaluations, done)) in enumerate(zip(self.held, ends, strict=True)):
             if entry is None:
                 continue
-            done = bool(told.done[slot])
             if done:
                 self.held[slot] = None
             if done or entry.is_due(now):
                 of_row = (told.tokens[slot], told.step[slot], told.log_prob[slot])
-                entry.tell(Written(*of_row, int(told.evaluations[slot]), done))
+                entry.tell(Written(*of_row, evaluations, done))
 
     def _count_rows(self, told: programs.Told, seconds: float) -> None:
         """Counts a round before anybody is told of it."""

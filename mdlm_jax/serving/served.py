@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mdlm_jax.diffusion import Strategy
 from mdlm_jax.host import parallel
-from mdlm_jax.runs.families import Blocks
+from mdlm_jax.runs.families import Blocks, network_of
 from mdlm_jax.serving.jobs import Job, Unknown
 from mdlm_jax.serving.kinds import Kind
 from mdlm_jax.serving.lanes import Lane
@@ -23,8 +23,8 @@ class Deployment:
 
     Attributes:
       name: by which jobs name it.
-      params: of the network. Those that lie on a mesh stay there; others are put on `mesh`. Two
-        deployments of the same arrays share them.
+      params: of the network, or what its `prepare` made of them. Those that lie on a mesh stay
+        there; others are put on `mesh`. Two deployments of the same arrays share them.
       encoder: the config of the network.
       lengths: of the rows; each is a compiled shape.
       strategies: the kinds that are offered, by a name for people. Jobs may have other numbers.
@@ -65,7 +65,7 @@ class Served(NamedTuple):
 
     Attributes:
       deployment: what it is of.
-      params: on the mesh.
+      params: on the mesh, in the form that evaluations use.
       mesh: of the parameters.
       lanes: by the kind of their rows.
     """
@@ -105,7 +105,7 @@ def serve(deployment: Deployment, others: Iterable[Served], limit: int) -> Serve
     """
     same = [other for other in others if _same(other.deployment.params, deployment.params)]
     mesh = _mesh_of(deployment)
-    params = same[0].params if same else _placed(deployment.params, mesh)
+    params = same[0].params if same else _prepared(deployment, mesh)
     known = {kind: lane for other in same for kind, lane in other.lanes.items()}
     lanes = {}
     for length in deployment.lengths:
@@ -146,6 +146,12 @@ def _mesh_of(deployment: Deployment) -> Mesh:
     if deployment.mesh is not None:
         return deployment.mesh
     return parallel.make_mesh(devices=jax.local_devices()[:1])
+
+
+def _prepared(deployment: Deployment, mesh: Mesh) -> PyTree:
+    """The parameters in the form that evaluations use, on the mesh; what is the same is shared."""
+    network = network_of(deployment.encoder)
+    return network.prepare(_placed(deployment.params, mesh), deployment.encoder)
 
 
 def _placed(params: PyTree, mesh: Mesh) -> PyTree:

@@ -380,3 +380,26 @@ def test_bad_arguments_are_refused_in_one_line(config, arguments, message):
     tokens, t = arguments.pop("tokens"), arguments.pop("t")
     with pytest.raises(ValueError, match=message):
         bert.denoiser(params_of(config), config, **arguments).encode(tokens, t)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("timed", [False, True])
+def test_prepared_parameters_are_the_parameters(dtype, timed):
+    config = dataclasses.replace(
+        TINY, norm_position="pre", norm="rmsnorm", dtype=dtype, time_conditioning=timed
+    )
+    params = tiny.params_of(config)
+    prepared = bert.prepare(params, config)
+    tokens, t = jnp.arange(12).reshape(2, 6), jnp.array([0.3, 0.9])
+
+    def logits(params):
+        own = bert.denoiser(params, config)
+        at = own.encode(tokens, t).at
+        return own.readout(at.reshape(12, -1), ())
+
+    np.testing.assert_array_equal(logits(prepared), logits(params))
+    assert bert.prepare(prepared, config) is prepared
+    assert prepared.encoder["embeddings"]["tokens"] is params["encoder"]["embeddings"]["tokens"]
+    if not timed:
+        with pytest.raises(ValueError, match="prepared parameters are for denoisers without"):
+            bert.logits(prepared, config, tokens)

@@ -9,6 +9,7 @@ import pytest
 from networks.tiny import BASE, MASK, params_of
 from serving import serving_engines as tiny
 
+from mdlm_jax.networks import bert
 from mdlm_jax.runs.families import Blocks
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.serving.jobs import Unknown
@@ -50,6 +51,15 @@ def test_parameters_on_the_host_are_put_on_the_device_once():
         assert held() - before < BYTES / 4
         rows = [tiny.write(engine, [tiny.job()], name)[0] for name in ("one", "two")]
         assert all(row.done for row in rows)
+
+
+def test_prepared_parameters_write_the_same():
+    """A server need not keep parameters that it does not compute with."""
+    with Engine() as engine:
+        engine.add(tiny.deployment())
+        engine.add(tiny.deployment("prepared", params=bert.prepare(params_of(BASE), BASE)))
+        rows = [tiny.write(engine, [tiny.job()], name)[0] for name in ("tiny", "prepared")]
+    assert tiny.same(*rows)
 
 
 def test_what_is_removed_writes_to_the_end_and_frees_its_memory():

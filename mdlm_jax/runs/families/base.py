@@ -69,6 +69,8 @@ class Network(NamedTuple):
         what the config names, a ValueError if `strict`, else what they run instead.
       select: `(config, parts) -> tree of bool`, the parameters of the named parts.
       distance_to_head: `config -> tree` of whole numbers, for layer-wise learning rates.
+      prepare: `(params, config) -> params` in the form that evaluations use, which all denoisers
+        take too: for who evaluates often and does not train.
       denoiser: `(params, config, batch, label, dropout_key) -> Denoiser` of a batch, which has
         "valid" bool `[B, L]` if rows have padding.
       check_cache: `(config, Cache)`; a ValueError if the network cannot keep that.
@@ -85,6 +87,7 @@ class Network(NamedTuple):
     for_devices: Callable[..., Config]
     select: Callable[[Config, Sequence[str]], PyTree]
     distance_to_head: Callable[[Config], PyTree]
+    prepare: Callable[[PyTree, Config], PyTree]
     denoiser: Callable[..., Denoiser]
     check_cache: Callable[[Config, Cache], None]
     cached_denoiser: Callable[..., CachedDenoiser]

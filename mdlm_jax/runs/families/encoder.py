@@ -175,6 +175,7 @@ NETWORK = Network(
     for_devices=for_devices,
     select=bert.select,
     distance_to_head=bert.distance_to_head,
+    prepare=bert.prepare,
     denoiser=denoiser,
     check_cache=check_cache,
     cached_denoiser=cached_denoiser,

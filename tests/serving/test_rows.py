@@ -122,6 +122,7 @@ def check(kind, several):
         assert tiny.same(row, tiny.filled(deployment, job)), job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_row_is_what_generate_writes(kind):
     """To the bit, several requests at a time, each in whatever slot is free."""

@@ -23,6 +23,7 @@ def held():
     return sum(leaf.nbytes for leaf in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_versions_of_the_same_arrays_share_memory_and_slots():
     params = tiny.placed(params_of(WIDE))
     with Engine() as engine:
@@ -85,6 +86,7 @@ def test_what_is_removed_writes_to_the_end_and_frees_its_memory():
         assert row.done and engine.stats().compilations == 0
 
 
+@pytest.mark.slow
 def test_lanes_go_on_side_by_side():
     both = {"exact_count": tiny.EXACT, "threshold": tiny.THRESHOLD}
     with Engine() as engine:

@@ -302,8 +302,12 @@ def fleet(
     """Regions behind wires, and the gateway before them."""
     with contextlib.ExitStack() as stack:
         started: list[Process] = []
-        for _ in range(regions):
-            started.append(Server(workdir) if workdir else FailingRegion(delay=0.01))
+        for number in range(regions):
+            log = folder / f"region-{number}.log"
+            if workdir:  # one strategy is asked for, and one compiles sooner
+                started.append(Server(workdir, "--strategies=exact_count", log=log))
+            else:
+                started.append(FailingRegion(delay=0.01))
             stack.callback(started[-1].kill)
         places = [Place(region) for region in started]
         for place in places:

@@ -28,8 +28,9 @@ def free_port() -> int:
 def call(url: str, body: Any = None, timeout: float = 10.0) -> tuple[int, Any]:
     """Status and JSON of a request."""
     data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=timeout) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -100,10 +101,10 @@ class FailingRegion(Process):
 class Server(Process):
     """`mdlm_jax.serve` of a run."""
 
-    def __init__(self, workdir: str, *flags: str):
+    def __init__(self, workdir: str, *flags: str, log: Path | None = None):
         port = free_port()
         given = [f"--workdir={workdir}", f"--port={port}", *flags]
-        super().__init__(["mdlm_jax.serve", *given], port, "/readyz")
+        super().__init__(["mdlm_jax.serve", *given], port, "/readyz", log)
 
 
 class Wire(Process):
@@ -128,7 +129,7 @@ class Gateway(Process):
         self,
         folder: Path,
         regions: dict[str, str],
-        *,
+        *flags: str,
         gateway: dict[str, Any] | None = None,
         every_region: dict[str, Any] | None = None,
         log: Path | None = None,
@@ -143,7 +144,10 @@ class Gateway(Process):
             tables.append(_table("[[region]]", {"name": name, "url": url}))
         path.write_text("\n".join(tables))
         super().__init__(
-            ["mdlm_jax.gateway", f"--regions={path}", f"--port={port}"], port, "/readyz", log
+            ["mdlm_jax.gateway", f"--regions={path}", f"--port={port}", *flags],
+            port,
+            "/readyz",
+            log,
         )
 
 

@@ -8,7 +8,8 @@
 | `alternatives` | what else is likely at a place of a text |
 | `flights` | rows on their way through the engine |
 | `shapes` | the JSON of answers |
-| `errors` | errors as OpenAI's API tells them |
+| `forms` | an error as OpenAI's API tells it |
+| `errors` | what goes wrong with a request, as such errors |
 | `guards` | keys, sizes of bodies, the log of requests |
 | `server` | the process: a socket, uvicorn, signals |
 | `limits` | what is taken of one request |

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from mdlm_jax.serving import jobs, texts
-from mdlm_jax.serving.api import errors, schemas
+from mdlm_jax.serving.api import errors, guards, schemas
 from mdlm_jax.serving.api.flights import Engine, Flight, Gone
 from mdlm_jax.serving.api.limits import Limits
 from mdlm_jax.serving.api.shapes import Head, Shape, head
@@ -66,7 +66,7 @@ def choose(front: Front, asked: schemas.Options | schemas.Alternatives, request:
     return offer
 
 
-def wanted(front: Front, asked: schemas.Options, prompts: int) -> Wanted:
+def wanted(front: Front, asked: schemas.Options, prompts: int, request: Request) -> Wanted:
     """What all prompts of a request have in common.
 
     Raises:
@@ -89,22 +89,28 @@ def wanted(front: Front, asked: schemas.Options, prompts: int) -> Wanted:
         options=asked.options(),
         label=asked.label,
         stops=asked.stops,
-        deadline=deadline(front, asked.timeout),
+        deadline=deadline(front, asked.timeout, request),
     )
 
 
-def deadline(front: Front, timeout: float | None) -> float:
+def deadline(front: Front, timeout: float | None, request: Request) -> float:
     """When a request is given up, by `time.monotonic()`.
 
+    Args:
+      front: the server.
+      timeout: that the request asks for.
+      request: of HTTP. A gateway tells in its header how much time is left.
+
     Raises:
-      ApiError: it asks for more time than there is.
+      ApiError: it asks for more time than there is, or the header is no number.
     """
     most = front.limits.timeout
     if timeout is not None and timeout > most:
         raise errors.ApiError(
             400, f"timeout is {timeout:g}: at most {most:g} seconds are taken", param="timeout"
         )
-    return time.monotonic() + (most if timeout is None else timeout)
+    seconds = min(most if timeout is None else timeout, guards.seconds_left(request.headers))
+    return time.monotonic() + seconds
 
 
 async def answer(
@@ -137,7 +143,7 @@ async def answer(
     except (jobs.NotTaken, ValueError) as error:
         raise errors.not_taken(error) from None
     answering = _Answering(head(shape, offer, rows), rows, flight, logprobs)
-    request.state.told |= {"id": answering.head.id, "rows": len(rows)}
+    request.state.told |= {"answer": answering.head.id, "rows": len(rows)}
     if not whole:
         return StreamingResponse(
             _stream(answering, request, asked),

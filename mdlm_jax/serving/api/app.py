@@ -88,7 +88,7 @@ def _add_api(app: FastAPI, front: Front) -> None:
                 param="best_of",
             )  # fmt: skip
         offer = choose(front, asked, request)
-        common = wanted(front, asked, len(asked.prompts))._replace(
+        common = wanted(front, asked, len(asked.prompts), request)._replace(
             suffix=asked.suffix, echo=bool(asked.echo), max_tokens=asked.max_tokens
         )
         with _refusing():
@@ -106,7 +106,7 @@ def _add_api(app: FastAPI, front: Front) -> None:
                 param="max_tokens",
             )  # fmt: skip
         offer = choose(front, asked, request)
-        common = wanted(front, asked, 1)._replace(
+        common = wanted(front, asked, 1, request)._replace(
             max_tokens=asked.max_completion_tokens or asked.max_tokens
         )
         with _refusing():
@@ -128,7 +128,7 @@ def _add_api(app: FastAPI, front: Front) -> None:
             max_tokens=asked.max_tokens,
             label=asked.label,
             suffix=asked.suffix,
-            deadline=deadline(front, asked.timeout),
+            deadline=deadline(front, asked.timeout, request),
         )
         with _refusing():
             place = plans.place(offer, asked.prompt, asked.written, asked.position, common)

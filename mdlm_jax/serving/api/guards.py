@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mdlm_jax.serving.api.errors import ApiError
+from mdlm_jax.serving.api.forms import ApiError
 
 _LOG = logging.getLogger("mdlm_jax.serving.requests")
 Told = Mapping[str, Any]
+
+# Between gateways and servers.
+ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-request-timeout"  # seconds that are left
 
 
 def read_keys(path: str) -> list[bytes]:
@@ -35,6 +40,32 @@ def read_keys(path: str) -> list[bytes]:
     return [key.encode() for key in keys]
 
 
+def seconds_left(headers: Mapping[str, str]) -> float:
+    """What the header X-Request-Timeout allows; infinity without it.
+
+    Raises:
+      ApiError: it is no number of seconds above 0.
+    """
+    given = headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return float("inf")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise ApiError(400, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
+    return seconds
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """That of the header X-Request-Id, if it can stand in a log; else a new one."""
+    given = headers.get(ID_HEADER, "")
+    return (
+        given if re.fullmatch(r"[\w.:-]{1,64}", given, re.ASCII) else f"req-{secrets.token_hex(8)}"
+    )
+
+
 def log(told: Told) -> None:
     """Writes a line about a request: nothing of its text, and no key."""
     _LOG.info(" ".join(f"{name}={value}" for name, value in told.items()))
@@ -51,7 +82,7 @@ def all_of(*tells: Callable[[Told], None]) -> Callable[[Told], None]:
 
 
 class Requests:
-    """Tells what became of each request, and gives it an id."""
+    """Tells what became of each request, and gives it an id if the header has none."""
 
     def __init__(self, app: ASGIApp, tell: Callable[[Told], None]):
         self.app, self.tell = app, tell
@@ -62,7 +93,7 @@ class Requests:
             return await self.app(scope, receive, send)
         began = time.monotonic()
         # A stream that fails has had its status: what it failed with is told here.
-        told: dict[str, Any] = {"id": f"req-{secrets.token_hex(8)}"}
+        told: dict[str, Any] = {"id": request_id(Headers(scope=scope))}
         scope.setdefault("state", {})["told"] = told
         status = 0
 

@@ -3,17 +3,16 @@
 import dataclasses
 import hashlib
 import json
-import re
 import secrets
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from mdlm_jax.serving.api.forms import ApiError
+from mdlm_jax.serving.api.guards import ID_HEADER, TIMEOUT_HEADER, request_id, seconds_left
 from mdlm_jax.serving.gateway.failures import Answer, error
 
-TIMEOUT_HEADER = "x-request-timeout"  # seconds that the user waits
 KEY_HEADER = "x-request-key"  # decides the version, where traffic is split
-ID_HEADER = "x-request-id"
 HOPS_HEADER = "x-gateway-hops"  # gateways that a request has passed
 _MOST_HOPS = 4
 _SEEDS = 2**53  # JavaScript's numbers hold them whole
@@ -98,14 +97,12 @@ def asked(
     hops = headers.get(HOPS_HEADER, "0")
     if not hops.isdecimal() or int(hops) >= _MOST_HOPS:
         refuse(508, "The request has passed too many gateways: they name each other as regions")
-    given = headers.get(ID_HEADER, "")
-    found = re.fullmatch(r"[\w.:-]{1,64}", given, re.ASCII)
     passed = {
         name: value
         for name, value in headers.items()
         if name in _PASSED or (name.startswith(("x-", "openai-")) and name not in _OWN)
     }
-    passed[ID_HEADER] = name = given if found else f"req-{secrets.token_hex(12)}"
+    passed[ID_HEADER] = name = request_id(headers)
     content, fields = b"", dict[str, Any]()
     if body is not None:
         fields = _fields(body)
@@ -121,7 +118,7 @@ def asked(
         headers=tuple(passed.items()),
         stream=fields.get("stream") is True,
         canvases=fields.get("canvases") is True,
-        deadline=begun + min(_seconds(headers.get(TIMEOUT_HEADER)), _timeout(fields), deadline_s),
+        deadline=begun + min(_header(headers), _timeout(fields), deadline_s),
         id=name,
         hops=int(hops),
     )
@@ -154,13 +151,8 @@ def _timeout(fields: dict[str, Any]) -> float:
     return float("inf")
 
 
-def _seconds(header: str | None) -> float:
-    if header is None:
-        return float("inf")
+def _header(headers: Mapping[str, str]) -> float:
     try:
-        seconds = float(header)
-    except ValueError:
-        seconds = -1.0
-    if not seconds > 0:
-        refuse(400, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
-    return seconds
+        return seconds_left(headers)
+    except ApiError as wrong:
+        refuse(wrong.status, wrong.message)

@@ -69,6 +69,9 @@ class Exchange:
                 await self._tell(refused.answer)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # of the server, whose time to drain is over
+            await self._end(failures.error(503, "The gateway is stopping", "stopping", 1.0))
+            raise
         finally:
             metrics.running -= 1
             self._log()
@@ -112,17 +115,23 @@ class Exchange:
                     if not self._started:
                         await self._start(200, _EVENTS)
                     await self._send_part(part)
-                self._ended = "200"
             except streaming.Ended as ended:
                 answer = ended.answer
             except Exception:
                 answer = _failed(self._asked)
-            if answer is not None:
-                if not self._started:
-                    await self._tell(answer)
-                    return
-                await self._send_part(Event("message", answer.body.decode()).encoded())
-                self._ended = "broken"
+        if answer is not None:
+            await self._end(answer)
+        else:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._ended = "200"
+
+    async def _end(self, error: Answer) -> None:
+        """Tells an error: as the answer, or as the last event of a stream that was begun."""
+        if not self._started:
+            await self._tell(error)
+            return
+        self._ended = "broken"
+        await self._send_part(Event("message", error.body.decode()).encoded())
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tell(self, answer: Answer) -> None:

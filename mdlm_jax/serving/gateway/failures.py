@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
+
+from mdlm_jax.serving.api.forms import ApiError
 
 ABSENT = "absent"  # the region does not have the model
 BROKEN = "broken"  # the connection was reset or ended too early
@@ -17,8 +18,6 @@ TIMEOUT = "timeout"  # of the try
 VERSION = "version"  # of another version than the text that was begun
 
 IDLE = (ABSENT, CONNECT)  # for which a region did nothing
-
-_TYPES = {429: "rate_limit_error", 504: "timeout_error"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +102,10 @@ class Unanswered(Exception):
 
 def error(status: int, message: str, code: str | None, retry_after: float | None = None) -> Answer:
     """An error in OpenAI's form."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    kind = _TYPES.get(status, kind)
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    headers = [("content-type", "application/json")]
-    if retry_after is not None:
-        headers.append(("retry-after", str(max(1, math.ceil(retry_after)))))
-    return Answer(status, json.dumps(body).encode(), tuple(headers))
+    made = ApiError(status, message, code=code, retry_after=retry_after)
+    headers = {"content-type": "application/json", **made.headers()}
+    pairs = tuple((name.lower(), value) for name, value in headers.items())
+    return Answer(status, json.dumps(made.body()).encode(), pairs)
 
 
 def deadline_passed() -> Answer:

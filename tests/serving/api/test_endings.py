@@ -100,6 +100,28 @@ def test_a_deadline_is_told(small):
     assert active(small) == 0
 
 
+def test_a_gateway_says_how_much_time_is_left(small):
+    body = {"model": "tiny", "prompt": "the {mask:20}", **LONG}
+    begun = time.monotonic()
+
+    def ask(left, **fields):
+        headers = {"X-Request-Timeout": left, "X-Request-Id": "of-a.gateway"}
+        url = f"{small.address}/v1/completions"
+        return httpx.post(url, json=body | fields, headers=headers, timeout=30)
+
+    assert ask("0.3").status_code == ask("9", timeout=0.3).status_code == 504
+    assert time.monotonic() - begun < 5
+    response = ask("999", strategy="exact_count", steps=2)
+    assert response.status_code == 200, "more than the server allows is no error of the user"
+    assert response.headers["X-Request-Id"] == "of-a.gateway"
+    tiny_server.wait_until(lambda: [told["id"] for told in small.told] == ["of-a.gateway"] * 3)
+    assert small.told[-1]["answer"] == response.json()["id"]
+    for wrong in ("0", "soon"):
+        response = ask(wrong)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith("x-request-timeout must be a number")
+
+
 def test_a_deadline_is_told_where_the_device_hangs(small, monkeypatch):
     """The engine cannot tell it then, and the client does not wait for it."""
     hang = threading.Event()

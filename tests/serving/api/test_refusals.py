@@ -189,7 +189,7 @@ def test_the_log_tells_of_every_request_but_its_text(server):
     tiny_server.wait_until(lambda: len(server.told) == before + 3)
     whole, stream, refused = server.told[before:]
     assert (whole["status"], whole["rows"], whole["model"]) == (200, 2, "tiny")
-    assert whole["id"].startswith("cmpl-") and whole["completion_tokens"] == 32
+    assert whole["answer"].startswith("cmpl-") and whole["completion_tokens"] == 32
     assert stream["first_ms"] <= stream["ms"] and stream["evaluations"] == 4
     assert refused["status"] == 400 and refused["path"] == "/v1/completions"
     assert not any(word in str(server.told) for word in ("secret", "words"))

@@ -1,5 +1,6 @@
 """Paths, keys, logs, signals: the gateway as a process among others."""
 
+import concurrent.futures
 import json
 import re
 import time
@@ -141,4 +142,23 @@ def test_a_signal_lets_what_was_begun_end(folder, well):
                 ended.append(made.process.terminate())
 
         assert ask(made, on_text=end) == expected() and ended
+        assert made.process.wait(10) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_does_not_end_in_time_is_told_so(folder, well, stream):
+    first, _ = well
+    made = Gateway(folder, {"a": first.url}, "--drain=0.5", gateway=FREE)
+    with running(made), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first.control(delay=0.1)
+        asked = pool.submit(post, made, {**BODY, "max_tokens": 100, "stream": stream})
+        wait_until(lambda: first.stats()["running"])
+        time.sleep(0.5)
+        made.process.terminate()
+        status, raw, _ = asked.result()
+        assert status == (200 if stream else 503)
+        told = raw.strip().splitlines()[-1].removeprefix("data: ")
+        assert json.loads(told)["error"]["code"] == "stopping"
+        assert idle(first)
         assert made.process.wait(10) == 0

@@ -86,7 +86,7 @@ def test_an_export_keeps_its_blocks_and_writes_the_same(run, trained, folder):
 def test_generate_fills_prompts_and_spreads_its_steps(run, trained):
     done = run(
         "generate", "--workdir={folder}/blocks", "--prompt=the river {{mask:6}}", "--json",
-        "--steps=8", "--temperature=0.9", "--top_p=0.9",
+        "--steps=8", "--temperature=0.9", "--top_p=0.9", "--repetition_penalty=1.3",
     )  # fmt: skip
     (record,) = map(json.loads, done.stdout.splitlines())
     assert record["text"].startswith("the river") and record["evaluations"] <= 8
@@ -103,7 +103,7 @@ def test_generate_goes_on_past_the_length_of_training(run, trained):
     [
         ("--blocks=2", "--blocks is for models of whole rows"),
         ("--cache=dual", "--cache is for models of whole rows"),
-        ("--repetition_penalty=1.3", "repetition_penalty is for models of whole rows"),
+        ("--guidance=2", "--guidance is for models with classes"),
     ],
 )
 def test_generate_refuses_in_one_line_what_blocks_do_not_take(run, trained, flags, says):

@@ -15,6 +15,7 @@
 | `strategies` | which positions a sampler writes, and when |
 | `blocks` | blocks from left to right, and masked diffusion within each |
 | `transforms` | denoiser -> denoiser |
+| `block_transforms` | those of block denoisers that change the cache |
 | `reading` | logits of the positions that are needed, and what is drawn there |
 | `noise` | one seed, named purposes, one key a row |
 | `checks` | checks of arguments |

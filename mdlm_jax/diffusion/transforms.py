@@ -6,8 +6,8 @@
 drawn from and keep the model's own logits, by which strategies choose positions. So `guide` and
 `within` come first. Each transform keeps the split in two halves, so only the positions that are
 read out are transformed. They are applied from the inside out, as functions are. A strength is one
-number, or `[B]`, one a row. It may be traced: another temperature does not recompile. The
-transforms that only shape (temperature, nuclei, `forbid`) take a `BlockDenoiser` too.
+number, or `[B]`, one a row. It may be traced: another temperature does not recompile. All but
+`within` take a `BlockDenoiser` too.
 
 A logit of `-inf` (the mask's, a forbidden token's) stays `-inf` under all of them. Tokens that
 `top_k`, `top_p` and `min_p` cut off are not removed but set far below the rest. Their probability
@@ -18,12 +18,13 @@ left to draw in any order of transforms.
 import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdlm_jax.diffusion import block_transforms
 from mdlm_jax.diffusion.denoisers import (
     Denoiser,
     Hidden,
@@ -38,10 +39,14 @@ from mdlm_jax.diffusion.denoisers import (
 from mdlm_jax.diffusion.reading import cuts
 from mdlm_jax.diffusion.values import Bound
 
+if TYPE_CHECKING:
+    from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
+
 Array = jax.Array
+Kind = TypeVar("Kind", Denoiser, "BlockDenoiser")
 
 
-def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
+def temperature(denoiser: Kind, value: float | Array) -> Kind:
     """`logits / value`: below 1 is sharper, above 1 flatter, 0 nearly always the likeliest token.
 
     Raises:
@@ -53,7 +58,7 @@ def temperature(denoiser: Denoiser, value: float | Array) -> Denoiser:
     return shaped(denoiser, cuts.scale, value)
 
 
-def top_k(denoiser: Denoiser, k: int | Array) -> Denoiser:
+def top_k(denoiser: Kind, k: int | Array) -> Kind:
     """Keeps the k most likely tokens (Fan et al. 2018), and those that tie with the last.
 
     Raises:
@@ -67,7 +72,7 @@ def top_k(denoiser: Denoiser, k: int | Array) -> Denoiser:
     return shaped(denoiser, cuts.keep_best, k)
 
 
-def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
+def top_p(denoiser: Kind, p: float | Array) -> Kind:
     """The nucleus: the fewest tokens that hold a probability of p (Holtzman et al. 2020, eq. 2).
 
     Tokens that tie with the last are kept too, and so is always the most likely one. p = 1 keeps
@@ -80,7 +85,7 @@ def top_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     return shaped(denoiser, cuts.keep_nucleus, p)
 
 
-def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
+def min_p(denoiser: Kind, p: float | Array) -> Kind:
     """The tokens at least p times as likely as the most likely one (Nguyen et al. 2025).
 
     Raises:
@@ -90,7 +95,7 @@ def min_p(denoiser: Denoiser, p: float | Array) -> Denoiser:
     return shaped(denoiser, cuts.keep_likely, p)
 
 
-def forbid(denoiser: Denoiser, tokens: Sequence[int]) -> Denoiser:
+def forbid(denoiser: Kind, tokens: Sequence[int]) -> Kind:
     """Removes these tokens.
 
     Args:
@@ -115,14 +120,16 @@ def _remove(logits: Array, ids: tuple[int, ...]) -> Array:
     return jnp.where(forbidden, -jnp.inf, logits)
 
 
-def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
+def repetition_penalty(denoiser: Kind, penalty: float | Array) -> Kind:
     """Multiplies `log p` of tokens in the row by the penalty (Keskar et al. 2019, CTRL, 4.1).
 
     CTRL divides logits, which depends on their arbitrary zero; log-probabilities have a fixed one.
-    Above 1 repeats are less likely, below 1 more likely.
+    Above 1 repeats are less likely, below 1 more likely. With blocks, the tokens of those that were
+    committed count, and of the one at hand.
 
     Raises:
       ValueError: if the penalty is known and is not positive, or not finite.
+      TypeError: where all blocks of a text are evaluated at once, as in a likelihood.
     """
     _require(
         "repetition_penalty",
@@ -131,13 +138,11 @@ def repetition_penalty(denoiser: Denoiser, penalty: float | Array) -> Denoiser:
         lambda v: (v > 0) & (v < np.inf),
         "positive and finite",
     )
-    _require_rows("repetition_penalty", denoiser)
-    return Denoiser(
-        Bound(_encode_with_standing, (denoiser, penalty)),
-        Bound(_read_inner, (denoiser.readout,)),
-        Bound(_penalise, (denoiser.shape,)),
-        denoiser.mask_id,
-    )
+    halves = Bound(_read_inner, (denoiser.readout,)), Bound(_penalise, (denoiser.shape,))
+    if _is_of_blocks(denoiser):
+        return block_transforms.with_standing(denoiser, Bound(_standing, (penalty,)), *halves)
+    encode = Bound(_encode_with_standing, (denoiser, penalty))
+    return denoiser._replace(encode=encode, readout=halves[0], shape=halves[1])
 
 
 def _encode_with_standing(
@@ -146,7 +151,11 @@ def _encode_with_standing(
     hidden = denoiser.encode(tokens, t)
     size = vocabulary_size(denoiser.readout, hidden)
     stands = jax.vmap(lambda row: jnp.zeros(size, bool).at[row].set(True, mode="drop"))
-    return Hidden(hidden.at, (hidden.row, stands(tokens), _a_row(penalty, t)))  # bool[B, V], [B]
+    return _standing(penalty, hidden, stands(tokens), t)
+
+
+def _standing(penalty: float | Array, hidden: Hidden, stands: Array, t: Array) -> Hidden:
+    return Hidden(hidden.at, (hidden.row, stands, _a_row(penalty, t)))  # bool[B, V], [B]
 
 
 def _penalise(inner: Shape, logits: Array, row: PyTree) -> Array:
@@ -156,11 +165,11 @@ def _penalise(inner: Shape, logits: Array, row: PyTree) -> Array:
 
 
 def guide(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Kind,
+    unconditional: Kind,
     weight: float | Array,
     schedule: Callable[[Array], Array] | None = None,
-) -> Denoiser:
+) -> Kind:
     """Classifier-free guidance: `p(x | c)^w p(x)^(1 - w)`, normalised (Ho and Salimans 2022).
 
     For discrete diffusion see Nisonoff et al. 2025 and Schiff et al. 2025. It evaluates both
@@ -171,45 +180,59 @@ def guide(
       unconditional: the same network without it, or a weaker one (autoguidance).
       weight: f32[] or f32[B]; 1 is the conditional, 0 the unconditional. Above 1 goes beyond the
         conditional, away from the unconditional.
-      schedule: `t f32[B] -> f32[B]` scales `weight - 1` over time; default 1 throughout.
+      schedule: `t f32[B] -> f32[B]` scales `weight - 1` over time; default 1 throughout. The time
+        of blocks is that of the block.
 
     Raises:
-      ValueError: if either is already shaped, or they are known to fill different masks.
+      ValueError: if either is already shaped, they are known to fill different masks, or their
+        blocks have different sizes.
+      TypeError: if one is of blocks and the other is not.
     """
     for name, one in (("conditional", conditional), ("unconditional", unconditional)):
-        _require_rows("guide", one)
         if one.shape is not unshaped:
             raise ValueError(
                 f"guide: the {name} is shaped already (by temperature, top_p or the like): "
                 "shape after guiding"
             )
+    if _is_of_blocks(conditional) != _is_of_blocks(unconditional):
+        raise TypeError("guide: one is a BlockDenoiser, the other is not")
     mask_id = conditional.mask_id
     check_mask(unconditional, mask_id)
-    return Denoiser(
-        Bound(_encode_both, (conditional, unconditional, weight, schedule)),
-        Bound(_mix, (conditional.readout, unconditional.readout)),
-        mask_id=unconditional.mask_id if mask_id is None else mask_id,
-    )
+    mask_id = unconditional.mask_id if mask_id is None else mask_id
+    join = Bound(_joined, (weight, schedule))
+    readout = Bound(_mix, (conditional.readout, unconditional.readout))
+    if _is_of_blocks(conditional):
+        return block_transforms.of_both(conditional, unconditional, join, readout, mask_id)
+    encode = Bound(_encode_both, (conditional, unconditional, join))
+    return conditional._replace(encode=encode, readout=readout, mask_id=mask_id)
 
 
 def _encode_both(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Denoiser, unconditional: Denoiser, join: Callable, tokens: Array, t: Array
+) -> Hidden:
+    return join(conditional.encode(tokens, t), unconditional.encode(tokens, t), tokens, t)
+
+
+def _joined(
     weight: float | Array,
     schedule: Callable[[Array], Array] | None,
+    with_it: Hidden,
+    without: Hidden,
     tokens: Array,
     t: Array,
 ) -> Hidden:
-    with_it, without = conditional.encode(tokens, t), unconditional.encode(tokens, t)
-    scale = 1.0 if schedule is None else schedule(t)
-    w = jnp.broadcast_to(1.0 + (jnp.asarray(weight, jnp.float32) - 1.0) * scale, t.shape)
-    return Hidden((with_it.at, without.at), (with_it.row, without.row, w))
+    """Both, with the weight at each position; `t [B]`, or `[B, n]` of n blocks."""
+    times = t.reshape(len(t), -1)
+    scale = 1.0 if schedule is None else schedule(times.reshape(-1)).reshape(times.shape)
+    w = 1.0 + (_a_row(weight, t).astype(jnp.float32)[:, None] - 1.0) * scale
+    w = jnp.repeat(jnp.broadcast_to(w, times.shape), tokens.shape[1] // times.shape[1], axis=1)
+    return Hidden((with_it.at, without.at, w), (with_it.row, without.row))
 
 
 def _mix(conditional: Readout, unconditional: Readout, at: PyTree, row: PyTree) -> Array:
     with_it = conditional(at[0], row[0]).astype(jnp.float32)
     without = unconditional(at[1], row[1]).astype(jnp.float32)
-    w = row[2][:, None]
+    w = at[2][:, None]
     weighed = ((w, with_it), (1.0 - w, without))
     removed = _any((scale != 0) & jnp.isneginf(x) for scale, x in weighed)
     # A difference of such logits is meaningless and may overflow.
@@ -259,7 +282,7 @@ def _read_within(inner: Readout, at: PyTree, row: PyTree) -> Array:
     return jnp.where((ids >= first[:, None]) & (ids < behind[:, None]), logits, -jnp.inf)
 
 
-def shaped(denoiser: Denoiser, change: Callable[[Array, Any], Array], value: Any) -> Denoiser:
+def shaped(denoiser: Kind, change: Callable[[Array, Any], Array], value: Any) -> Kind:
     """The denoiser with `change(logits f32[N, V], value)` after its other shapes.
 
     It is for shapes of your own: the temperature is one with `change = cuts.scale`.
@@ -331,8 +354,12 @@ def _is_hopeless(logits: Array) -> Array:
     return logits < logits.max(axis=-1, keepdims=True) - 1e3
 
 
+def _is_of_blocks(denoiser: Any) -> bool:
+    return hasattr(denoiser, "encode_block")
+
+
 def _require_rows(transform: str, denoiser: Any) -> None:
-    if hasattr(denoiser, "encode_block"):
+    if _is_of_blocks(denoiser):
         raise TypeError(f"{transform}: it takes a Denoiser of whole rows, not a BlockDenoiser")
 
 

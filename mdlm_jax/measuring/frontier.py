@@ -100,8 +100,6 @@ def measure(
         if grid.guidance:
             points.check_guidance(trained.encoder)
         in_blocks = trained.family.blocks(trained.objective)
-        if grid.guidance and in_blocks is not None:
-            raise ValueError("--guidance is for models of whole rows, not for a run of blocks")
         prepared = workdir.load_data(trained, folder)
         reference = frontier.reference_rows(prepared.splits[split], grid.samples)
         judges = _judges(trained, prepared, len(reference), split, batch_size, mesh)

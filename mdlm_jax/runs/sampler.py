@@ -81,14 +81,8 @@ class Method:
             raise ValueError("guidance and cache exclude each other: it evaluates two networks")
 
     def _check_in_blocks(self, own: Blocks) -> None:
-        given = {
-            "blocks": self.blocks > 1,
-            "cache": self.cache is not None,
-            "guidance": self.guidance is not None,
-            "repetition_penalty": "repetition_penalty" in self.shaping.changed(),
-        }
-        for name, value in given.items():
-            if value:
+        for name, given in (("blocks", self.blocks > 1), ("cache", self.cache is not None)):
+            if given:
                 raise ValueError(
                     f"{name} is for models of whole rows: this one was trained in blocks of "
                     f"{own.size}, and writes them from left to right after a cache"
@@ -145,7 +139,8 @@ def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
                 cached = _cached_denoiser(params, encoder, batch, cache)
                 return written(transformed(cached, shaping), key, batch, **rest)
             if method.in_blocks is not None:
-                own = block_denoiser_of(params, encoder, batch, method.in_blocks)
+                weight = strengths.get("guidance")
+                own = block_denoiser_of(params, encoder, batch, method.in_blocks, weight)
                 return written_in_blocks(shaping(own), key, batch, **rest)
             denoiser = denoiser_of(params, encoder, batch, strengths.get("guidance"))
             if method.start_id is not None:
@@ -229,12 +224,12 @@ def written_in_blocks(
 
 
 def block_denoiser_of(
-    params: PyTree, encoder: Any, batch: dict[str, Array], of: Blocks
+    params: PyTree, encoder: Any, batch: dict[str, Array], of: Blocks, weight: Array | None
 ) -> blocks.BlockDenoiser:
-    """As `denoiser_of`, of blocks."""
-    network, shown = network_of(encoder), {k: v for k, v in batch.items() if k != "valid"}
-    denoiser = network.block_denoiser(params, encoder, of, shown, label=batch.get("label"))
-    return _without_padding(denoiser, encoder)
+    """As `denoiser_of`, of blocks; a guide keeps what both networks keep."""
+    shown = {name: leaf for name, leaf in batch.items() if name != "valid"}
+    build = functools.partial(network_of(encoder).block_denoiser, params, encoder, of, shown)
+    return _without_padding(_guided(build, batch, weight), encoder)
 
 
 def denoiser_of(
@@ -244,12 +239,17 @@ def denoiser_of(
 
     A mesh may pad it, and the last digits of a draw's noise depend on the number of columns.
     """
-    network, label = network_of(encoder), batch.get("label")
-    denoiser = network.denoiser(params, encoder, batch, label=label)
-    if weight is not None:
-        without = network.denoiser(params, encoder, batch, label=jnp.full_like(label, -1))
-        denoiser = transforms.guide(denoiser, without, weight)
-    return _without_padding(denoiser, encoder)
+    build = functools.partial(network_of(encoder).denoiser, params, encoder, batch)
+    return _without_padding(_guided(build, batch, weight), encoder)
+
+
+def _guided(build: Callable[..., Any], batch: dict[str, Array], weight: Array | None) -> Any:
+    """The denoiser of the batch's labels, guided away from that of none if there is a weight."""
+    label = batch.get("label")
+    denoiser = build(label=label)
+    if weight is None:
+        return denoiser
+    return transforms.guide(denoiser, build(label=jnp.full_like(label, -1)), weight)
 
 
 def _without_padding(denoiser: Any, encoder: Any) -> Any:

@@ -104,7 +104,10 @@ def stepper(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Callabl
 
     def step(rows: Rows) -> Rows:
         text = rows.text
-        own = row_options.shaped(denoiser, options, ~text.done, forbidden, None)
+        # What stands in later blocks the network does not see, and no penalty counts it.
+        so_far = _block_of(kind, text.canvas) <= text.block[:, None]
+        standing = jnp.where(so_far, text.canvas, kind.mask_id)
+        own = row_options.shaped(denoiser, options, ~text.done, forbidden, standing)
         before = _part(kind, text.canvas, jnp.maximum(text.block - 1, 0))
         commits = text.commits & ~text.done
 
@@ -169,7 +172,8 @@ def _encoded(
 def _denoiser(kind: Kind, params: PyTree, options: Options) -> BlockDenoiser:
     assert kind.blocks is not None
     batch = row_options.batch_of(options, padded=False, labelled=kind.labelled)
-    return block_denoiser_of(params, kind.encoder, batch, kind.blocks)
+    weight = options.guidance if kind.guided else None
+    return block_denoiser_of(params, kind.encoder, batch, kind.blocks, weight)
 
 
 def _begun(kind: Kind, told: Given) -> Text:
@@ -243,8 +247,7 @@ def _turned(kind: Kind, text: Text) -> Text:
     Where a text ended, its blanks in later blocks become padding.
     """
     state, over = text.state, text.state.done & ~text.done
-    block_of = jnp.arange(text.canvas.shape[1])[None] // kind.blocks.size
-    later = text.wanted & (block_of > text.block[:, None])
+    later = text.wanted & (_block_of(kind, text.canvas) > text.block[:, None])
     is_end = state.wanted & (state.canvas == state.end_id[:, None]) & (state.end_id >= 0)[:, None]
     padding = (over & is_end.any(axis=1))[:, None] & later
     canvas = jnp.where(padding, state.pad_id[:, None], text.canvas)
@@ -263,6 +266,11 @@ def _turned(kind: Kind, text: Text) -> Text:
         evaluations=text.evaluations + jnp.where(goes_on, state.evaluations, 0),
         done=text.done | (over & ~more),
     )
+
+
+def _block_of(kind: Kind, canvas: Array) -> Array:
+    """i32[1, R], the block of each position."""
+    return jnp.arange(canvas.shape[1])[None] // kind.blocks.size
 
 
 def _count(kind: Kind) -> int:

@@ -88,13 +88,8 @@ def _check_label(job: Job, encoder: Any) -> None:
 
 
 def _check_in_blocks(job: Job) -> None:
-    for name, given in (
-        ("blocks", job.blocks > 1),
-        ("guidance", job.guidance is not None),
-        ("repetition_penalty", job.repetition_penalty != 1),
-    ):
-        if given:
-            raise ValueError(f"{name} is for models of whole rows: this one writes its own blocks")
+    if job.blocks > 1:
+        raise ValueError("blocks is for models of whole rows: this one writes its own blocks")
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:

@@ -71,9 +71,7 @@ def batch_of(options: Options, *, padded: bool, labelled: bool) -> dict[str, Arr
     return {**batch, "label": options.label} if labelled else batch
 
 
-def shaped(
-    denoiser: Any, options: Options, active: Array, forbidden: Array, canvas: Array | None
-) -> Any:
+def shaped(denoiser: Any, options: Options, active: Array, forbidden: Array, canvas: Array) -> Any:
     """The denoiser with the options of its rows, in the order of `runs.shaping.Shaping`.
 
     Args:
@@ -81,7 +79,7 @@ def shaped(
       options: of the rows.
       active: bool[S], the rows that matter; what the others ask for costs nothing.
       forbidden: bool[S, V], used where `options.forbids`.
-      canvas: i32[S, L], whose tokens are penalised; None where nothing is.
+      canvas: i32[S, L], whose tokens are penalised.
     """
 
     def change(logits: Array, slot: Array) -> Array:  # f32[N, V], i32[N, 1]
@@ -96,13 +94,10 @@ def shaped(
     return transforms.shaped(denoiser, change, jnp.arange(len(active)))
 
 
-def _changed(
-    logits: Array, own: Options, forbidden: Array, canvas: Array | None, slot: Array
-) -> Array:
+def _changed(logits: Array, own: Options, forbidden: Array, canvas: Array, slot: Array) -> Array:
     banned = own.forbids[:, None] & forbidden[slot]
     logits = jnp.where(banned, -jnp.inf, logits)
-    if canvas is not None:
-        logits = _penalised(logits, own.repetition_penalty, canvas, slot)
+    logits = _penalised(logits, own.repetition_penalty, canvas, slot)
     logits = cuts.scale(logits, own.temperature[:, None])
     logits = cuts.keep_likely(logits, own.min_p[:, None])
     logits = jax.lax.cond(

@@ -24,7 +24,7 @@ class Options:
 
     A causal model writes from left to right, one token an evaluation, so it takes neither steps nor
     strategy nor blocks nor a cache. A model of blocks spreads the steps over its own blocks evenly,
-    rounded up. It takes neither blocks nor a cache nor guidance nor a repetition penalty.
+    rounded up. It takes neither blocks nor a cache.
 
     Attributes:
       steps: the most network evaluations, by default 64; with 1, BERT fills all masks at once.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks.tiny import params_of
 from tokenizers import Tokenizer, models
 
 from mdlm_jax import data
@@ -14,7 +15,7 @@ from mdlm_jax.evaluation.bounds import rate_curves
 from mdlm_jax.host import parallel
 from mdlm_jax.runs import following, hooks
 from mdlm_jax.runs.experiment import Experiment, default_config
-from mdlm_jax.runs.families import Blocks
+from mdlm_jax.runs.families import Blocks, Cache
 from mdlm_jax.runs.program import make_program, pairs_rows
 from mdlm_jax.runs.sampler import Method, make_writer
 from mdlm_jax.runs.shaping import Shaping
@@ -206,11 +207,39 @@ def test_a_window_writes_beyond_the_length_of_training(run):
 
 
 @pytest.mark.parametrize(
+    "changes", [{"guidance": 3.0}, {"shaping": Shaping(repetition_penalty=4.0, temperature=0.7)}]
+)
+def test_in_one_block_a_guide_and_a_penalty_are_what_they_are_of_whole_rows(changes, prepared):
+    config = config_of()
+    config.model.update(classes=3, class_dropout=0.1)
+    settings = Experiment.of(config.to_dict())
+    encoder = settings.encoder(prepared._replace(label_names=("a", "b", "c")))
+    tokens = jnp.full((8, LENGTH), MASK, jnp.int32).at[:, 2].set(6)
+    batch = {"tokens": tokens, "number": jnp.arange(8), "label": jnp.arange(8) % 3}
+
+    def written(in_blocks, **changes):
+        shaping = changes.pop("shaping", Shaping())
+        method = Method(
+            strategies.exact_count(), shaping, steps=LENGTH, in_blocks=in_blocks, **changes
+        )
+        write = make_writer(encoder, MESH, method)
+        strengths = method.strengths()
+        return write(params_of(encoder, 0.3), jax.random.key(1), batch, method.steps, strengths)
+
+    tokens, trace = written(Blocks(LENGTH), **changes)
+    same, of_rows = written(None, **changes)
+    np.testing.assert_array_equal(tokens, same)
+    np.testing.assert_array_equal(trace.evaluations, of_rows.evaluations)
+    assert np.any(tokens != written(Blocks(LENGTH))[0])
+    in_twos, _ = written(Blocks(2), **changes)
+    assert np.all(in_twos != MASK) and np.any(in_twos != written(Blocks(2))[0])
+
+
+@pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"blocks": 2}, "blocks is for models of whole rows.*in blocks of 4"),
-        ({"guidance": 2.0}, "guidance is for models of whole rows"),
-        ({"shaping": Shaping(repetition_penalty=1.2)}, "repetition_penalty is for models"),
+        ({"cache": Cache("dual", 2, 2)}, "cache is for models of whole rows"),
     ],
 )
 def test_what_a_writer_of_blocks_does_not_take(changes, match):

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from any_width import of_any_width
 from block_law import SIZES, block_denoiser, law_of_writing
 from every_strategy import EVERY, any_conditionals, table_denoiser
 from oracle import MASK, STRINGS, L, V, chi_square_p
 
 from mdlm_jax import Denoiser, blocks, sample, strategies, transforms
-from mdlm_jax.diffusion import clocks, noise
+from mdlm_jax.diffusion import noise
 from mdlm_jax.diffusion.blocks.generation import advance
 
 pytestmark = pytest.mark.slow  # each case compiles a sampler of its own
@@ -97,59 +98,6 @@ def write(denoiser, canvas, key=KEY, **options):
     out = jax.jit(lambda key, canvas: blocks.sample(denoiser, key, canvas, **options))(key, canvas)
     jax.effects_barrier()
     return out
-
-
-# A denoiser of any width, which writes what the clean tokens before a block and its own tokens say.
-WEIGHTS = jax.random.normal(jax.random.key(2), (64, MASK + 1))
-
-
-def of_any_width(size, calls=None, fused=False, ahead=False):
-    """What it is called with goes to `calls`, if given."""
-
-    def tell(what, *arrays):
-        if calls is not None:
-            jax.debug.callback(
-                lambda *a: calls.append((what, *map(np.asarray, a))), *arrays, ordered=True
-            )
-
-    def logits(noisy, clean, t):
-        place = jnp.arange(noisy.shape[1])
-        first = place // size * size
-        before = jnp.cumsum((clean + 1) * (place + 1), axis=1)
-        seen = jnp.where(first > 0, before[:, jnp.maximum(first - 1, 0)], 0)
-        own = ((noisy + 2) * (place * place + 3)).reshape(len(noisy), -1, size).sum(axis=-1)
-        return WEIGHTS[(seen + jnp.repeat(own, size, axis=1) + place) % 64]
-
-    inner = blocks.as_block_denoiser(logits, size, MASK)
-
-    def committed(cache, tokens, where):
-        after = inner.extend(cache, tokens)
-        return after if where is None else clocks.choose(where, after, cache)
-
-    def extend(cache, tokens, where=None):
-        tell("extend", tokens)
-        return committed(cache, tokens, where)
-
-    def prefill(cache, text, count):
-        tell("prefill", count)
-        there = jnp.arange(text.shape[1])[None] < count[:, None] * size
-        return cache._replace(tokens=jnp.where(there, text, 0), length=count * size)
-
-    def encode_block(cache, noisy, t):
-        tell("encode_block", noisy, cache.length)
-        return inner.encode_block(cache, noisy, t)
-
-    def advance(cache, tokens, noisy, t, where=None):
-        tell("advance", tokens, noisy)
-        cache = committed(cache, tokens, where)
-        return cache, inner.encode_block(cache, noisy, t)
-
-    return inner._replace(
-        extend=extend,
-        encode_block=encode_block,
-        advance=advance if fused else None,
-        prefill=prefill if ahead else None,
-    )
 
 
 def uncached(denoiser, keys, canvas, strategy):
@@ -343,17 +291,6 @@ def test_a_temperature_a_row_is_that_temperature_in_the_row(fused):
     alone = [run(jnp.full(3, value))[row] for row, value in enumerate(values)]
     np.testing.assert_array_equal(run(jnp.array(values)), alone)
     assert not np.array_equal(alone, run(jnp.zeros(3)))
-
-
-def test_what_sees_the_whole_row_refuses_blocks():
-    plain = of_any_width(2)
-    for of_blocks in (
-        lambda: transforms.guide(plain, plain, 2.0),
-        lambda: transforms.within(plain, 0, 2),
-        lambda: transforms.repetition_penalty(plain, 2.0),
-    ):
-        with pytest.raises(TypeError, match="takes a Denoiser of whole rows, not a BlockDenoiser"):
-            of_blocks()
 
 
 def test_parts_have_the_noise_of_their_rows_or_keys():

@@ -10,7 +10,7 @@ from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
 from mdlm_jax.diffusion.objectives import group_nats
 from mdlm_jax.diffusion.processes.corruption import lay_out
-from mdlm_jax.diffusion.processes.masks import exact_masks, maskable_of
+from mdlm_jax.diffusion.processes.masks import exact_masks, maskable_of, whole_steps
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
 Array = jax.Array
@@ -81,8 +81,18 @@ def nelbo(
     rows: Array | None = None,
     keys: Array | None = None,
     schedule: Schedule = linear(),
+    steps: int | None = None,
 ) -> Likelihood:
     """Estimates each row's NELBO from `draws` corruptions with exact counts.
+
+    With `steps` it is a bound of `-log p` of what `sample` writes in so many steps of
+    `exact_count`. Tokens of one step are written independently of each other:
+
+        -log p <= E over orders [ sum over steps, sum over the tokens of the step,
+                                  of -log p(token | tokens of the steps before) ].
+
+    With one step there is one order, and it is the likelihood of the product of the marginals
+    itself: BERT's, which fills all masks at once. With as many steps as tokens it is the NELBO.
 
     The draws of a row form independent replicates. Within a replicate the mask counts are spread
     over {1..L} by rotated strata, so that few draws suffice. The error comes from the replicates;
@@ -90,7 +100,8 @@ def nelbo(
     replicates is the divisor of `draws` nearest below its square root (all draws, if prime).
 
     An even number of strata comes in pairs of k and L + 1 - k masks, which share L + 1 slots and
-    halve the vocabulary projection. An odd number (with 2, 6 or 9 draws) has no pairs.
+    halve the vocabulary projection. An odd number (with 2, 6 or 9 draws) has no pairs, and draws of
+    `steps` have none.
 
     Args:
       denoiser: `(canvas, t) -> logits` in its two halves; it always sees all B rows, in order.
@@ -102,13 +113,16 @@ def nelbo(
       rows: i32[B], the rows' numbers in the whole text; default 0..B-1.
       keys: [B], one a row, instead of `key` and `rows`, as in `corrupt`.
       schedule: turns the mask rate into the denoiser's time.
+      steps: of the sampler whose law it is; None for as many as tokens.
 
     Raises:
-      ValueError: with fewer than 2 draws, and as `corrupt`.
+      ValueError: with fewer than 2 draws, fewer than 1 step, and as `corrupt`.
       TypeError: as `diffusion_loss`.
     """
     if draws < 2:
         raise ValueError(f"nelbo: draws is {draws}, at least 2 are needed for its error")
+    if steps is not None and steps < 1:
+        raise ValueError(f"nelbo: steps is {steps}, it must be at least 1")
     checks.check_denoiser(denoiser)
     check_schedule(schedule)
     maskable = maskable_of(tokens, mask_id, maskable)
@@ -121,6 +135,7 @@ def nelbo(
         draws=draws,
         maskable=maskable,
         schedule=schedule,
+        steps=steps,
     )
 
 
@@ -134,6 +149,7 @@ def drawn_nelbo(
     maskable: Array,
     schedule: Schedule,
     together: int = 1,
+    steps: int | None = None,
 ) -> Likelihood:
     """`nelbo` of arguments that were checked.
 
@@ -146,11 +162,12 @@ def drawn_nelbo(
       maskable: bool[B, L], the tokens that count.
       schedule: turns the mask rate into the denoiser's time.
       together: so many neighbouring rows are read out as one, for rows that are short.
+      steps: as of `nelbo`.
     """
     batch, width = tokens.shape
     replicates = _replicates(draws)
     strata = draws // replicates
-    group = 1 if strata % 2 else 2  # draws that share slots
+    group = 1 if strata % 2 or steps is not None else 2  # draws that share slots
     points = strata // group
     of_group = _encoding_apart(denoiser, group)
     repeated = jnp.repeat(tokens, group, axis=0)
@@ -170,6 +187,7 @@ def drawn_nelbo(
             for side in range(group)
         ]
         masks = jax.tree.map(_interleaved, *drawn)
+        masks = masks if steps is None else whole_steps(masks, steps, schedule)
         canvas = jnp.where(masks.selected, mask_id, repeated)
         corrupted = lay_out(repeated, canvas, masks, slots=width + group - 1, paired=group == 2)
         return group_nats(of_group, corrupted, mask_id=mask_id, together=together) / group

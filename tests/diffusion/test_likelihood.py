@@ -5,9 +5,10 @@ import pytest
 from oracle import MASK, STRINGS, L
 from scipy import stats
 
-from mdlm_jax import as_denoiser, nelbo, schedules
+from mdlm_jax import as_denoiser, nelbo, sample, schedules
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden
 from mdlm_jax.diffusion.likelihood import Likelihood
+from mdlm_jax.diffusion.strategies import exact_count
 
 KEY = jax.random.key(0)
 
@@ -31,6 +32,53 @@ def test_nelbo_agrees_with_enumeration_and_its_error_is_right(oracle, drift):
     # The rows are independent estimates of one number, so their spread is the error's true size.
     assert likelihood.mc_variance.mean() == pytest.approx(nats.var(ddof=1), rel=0.1)
     assert likelihood.mc_error == pytest.approx(nats.std() / np.sqrt(4000) / L, rel=0.1)
+
+
+@pytest.mark.parametrize("steps, begun", [(1, [4]), (2, [4, 2]), (3, [4, 2, 1]), (4, [4, 3, 2, 1])])
+def test_a_likelihood_in_steps_agrees_with_enumeration(steps, begun, oracle):
+    """`begun`: masks before each step."""
+    string = STRINGS[np.argmax(oracle.joint)]
+    nats = {masks: [] for masks in range(L + 1)}
+    for positions, each in oracle.set_nats(string):
+        nats[len(positions)].append(each)
+    left = [*begun[1:], 0]
+    expected = sum(
+        (now - then) * np.mean(nats[now]) / now for now, then in zip(begun, left, strict=True)
+    )
+    likelihood = jax.jit(
+        lambda key: nelbo(
+            oracle.denoiser(), key, repeated(string, 4000), mask_id=MASK, draws=4, steps=steps
+        )
+    )(KEY)
+    found = np.asarray(likelihood.nats, np.float64)
+    error = found.std(ddof=1) / np.sqrt(4000)
+    assert abs(found.mean() - expected) < 4 * error + 1e-5 * expected
+    if steps == 1:  # nothing is drawn that matters
+        assert error < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_a_likelihood_in_steps_bounds_what_the_sampler_writes(steps, oracle):
+    rows = 20_000
+    blank = jnp.full((rows, L), MASK)
+    written = jax.jit(
+        lambda key: sample(
+            oracle.denoiser(), key, blank, mask_id=MASK, steps=steps, strategy=exact_count()
+        )
+    )(KEY)
+    counts = np.bincount(np.asarray(written) @ (3 ** np.arange(L - 1, -1, -1)), minlength=81)
+    bound = jax.jit(
+        lambda key: nelbo(
+            oracle.denoiser(), key, jnp.asarray(STRINGS), mask_id=MASK, draws=64, steps=steps
+        )
+    )(KEY)
+    law = counts / rows
+    possible = np.isfinite(bound.nats)
+    surely = np.exp(-(bound.nats + 5 * np.sqrt(bound.mc_variance))[possible])
+    most = (law + 5 * np.sqrt(law.clip(1 / rows) / rows))[possible]
+    assert np.all(surely < most) and np.any(surely > 0.5 * most)
+    total = np.exp(-np.asarray(bound.nats, np.float64)).sum()
+    assert total == pytest.approx(1, abs=1e-5) if steps == 1 else total < 1.01
 
 
 def test_naive_error_of_stratified_draws_is_too_large(oracle):

@@ -111,6 +111,27 @@ def exact_masks(
     return Masks(order, count, length, t, length / jnp.maximum(count, 1))
 
 
+def whole_steps(masks: Masks, steps: int, schedule: Schedule) -> Masks:
+    """The masks with which the step begins that writes the last one of them.
+
+    Of steps that write as many tokens each as divide evenly, in a random order, as `exact_count`
+    does: before step i of s, `L (s - i) // s` of L tokens are masked. More steps than tokens change
+    nothing.
+
+    Args:
+      masks: with counts of 1 to L.
+      steps: at least 1.
+      schedule: turns the mask rate into the time, which is that of the step.
+    """
+    length = jnp.maximum(masks.length, 1)
+    even = jnp.minimum(steps, length)
+    left = -(-masks.count * even // length)  # steps that are left, with the one at hand
+    count = length * left // even
+    t = schedule.rate_to_time(count / length)
+    weight = length / jnp.maximum(count, 1)
+    return masks._replace(count=jnp.where(masks.length > 0, count, 0), t=t, weight=weight)
+
+
 def bernoulli_masks(keys: Array, t: Array, *, maskable: Array, schedule: Schedule) -> Masks:
     """Masks each token alone with probability `1 - alpha(t)`, `t f32[B]` in (0, 1]."""
     order, scores, length = _random_order(keys, maskable)

@@ -78,9 +78,17 @@ def bound(
     mask_id: int,
     draws: int,
     schedule: Schedule,
+    steps: int | None = None,
 ) -> Likelihood:
-    """The NELBO of a batch's rows: over its blocks, if the denoiser is one of blocks."""
-    of = blocks.nelbo if isinstance(denoiser, blocks.BlockDenoiser) else nelbo
+    """The NELBO of a batch's rows: over its blocks, if the denoiser is one of blocks.
+
+    With `steps`, for a denoiser of whole rows, it is as that of `nelbo`.
+    """
+    if isinstance(denoiser, blocks.BlockDenoiser):
+        assert steps is None
+        of = blocks.nelbo
+    else:
+        of = functools.partial(nelbo, steps=steps)
     return of(
         denoiser,
         key,
@@ -102,6 +110,7 @@ def make_nelbo(
     draws: int,
     schedule: Schedule = schedules.linear(),
     mesh: Mesh | None = None,
+    steps: int | None = None,
 ) -> OfRows:
     """`(params, rows, batch_size) -> Likelihood` of all rows; compiled once for a batch size.
 
@@ -115,6 +124,7 @@ def make_nelbo(
       draws: corruptions of each row, at least 2.
       schedule: that the model was trained with; it turns the mask rate into the time.
       mesh: as of `spreading.over_rows`.
+      steps: of the sampler whose law is bounded, as of `nelbo`; not for a denoiser of blocks.
     """
 
     def of_batch(params: PyTree, batch: dict[str, Array]) -> Likelihood:
@@ -125,6 +135,7 @@ def make_nelbo(
             mask_id=mask_id,
             draws=draws,
             schedule=schedule,
+            steps=steps,
         )
 
     return _of_rows(of_batch, mesh)

@@ -137,9 +137,11 @@ def test_text_error_covers_the_mean_of_the_texts():
     assert low - 5 <= hits <= high  # 1.96 is for infinitely many rows
 
 
-def test_one_draw_is_refused(oracle):
+def test_one_draw_and_no_step_are_refused(oracle):
     with pytest.raises(ValueError, match="draws is 1, at least 2"):
         nelbo(oracle.denoiser(), KEY, repeated([0, 0, 0, 0], 2), mask_id=MASK, draws=1)
+    with pytest.raises(ValueError, match="steps is 0, it must be at least 1"):
+        nelbo(oracle.denoiser(), KEY, repeated(STRINGS[5], 1), mask_id=MASK, steps=0)
 
 
 def test_two_draws_share_the_slots_of_one(oracle):

@@ -84,11 +84,8 @@ def bound(
 
     With `steps`, for a denoiser of whole rows, it is as that of `nelbo`.
     """
-    if isinstance(denoiser, blocks.BlockDenoiser):
-        assert steps is None
-        of = blocks.nelbo
-    else:
-        of = functools.partial(nelbo, steps=steps)
+    of = blocks.nelbo if isinstance(denoiser, blocks.BlockDenoiser) else nelbo
+    in_steps = {} if steps is None else {"steps": steps}
     return of(
         denoiser,
         key,
@@ -98,6 +95,7 @@ def bound(
         maskable=batch["maskable"],
         rows=batch["rows"],
         schedule=schedule,
+        **in_steps,
     )
 
 

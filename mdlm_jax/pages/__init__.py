@@ -13,6 +13,8 @@
 | `frontier_table` | a frontier on a terminal |
 | `answers_table` | answers on a terminal |
 | `likelihood_table` | a likelihood on a terminal |
+| `ab_table` | two versions on a terminal |
+| `ab_plot` | a picture of two versions |
 | `watch` | samples replayed on a terminal |
 """
 

@@ -27,6 +27,7 @@
 | `registry` | versions in MLflow's model registry |
 | `deployments` | which versions a server serves, followed and chosen for requests |
 | `versions` | what decides the text of a model, with digests |
+| `comparing` | two versions on the same prompts |
 
 `page/` is what a browser shows of a server.
 """

@@ -10,6 +10,7 @@
 | `mauve` | how alike two sets of texts are as distributions |
 | `bertscore` | how alike two texts are, token by token |
 | `answers` | answers beside the responses that were wanted |
+| `paired` | paired differences of two models, with bootstrap intervals |
 | `naive_bayes` | which class a row belongs to, for models that write text of a class |
 """
 

@@ -6,7 +6,8 @@ It speaks the contract of `mdlm_jax.serve`: OpenAI's JSON and events, a system_f
 chunk. The text of a choice is a function of (fingerprint, prompt, seed, choice); how it is cut into
 chunks, and how the choices of a request interleave, is random, as it is where many users share a
 device. `POST /control` with `{"mode": "reset", "after": 3, "times": 1}` makes the next request fail
-after 3 chunks (MODES has all); `GET /stats` tells how many requests run, and what was asked.
+after 3 chunks (MODES has all), `{"steps": 8}` gives requests that are not pinned so many steps;
+`GET /stats` tells how many requests run, and what was asked.
 """
 
 import argparse
@@ -53,6 +54,7 @@ def text_of(fingerprint: str, prompt: str, seed: int, choice: int, words: int = 
 def expected(fingerprint: str, body: dict[str, Any]) -> list[str]:
     """The texts of all choices of a request."""
     prompt = body.get("prompt") or json.dumps(body.get("messages"))
+    prompt += f" in {body['steps']} steps" if "steps" in body else ""
     words = body.get("max_tokens") or 0
     return [
         text_of(fingerprint, prompt, body["seed"], index, words)
@@ -68,6 +70,7 @@ class Region:
         self.fault: dict[str, Any] = {}
         self.running, self.asked = 0, list[dict[str, Any]]()
         self.ready = True
+        self.steps: int | None = None  # of a policy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers a request."""
@@ -87,6 +90,7 @@ class Region:
             self.ready = given.get("ready", self.ready)
             self.fingerprint = given.get("fingerprint", self.fingerprint)
             self.delay = given.get("delay", self.delay)
+            self.steps = given.get("steps")
             self.fault = given if given.get("mode") else {}
             await _json(send, 200, {})
         elif path == "/v1/models":
@@ -109,6 +113,8 @@ class Region:
             await _error(send, 404, "not_found")
 
     async def _generate(self, asked: dict[str, Any], path: str, receive: Any, send: Any) -> None:
+        if self.steps is not None and asked.get("policy") != "pinned":
+            asked = {**asked, "steps": self.steps}
         fault = self._next_fault()
         mode, after = fault.get("mode"), fault.get("after", 0)
         transport = receive.__self__.transport
@@ -210,6 +216,7 @@ class Region:
             "created": random.randrange(10**9),
             "model": MODEL,
             "system_fingerprint": self.fingerprint,
+            **({} if self.steps is None else {"policy": {"stage": 1, "steps": asked["steps"]}}),
         }
 
     def _events(self, asked: dict[str, Any], chat: bool) -> Iterator[dict[str, Any]]:

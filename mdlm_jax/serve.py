@@ -35,8 +35,9 @@ from mdlm_jax.writing import decoding, requests
 from mdlm_jax.writing import model as models
 
 if TYPE_CHECKING:
-    from mdlm_jax.serving import offers
+    from mdlm_jax.serving import offers, policy
     from mdlm_jax.serving.engine import Engine
+    from mdlm_jax.serving.steering import Steering
 
 _WORKDIR = command_line.define_path(
     "workdir", None, "Folder of the run, or of what export or convert wrote."
@@ -95,17 +96,26 @@ _DRAIN = flags.DEFINE_float(
 _KEYS = command_line.define_path(
     "keys", None, "File of keys, one a line. A request must send one: Authorization: Bearer KEY."
 )
+_POLICY = command_line.define_path(
+    "policy", None, "File of a policy, which does less for each text while there are too many."
+)
 _CORS = flags.DEFINE_list(
     "cors", [], "Origins whose pages may ask from a browser, such as https://example.org; * is all."
 )
 
 
 class _Served(NamedTuple):
-    """What is served: the names, and what follows the registry meanwhile."""
+    """What is served, and what follows the registry meanwhile."""
 
-    names: Sequence[str]
     catalog: "offers.Catalog"
     following: AbstractContextManager
+
+
+class _Plan(NamedTuple):
+    """The names that will be served, and what loads and compiles them."""
+
+    names: Sequence[str]
+    load: Callable[["Engine"], _Served]
 
 
 def main() -> int:
@@ -118,7 +128,8 @@ def main() -> int:
         keys = guards.read_keys(_KEYS.value) if _KEYS.value else []
         _check_flags()
         command_line.join_job()
-        load = _registered() if _MODEL.value else _loaded()
+        plan = _registered() if _MODEL.value else _loaded()
+        steered = _policy(plan.names) if _POLICY.value else None
         listening = server.listen(_HOST.value, _PORT.value)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("mdlm_jax").setLevel(logging.INFO)
@@ -129,8 +140,10 @@ def main() -> int:
 
     print(command_line.compiling(), file=sys.stderr, flush=True)
     engine = Engine(queue=_QUEUE.value)
-    served = load(engine)
-    watching = Metrics(engine, served.catalog)
+    served = plan.load(engine)
+    steering = None if steered is None else _steering(steered, engine, served.catalog)
+    watching = Metrics(engine, served.catalog, steering)
+    tells = [guards.log, watching.tell, *([] if steering is None else [steering.tell])]
     made = app.make_app(
         engine,
         served.catalog,
@@ -138,10 +151,11 @@ def main() -> int:
         keys=keys,
         cors=_CORS.value,
         mounts={"/metrics": watching},
-        tell=guards.all_of(guards.log, watching.tell),
+        steering=steering,
+        tell=guards.all_of(*tells),
     )
-    print(f"{', '.join(served.names)} is served at {listening.address}", flush=True)
-    with served.following:
+    print(f"{', '.join(plan.names)} is served at {listening.address}", flush=True)
+    with served.following, nullcontext() if steering is None else steering.looking():
         return server.serve(made, listening, drain=_DRAIN.value, engine=engine)
 
 
@@ -158,7 +172,7 @@ def _check_flags() -> None:
             raise ValueError(f"--{name} is not for --{places[0]}: {why}")
 
 
-def _loaded() -> Callable[["Engine"], _Served]:
+def _loaded() -> _Plan:
     """Of a folder, or of Hugging Face's files."""
     from mdlm_jax.serving import offers
 
@@ -175,12 +189,12 @@ def _loaded() -> Callable[["Engine"], _Served]:
 
     def load(engine: "Engine") -> _Served:
         engine.add(deployment)
-        return _Served([offer.name], offers.Fixed({offer.name: offer}), nullcontext())
+        return _Served(offers.Fixed({offer.name: offer}), nullcontext())
 
-    return load
+    return _Plan([offer.name], load)
 
 
-def _registered() -> Callable[["Engine"], _Served]:
+def _registered() -> _Plan:
     """Of the registry."""
     from mdlm_jax.serving import references, registry
     from mdlm_jax.serving.deployments import Deployments, How
@@ -192,10 +206,36 @@ def _registered() -> Callable[["Engine"], _Served]:
         catalog = Deployments(engine, client, served, how)
         with command_line.bad_input():  # a reference that leads nowhere
             catalog.update()
-        names = dict.fromkeys(each.name for each in served)
-        return _Served([*names], catalog, catalog.following(_FOLLOW.value))
+        return _Served(catalog, catalog.following(_FOLLOW.value))
 
-    return load
+    return _Plan([*dict.fromkeys(each.name for each in served)], load)
+
+
+def _policy(names: Sequence[str]) -> "policy.Policy":
+    """The policy, whose models are among those that will be served."""
+    from mdlm_jax.serving import policy, steering
+
+    read = policy.read(_POLICY.value)
+    steering.check(read)
+    for stage in read.stages:
+        if stage.model and re.split("[@/]", stage.model)[0] not in names:
+            raise ValueError(_not_served(stage.model, names))
+    return read
+
+
+def _steering(read: "policy.Policy", engine: "Engine", catalog: "offers.Catalog") -> "Steering":
+    from mdlm_jax.serving.steering import Steering
+
+    with command_line.bad_input():
+        for stage in read.stages:
+            if stage.model and catalog.choose(stage.model, "") is None:
+                known = [offer.name for offer in catalog.listed()]
+                raise ValueError(_not_served(stage.model, known))
+        return Steering(read, engine)
+
+
+def _not_served(name: str, known: Sequence[str]) -> str:
+    return f"{_POLICY.value}: model {name!r} is not served: there are {', '.join(known)}"
 
 
 def _how() -> dict[str, Any]:

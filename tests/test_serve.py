@@ -19,6 +19,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     exported.write(folder / "run", kind="bpe", vocab_size=300, length=32)
     (folder / "keys").write_text("# none\n")
+    bands = {each: f"[{each}]\nupper = 0.9\nlower = 0.8\n" for each in ("queue_age_s", "memory")}
+    (folder / "policy.toml").write_text(bands["queue_age_s"])
+    (folder / "small.toml").write_text(bands["queue_age_s"] + '[[stage]]\nmodel = "small"\n')
+    (folder / "memory.toml").write_text(bands["memory"] + "[[stage]]\nsteps = 2\n")
     return folder
 
 
@@ -35,6 +39,9 @@ def test_what_cannot_be_served_is_one_line(folder):
             "length must be from 1 to 32, the model's rows, not 64": [here, "--lengths=64"],
             "strategy 'fast' must be one of": [here, "--strategies=fast"],
             "it is factor(value)": [here, "--strategies=exact_count, factor"],
+            "policy.toml: no stage: begin each": [here, f"--policy={folder}/policy.toml"],
+            "model 'small' is not served: there are run": [here, f"--policy={folder}/small.toml"],
+            "this device does not tell how much": [here, f"--policy={folder}/memory.toml"],
             "Address already in use": [here, port],
             "--rows=8 of a request could never wait": [here, "--rows=8", "--queue=4"],
             "no folder at": [f"--workdir={folder}/nothing"],

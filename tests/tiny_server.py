@@ -51,12 +51,13 @@ def running(models, *, queue=64, engine=None, how=HOW, **options):
 
 
 @contextlib.contextmanager
-def answering(engine, catalog, *, api_key="none", drain=5.0, **options):
+def answering(engine, catalog, *, api_key="none", drain=5.0, steering=None, **options):
     """Serves a catalog, with options of `make_app`, and its metrics."""
     told = []
-    watching = metrics.Metrics(engine, catalog)
-    tell = guards.all_of(told.append, watching.tell)
-    made = app.make_app(engine, catalog, tell=tell, mounts={"/metrics": watching}, **options)
+    watching = metrics.Metrics(engine, catalog, steering)
+    tells = [told.append, watching.tell, *([steering.tell] if steering else [])]
+    options |= {"mounts": {"/metrics": watching}, "tell": guards.all_of(*tells)}
+    made = app.make_app(engine, catalog, steering=steering, **options)
     listening = server.listen("127.0.0.1", 0)
     uvicorn_server = server.Server(made, drain, engine)
     thread = threading.Thread(target=uvicorn_server.run, args=([listening.socket],))

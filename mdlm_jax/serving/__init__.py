@@ -17,6 +17,9 @@
 | `stats` | what an engine tells of itself |
 | `metrics` | what a replica counts, for Prometheus; the extra `serve` |
 | `compilations` | counts what is compiled where nothing should be |
+| `policy` | when a server does less for a text, so that all get one |
+| `steering` | a policy at work |
+| `tables` | tables of a TOML file |
 | `kinds` | what a compiled program depends on |
 | `programs` | the compiled programs of one kind of rows |
 | `given` | what the host tells the device of each slot |

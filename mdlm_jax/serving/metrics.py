@@ -24,6 +24,7 @@ import mdlm_jax
 from mdlm_jax.serving import stats
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.serving.offers import Catalog
+from mdlm_jax.serving.steering import Steering
 
 FIRST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SECONDS = (*FIRST_SECONDS[1:], 120, 300)
@@ -78,7 +79,7 @@ class Metrics:
       registry: of all of them.
     """
 
-    def __init__(self, engine: Engine, catalog: Catalog):
+    def __init__(self, engine: Engine, catalog: Catalog, steering: Steering | None = None):
         self.registry = prometheus.CollectorRegistry()
         self._requests = prometheus.Counter(
             "mdlm_requests",
@@ -102,7 +103,7 @@ class Metrics:
             registry=self.registry,
         )
         prometheus.ProcessCollector(registry=self.registry)
-        self.registry.register(_Server(engine, catalog))
+        self.registry.register(_Server(engine, catalog, steering))
 
     def tell(self, told: Mapping[str, Any]) -> None:
         """Counts a request that has ended; `told` is what its log line says."""
@@ -133,10 +134,10 @@ def _outcome(status: int) -> str:
 
 
 class _Server:
-    """What is read when it is asked for: the engine, its models, the devices."""
+    """What is read when it is asked for: the engine, its models, its policy, the devices."""
 
-    def __init__(self, engine: Engine, catalog: Catalog):
-        self._engine, self._catalog = engine, catalog
+    def __init__(self, engine: Engine, catalog: Catalog, steering: Steering | None):
+        self._engine, self._catalog, self._steering = engine, catalog, steering
 
     def collect(self) -> Iterator[Metric]:
         """Of a collector of Prometheus."""
@@ -162,6 +163,7 @@ class _Server:
         yield from _of_devices()
         yield _build()
         yield self._models()
+        yield from _of_policy(self._steering)
 
     def _models(self) -> Metric:
         family = GaugeMetricFamily(
@@ -209,6 +211,30 @@ def _of_devices() -> Iterator[Metric]:
             if key in figures:
                 family.add_metric((device,), figures[key])
         yield family
+
+
+def _of_policy(steering: Steering | None) -> Iterator[Metric]:
+    """Without a policy there is nothing to tell but the names."""
+    stage = GaugeMetricFamily(
+        "mdlm_policy_stage",
+        "The stage that requests are admitted in; 0 is full service.",
+        labels=(),
+    )
+    moves = CounterMetricFamily(
+        "mdlm_policy_moves", "Moves between stages: down, to less, or back.", labels=("direction",)
+    )
+    requests = CounterMetricFamily(
+        "mdlm_policy_requests",
+        "Requests by the stage that they were admitted in, which is 0 for pinned ones.",
+        labels=("stage", "pinned"),
+    )
+    if steering is not None:
+        stage.add_metric((), steering.stage)
+        for direction, count in steering.moves.items():
+            moves.add_metric((direction,), count)
+        for (number, pinned), count in sorted(steering.admitted.copy().items()):
+            requests.add_metric((str(number), str(pinned).lower()), count)
+    yield from (stage, moves, requests)
 
 
 def _build() -> Metric:

@@ -4,6 +4,7 @@
 |---|---|
 | `app` | the app of endpoints |
 | `schemas` | what a request may hold |
+| `admission` | what a request gets, by a server's policy |
 | `answering` | answers, whole and piece by piece |
 | `alternatives` | what else is likely at a place of a text |
 | `flights` | rows on their way through the engine |

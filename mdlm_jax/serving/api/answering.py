@@ -18,6 +18,7 @@ from mdlm_jax.serving.api.limits import Limits
 from mdlm_jax.serving.api.shapes import Head, Shape, head
 from mdlm_jax.serving.offers import Catalog, Offer
 from mdlm_jax.serving.plans import Wanted
+from mdlm_jax.serving.steering import Steering
 from mdlm_jax.serving.texts import Read, Row, Token
 
 _LOG = logging.getLogger(__name__)
@@ -31,11 +32,27 @@ class Front(NamedTuple):
       engine: of the process.
       catalog: the models.
       limits: of a request.
+      steering: of a policy; None for full service, whatever the load is.
     """
 
     engine: Engine
     catalog: Catalog
     limits: Limits
+    steering: Steering | None = None
+
+
+class Admitted(NamedTuple):
+    """A request that is to be written.
+
+    Attributes:
+      offer: the model that writes it.
+      rows: of it.
+      policy: what the client is told of the policy; None on a server without one.
+    """
+
+    offer: Offer
+    rows: Sequence[Row]
+    policy: Mapping[str, Any] | None
 
 
 class Done(NamedTuple):
@@ -58,12 +75,16 @@ def choose(front: Front, asked: schemas.Options | schemas.Alternatives, request:
     Raises:
       ApiError: there is none of this name.
     """
-    key = request.headers.get("x-request-key") or asked.user or secrets.token_hex(8)
-    offer = front.catalog.choose(asked.model, key)
+    offer = front.catalog.choose(asked.model, key_of(asked, request))
     if offer is None:
         raise errors.unknown_model(asked.model, [each.name for each in front.catalog.listed()])
     request.state.told |= {"model": offer.name}
     return offer
+
+
+def key_of(asked: schemas.Options | schemas.Alternatives, request: Request) -> str:
+    """The key of a request, by which several versions share the requests."""
+    return request.headers.get("x-request-key") or asked.user or secrets.token_hex(8)
 
 
 def wanted(front: Front, asked: schemas.Options, prompts: int, request: Request) -> Wanted:
@@ -118,8 +139,7 @@ async def answer(
     request: Request,
     asked: schemas.Options,
     shape: Shape,
-    offer: Offer,
-    rows: Sequence[Row],
+    admitted: Admitted,
     *,
     logprobs: bool,
 ) -> Response:
@@ -130,19 +150,19 @@ async def answer(
       request: of HTTP.
       asked: its body.
       shape: of the endpoint.
-      offer: the model.
-      rows: from `plans`.
+      admitted: what is written.
       logprobs: whether the tokens are told.
 
     Raises:
       ApiError: the rows were not taken, or one failed.
     """
     whole = not asked.stream
+    offer, rows, policy = admitted
     try:
         flight = Flight(front.engine, offer.deployment, rows, whole=whole)
     except (jobs.NotTaken, ValueError) as error:
         raise errors.not_taken(error) from None
-    answering = _Answering(head(shape, offer, rows), rows, flight, logprobs)
+    answering = _Answering(head(shape, offer, rows), rows, flight, logprobs, policy)
     request.state.told |= {"answer": answering.head.id, "rows": len(rows)}
     if not whole:
         return StreamingResponse(
@@ -165,7 +185,8 @@ async def answer(
         shape.choice(index, made.read.text, made.read.reason, made.tokens)
         for index, made in sorted(done.items())
     ]
-    return JSONResponse({**answering.head.json(shape.whole), "choices": choices, "usage": usage})
+    told = {**answering.head.json(shape.whole), **answering.of_policy}
+    return JSONResponse({**told, "choices": choices, "usage": usage})
 
 
 class _Answering(NamedTuple):
@@ -173,6 +194,12 @@ class _Answering(NamedTuple):
     rows: Sequence[Row]
     flight: Flight
     logprobs: bool
+    policy: Mapping[str, Any] | None
+
+    @property
+    def of_policy(self) -> dict[str, Any]:
+        """What is told of the policy, once."""
+        return {} if self.policy is None else {"policy": self.policy}
 
     def read(self, index: int, written: jobs.Written) -> Read:
         offer = self.head.offer
@@ -246,11 +273,12 @@ async def _pieces(
     with_usage = asked.stream_options is not None and asked.stream_options.include_usage
     no_usage = {"usage": None} if with_usage else {}
 
-    def piece(*choices: dict[str, Any]) -> bytes:
-        return _event({**made_of.json(shape.piece), "choices": [*choices], **no_usage})
+    def piece(*choices: dict[str, Any], **once: Any) -> bytes:
+        return _event({**made_of.json(shape.piece), **once, "choices": [*choices], **no_usage})
 
     count = len(answering.rows)
-    yield piece(*(shape.delta(index, "", None, None) for index in range(count)))
+    openings = (shape.delta(index, "", None, None) for index in range(count))
+    yield piece(*openings, **answering.of_policy)
     sent, ahead, done = [""] * count, [-1] * count, dict[int, Done]()
     async for event in answering.flight.events(_ALIVE):
         if event is None:

@@ -15,9 +15,12 @@ from starlette.types import ASGIApp
 import mdlm_jax
 from mdlm_jax.serving import offers, plans
 from mdlm_jax.serving.api import alternatives, errors, guards, schemas, shapes
+from mdlm_jax.serving.api.admission import admit
 from mdlm_jax.serving.api.answering import Front, answer, choose, deadline, wanted
 from mdlm_jax.serving.api.flights import Gone
 from mdlm_jax.serving.api.limits import Limits
+from mdlm_jax.serving.steering import Steering
+from mdlm_jax.serving.texts import Row
 
 
 def make_app(
@@ -28,6 +31,7 @@ def make_app(
     keys: Sequence[bytes] = (),
     cors: Sequence[str] = (),
     mounts: Mapping[str, ASGIApp] | None = None,
+    steering: Steering | None = None,
     tell: Callable[[guards.Told], None] = guards.log,
 ) -> FastAPI:
     """The app of a server. Whoever runs it drains the engine.
@@ -39,11 +43,13 @@ def make_app(
       keys: of which a request to the API must send one; () for an open server.
       cors: origins of other pages that may ask it; "*" for all.
       mounts: further apps, objects, by their exact path, such as "/metrics".
+      steering: of a policy that may give requests fewer steps, or another model; it must be told
+        what became of each request, too.
       tell: is called with what became of each request.
     """
 
     app = FastAPI(title="mdlm_jax", docs_url=None, redoc_url=None)
-    front = Front(engine, catalog, limits)
+    front = Front(engine, catalog, limits, steering)
     errors.install(app)
     _add_api(app, front)
     _add_health(app, engine)
@@ -91,12 +97,14 @@ def _add_api(app: FastAPI, front: Front) -> None:
         common = wanted(front, asked, len(asked.prompts), request)._replace(
             suffix=asked.suffix, echo=bool(asked.echo), max_tokens=asked.max_tokens
         )
+
+        def plan(offer: offers.Offer) -> list[Row]:
+            return plans.completions(offer, asked.prompts, common)
+
         with _refusing():
-            rows = plans.completions(offer, asked.prompts, common)
+            admitted = admit(front, request, asked, offer, plan)
         logprobs = asked.logprobs is not None
-        return await answer(
-            front, request, asked, shapes.COMPLETION, offer, rows, logprobs=logprobs
-        )
+        return await answer(front, request, asked, shapes.COMPLETION, admitted, logprobs=logprobs)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, asked: Annotated[schemas.Chat, Body()]) -> Response:
@@ -109,12 +117,13 @@ def _add_api(app: FastAPI, front: Front) -> None:
         common = wanted(front, asked, 1, request)._replace(
             max_tokens=asked.max_completion_tokens or asked.max_tokens
         )
+        talk = [message.plain() for message in asked.messages]
         with _refusing():
-            talk = [message.plain() for message in asked.messages]
-            rows = plans.answers(offer, talk, common)
-        return await answer(
-            front, request, asked, shapes.CHAT, offer, rows, logprobs=bool(asked.logprobs)
-        )
+            admitted = admit(
+                front, request, asked, offer, lambda offer: plans.answers(offer, talk, common)
+            )
+        logprobs = bool(asked.logprobs)
+        return await answer(front, request, asked, shapes.CHAT, admitted, logprobs=logprobs)
 
     @app.post("/v1/alternatives")
     async def other_tokens(

@@ -57,6 +57,8 @@ class Options(_Strict):
       label: for a model with classes.
       end_of_text: whether the separator between texts ends a text.
       timeout: seconds after which the request is given up.
+      policy: "pinned" keeps steps and model whatever the load is, so that it may be turned away;
+        "adaptive", the default, takes what the server's policy gives.
       canvases: whether a stream also tells, as events of the name "canvas", what is written
         already anywhere, and may still be taken back.
     """
@@ -85,6 +87,7 @@ class Options(_Strict):
     label: str | None = None
     end_of_text: bool | None = None
     timeout: _Seconds | None = None
+    policy: Literal["adaptive", "pinned"] | None = None
     canvases: bool | None = None
 
     @property

@@ -66,6 +66,18 @@ class Asked:
                 return hashlib.sha256(value.encode()).hexdigest()
         return ""
 
+    def as_begun(self, policy: Mapping[str, Any]) -> "Asked":
+        """The request with the steps and the model that a region's policy gave it.
+
+        Args:
+          policy: what the region told of it; {} changes nothing.
+        """
+        if not policy:
+            return self
+        given = {name: policy[name] for name in ("steps", "model") if name in policy}
+        fields = {**json.loads(self.content), **given, "policy": "pinned"}
+        return dataclasses.replace(self, content=json.dumps(fields).encode())
+
     def headers_for(self, key: str | None) -> dict[str, str]:
         """Of a try that begins now, at a region whose key replaces the user's."""
         headers = dict(self.headers)

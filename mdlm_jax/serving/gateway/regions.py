@@ -2,17 +2,12 @@
 
 import dataclasses
 import re
-import tomllib
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from mdlm_jax.host import nearest
+from mdlm_jax.serving import tables
 from mdlm_jax.serving.gateway import breaker
-
-
-def _number(default: float, low: float, high: float = 86_400.0) -> Any:
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +41,22 @@ class Region:
     url: str
     name: str = ""
     key_file: str = ""
-    connect_s: float = _number(2.0, 0.001)
-    first_byte_s: float = _number(10.0, 0.001)
-    between_bytes_s: float = _number(10.0, 0.001)
-    whole_s: float = _number(60.0, 0.001)
+    connect_s: float = tables.number(2.0, 0.001)
+    first_byte_s: float = tables.number(10.0, 0.001)
+    between_bytes_s: float = tables.number(10.0, 0.001)
+    whole_s: float = tables.number(60.0, 0.001)
     health_path: str = "/readyz"
-    health_every_s: float = _number(2.0, 0.01)
-    health_timeout_s: float = _number(1.0, 0.001)
-    health_failures: int = _number(2, 1, 100)
-    retry_after_most_s: float = _number(30.0, 0.0)
-    breaker_failures: int = _number(5, 1, 10_000)
-    breaker_share: float = _number(0.5, 0.0, 1.0)
-    breaker_least: int = _number(20, 1, 10_000)
-    breaker_window_s: float = _number(10.0, 1.0)
-    breaker_open_s: float = _number(5.0, 0.001)
-    breaker_open_most_s: float = _number(60.0, 0.001)
-    breaker_probes: int = _number(2, 1, 100)
+    health_every_s: float = tables.number(2.0, 0.01)
+    health_timeout_s: float = tables.number(1.0, 0.001)
+    health_failures: int = tables.number(2, 1, 100)
+    retry_after_most_s: float = tables.number(30.0, 0.0)
+    breaker_failures: int = tables.number(5, 1, 10_000)
+    breaker_share: float = tables.number(0.5, 0.0, 1.0)
+    breaker_least: int = tables.number(20, 1, 10_000)
+    breaker_window_s: float = tables.number(10.0, 1.0)
+    breaker_open_s: float = tables.number(5.0, 0.001)
+    breaker_open_most_s: float = tables.number(60.0, 0.001)
+    breaker_probes: int = tables.number(2, 1, 100)
 
     @property
     def rules(self) -> breaker.Rules:
@@ -94,15 +89,15 @@ class Limits:
       max_body_bytes: of a request; more are refused with 413.
     """
 
-    deadline_s: float = _number(120.0, 0.001)
-    tries: int = _number(4, 1, 100)
-    retry_share: float = _number(0.2, 0.0, 10.0)
-    retry_burst: float = _number(20.0, 0.0, 1e6)
-    retries_per_s: float = _number(1.0, 0.0, 1e6)
-    hedge_quantile: float = _number(0.95, 0.0, 1.0)
-    hedge_least_s: float = _number(0.05, 0.0)
-    max_requests: int = _number(1024, 1, 10**6)
-    max_body_bytes: int = _number(2**20, 1, 2**30)
+    deadline_s: float = tables.number(120.0, 0.001)
+    tries: int = tables.number(4, 1, 100)
+    retry_share: float = tables.number(0.2, 0.0, 10.0)
+    retry_burst: float = tables.number(20.0, 0.0, 1e6)
+    retries_per_s: float = tables.number(1.0, 0.0, 1e6)
+    hedge_quantile: float = tables.number(0.95, 0.0, 1.0)
+    hedge_least_s: float = tables.number(0.05, 0.0)
+    max_requests: int = tables.number(1024, 1, 10**6)
+    max_body_bytes: int = tables.number(2**20, 1, 2**30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +115,7 @@ def read(path: str) -> Settings:
       ValueError: it is no TOML, a key is unknown or missing, or a value is not accepted.
       OSError: it, or a key file that it names, cannot be read.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+    table = tables.read(path)
     try:
         settings = _settings(table)
     except ValueError as error:
@@ -149,22 +141,22 @@ def read_key(region: Region) -> str | None:
 
 
 def _settings(table: dict[str, Any]) -> Settings:
-    _known(table, ("gateway", "every_region", "region"), "there are the tables")
+    tables.known(table, ("gateway", "every_region", "region"), "there are the tables")
     regions = table.get("region", [])
     if not isinstance(regions, list) or not regions:
         raise ValueError("no region: begin each with [[region]], and give its url")
-    every = _table(table.get("every_region", {}), "[every_region]")
+    every = tables.table(table.get("every_region", {}), "[every_region]")
     if own := {"name", "url"} & {*every}:
         raise ValueError(f"[every_region] has {min(own)}, which each [[region]] has of its own")
-    limits = _table(table.get("gateway", {}), "[gateway]")
+    limits = tables.table(table.get("gateway", {}), "[gateway]")
     found = []
     for number, each in enumerate(regions, 1):
         where = f"region {number}"
-        found.append(_region({**every, **_table(each, where)}, where))
+        found.append(_region({**every, **tables.table(each, where)}, where))
     names = [region.name for region in found]
     if double := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two regions have the name {min(double)}: give each a name of its own")
-    return Settings(tuple(found), _build(Limits, limits, "[gateway]"))
+    return Settings(tuple(found), tables.build(Limits, limits, "[gateway]"))
 
 
 def _region(given: dict[str, Any], where: str) -> Region:
@@ -183,42 +175,9 @@ def _region(given: dict[str, Any], where: str) -> Region:
     if parts.path.rstrip("/").endswith("/v1"):
         raise ValueError(f"{where}: url = {url} ends in /v1, which the gateway adds: leave it out")
     name = given.get("name") or parts.netloc
-    region = _build(Region, {**given, "url": url.rstrip("/"), "name": name}, where)
+    region = tables.build(Region, {**given, "url": url.rstrip("/"), "name": name}, where)
     if not re.fullmatch(r"[\w.:\[\]-]{1,64}", name, re.ASCII):  # it goes into headers and labels
         raise ValueError(f"{where}: name = {name!r} must be of letters, digits, '.', '-' and '_'")
     if not region.health_path.startswith("/"):
         raise ValueError(f"{where}: health_path = {region.health_path} must begin with /")
     return region
-
-
-def _build(kind: type, given: dict[str, Any], where: str) -> Any:
-    """The dataclass of a table, each value checked against its field."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    _known(given, fields, f"{where} has")
-    for name, value in given.items():
-        field = fields[name]
-        if not field.metadata:
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {name} = {value} must be a text")
-            continue
-        whole = isinstance(field.default, int)
-        low, high = field.metadata["low"], field.metadata["high"]
-        right = isinstance(value, int) or (isinstance(value, float) and not whole)
-        if not right or isinstance(value, bool) or not low <= value <= high:
-            number = "a whole number" if whole else "a number"
-            raise ValueError(f"{where}: {name} = {value} must be {number} from {low} to {high}")
-    return kind(**given)
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a table")
-    return value
-
-
-def _known(given: Any, names: Any, there: str) -> None:
-    for name in given:
-        if name not in names:
-            raise ValueError(
-                f"unknown key {name}{nearest.meant(name, names)}: {there} {', '.join(names)}"
-            )

@@ -1,7 +1,7 @@
 """A stream for a user, that goes on in another region when its region dies."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 
 from mdlm_jax.serving.gateway import failures, racing, tries
 from mdlm_jax.serving.gateway.asked import Asked
@@ -39,11 +39,14 @@ async def frames(
     Raises:
       Ended: what the user is told instead of an answer, or of the rest of it.
     """
+
+    def begin(place: tries.Place) -> Awaitable[Stream | Answer]:
+        # No region's policy may change what was begun.
+        return tries.opened(place, asked.as_begun(seen.policy), seen.fingerprint)
+
     while True:
         try:
-            won = await racing.race(
-                gateway, asked, made, lambda place: tries.opened(place, asked, seen.fingerprint)
-            )
+            won = await racing.race(gateway, asked, made, begin)
         except Unanswered as unanswered:
             raise Ended(unanswered.answer) from None
         opened = won.result

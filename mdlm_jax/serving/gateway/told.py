@@ -82,11 +82,13 @@ class Told:
 
     Attributes:
       fingerprint: of the version that writes it; None before the first chunk.
+      policy: what the first chunk says that a policy gave the request; {} if it says nothing.
       tries: how many have begun.
     """
 
     def __init__(self) -> None:
         self.fingerprint: str | None = None
+        self.policy: Chunk = {}
         self.tries = 0
         self._head: Chunk = {}
         self._usage = False
@@ -123,6 +125,7 @@ class Told:
         if self.fingerprint is None:
             self.fingerprint = fingerprint
             self._head = {key: chunk[key] for key in ("id", "created") if key in chunk}
+            self.policy = chunk["policy"] if isinstance(chunk.get("policy"), dict) else {}
         usage = bool(chunk.get("usage")) and not self._usage
         self._usage |= usage
         if self.tries <= 1:

@@ -128,6 +128,22 @@ def test_another_text_of_the_same_version_is_not_told(gateway, well):
         ask(gateway)
 
 
+def test_a_text_goes_on_with_the_steps_that_a_policy_gave_it(gateway, well):
+    """Whatever the policies of the other regions would give now."""
+    first, second = well
+    first.control(mode="reset", after=5, times=1, steps=8)
+    second.control(steps=2)
+    try:
+        assert ask(gateway, n=2) == expected(n=2, steps=8) != expected(n=2)
+        body = second.stats()["asked"][-1]["body"]
+        assert body["policy"] == "pinned" and body["steps"] == 8
+        first.control(mode="status", status=500, times=1, steps=8)
+        assert ask(gateway) == expected(steps=2), "nothing was begun in the first"
+    finally:
+        for each in well:
+            each.control()
+
+
 @pytest.mark.slow  # it waits for timeouts
 @pytest.mark.parametrize("stream", [False, True])
 def test_where_all_regions_fail_there_is_one_clear_error(gateway, well, stream):

@@ -175,7 +175,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of parts into which a batch's rows are split."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 

@@ -13,8 +13,9 @@ from mdlm_jax.diffusion.denoisers import Hidden, Readout
 from mdlm_jax.networks import arguments, pieces
 from mdlm_jax.networks.attention import cached
 from mdlm_jax.networks.attention.cached import Cache
+from mdlm_jax.networks.attention.layout import Streams
 from mdlm_jax.networks.attention.masks import Mask, by_position
-from mdlm_jax.networks.attention.streams import Streams, two_streams
+from mdlm_jax.networks.attention.streams import two_streams
 from mdlm_jax.networks.config import Config
 
 Array = jax.Array

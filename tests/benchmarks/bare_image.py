@@ -8,8 +8,8 @@ MISSING = (
 )
 sys.modules.update(dict.fromkeys(MISSING))
 
-from benchmarks import attention, memory, sample, serving, train_step  # noqa: E402
+from benchmarks import attention, memory, sample, serving, stream_attention, train_step  # noqa: E402
 
-for module in (attention, memory, sample, serving, train_step):
+for module in (attention, memory, sample, serving, stream_attention, train_step):
     assert callable(module.main)
 print("all imported")

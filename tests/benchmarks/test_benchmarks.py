@@ -27,6 +27,7 @@ from benchmarks import (
     plain,
     sample,
     shapes,
+    stream_attention,
 )
 from benchmarks import train_step as command
 from mdlm_jax.diffusion.sampling import Trace
@@ -130,6 +131,27 @@ def test_attention_tells_each_pass(capsys):
     assert (forward["part"], both["part"]) == ("forward", "both")
     assert forward["flops"] == 2 * 2 * 4 * 2 * 8 * 8 * 4  # two products, 4 rows, 2 heads
     assert both["flops"] == 3 * forward["flops"]
+
+
+def test_stream_attention_tells_times_and_differences(capsys):
+    flags = ["--rows=1", "--length=32", "--block_size=4", "--heads=1", "--head_dim=16"]
+    assert stream_attention.main([*flags, "--seconds=0"]) == 0
+    *told, forward, both = lines(capsys)
+    ways, differences, kernels = told[:6], told[6:9], told[9:]
+    for line in (*ways, forward, both):
+        check_line(line)
+        passes = 1 if line["part"] == "forward" else 3
+        assert line["flops"] == passes * 2 * 2 * 32 * 32 * 16  # two products of L^2 pairs
+    assert [line["way"] for line in ways] == [
+        *("kernels", "kernels", "groups", "groups", "full", "full"),
+    ]
+    assert [line["padded"] for line in differences] == [False, True, True]
+    for line in differences:
+        for name in ("out", "q", "k", "v"):
+            assert 0 < line[f"kernels_{name}"] < 0.05
+            assert 0 < line[f"groups_{name}"] < 0.05
+    assert [line["kernel"] for line in kernels] == ["forward", "of_queries", "of_keys"]
+    assert list(both["tiles"]) == ["forward", "of_queries", "of_keys"]
 
 
 def test_attention_masks_tells_each_way_and_a_table(capsys, monkeypatch):
@@ -264,6 +286,8 @@ def test_repetitions_leave_the_first_out(monkeypatch):
         (attention.main, ["--tokens=64"], "--tokens=64: must hold a row of 4096"),
         (attention_masks.main, ["--shapes", "8by3"], "'8by3': must be rows x length, such as"),
         (attention_masks.main, ["--window=0"], "--window=0: must be at least 1"),
+        (stream_attention.main, ["--block_size=3"], "--block_size=3: must divide the length of"),
+        (stream_attention.main, ["--head_dim=48"], "--head_dim=48: the kernels do not take heads"),
     ],
 )
 def test_bad_flags_are_one_line(main, arguments, said, capsys):

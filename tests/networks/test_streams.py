@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mdlm_jax.host import parallel
-from mdlm_jax.networks.attention import cudnn, streams
-from mdlm_jax.networks.attention.streams import Streams, two_streams
+from mdlm_jax.networks.attention import cudnn, streams, triton_streams
+from mdlm_jax.networks.attention.layout import Streams
+from mdlm_jax.networks.attention.streams import two_streams
 from mdlm_jax.pods import topologies
 
 pytestmark = pytest.mark.slow  # each case compiles attention of its own
@@ -100,6 +101,23 @@ def test_values_and_gradients(name, backend, hidden, alone):
 
 
 @pytest.mark.parametrize(
+    ("measured", "backend", "dtype", "by"),
+    [
+        (False, "cudnn", "bfloat16", "groups"),
+        (True, "cudnn", "bfloat16", "kernels"),
+        (True, "cudnn", "float32", "groups"),
+        (True, "xla", "bfloat16", "groups"),
+    ],
+)
+def test_what_computes_them_on_gpus(monkeypatch, measured, backend, dtype, by):
+    monkeypatch.setattr(streams, "_KERNELS_ON_GPUS", measured)
+    monkeypatch.setattr(triton_streams, "attention_of_streams", lambda *_: "kernels")
+    monkeypatch.setattr(streams, "by_groups", lambda *_, backend: "groups")
+    q = jax.ShapeDtypeStruct((1, 8, 2, 16), dtype)
+    assert two_streams(q, q, q, Streams(8, 8), backend=backend) == by
+
+
+@pytest.mark.parametrize(
     "layout, most",
     [
         (Streams(1024, 16), 1.36),
@@ -116,7 +134,7 @@ def test_how_many_pairs_are_computed(layout, most):
     def size(places):
         return sum(part.stop - part.start for part in places)
 
-    groups = list(streams._groups(layout, layout.both))
+    groups = list(streams._groups(layout, layout.both, 8))
     pairs = sum(size(asking) * size(keys) for asking, keys in groups)
     if layout.window is None:
         seen = layout.sees(*np.ogrid[: layout.both, : layout.both])
@@ -142,7 +160,7 @@ def test_lengths_that_cudnn_does_not_take_are_filled_up(monkeypatch):
     q, k, v = of_tokens(layout, dtype=jnp.bfloat16)
     assert not cudnn.refused(q[:, :8])
     out = two_streams(q, k, v, layout, backend="cudnn")
-    assert len(seen) == 5
+    assert len(seen) == 3
     for queries, keys, mask in seen:
         assert queries % 2 == keys % 2 == 0
         assert mask == (1, 1, queries, keys)

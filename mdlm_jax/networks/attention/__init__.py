@@ -7,6 +7,9 @@
 | `rope` | rotary positions |
 | `memory` | attention to keys and values of an earlier pass |
 | `streams` | attention of all blocks of a text at once, clean and noisy |
+| `layout` | how the two streams lie, and which tiles of one see which of the other |
+| `triton_streams` | kernels of the two streams, for NVIDIA GPUs |
+| `stream_kernels` | what a program of these kernels computes |
 | `cached` | attention of a block to a cache of what is before it |
 | `triton` | the kernel of a block after a cache, for NVIDIA GPUs |
 | `local` | local attention, block by block |

@@ -8,55 +8,25 @@ are allowed, and not many more are computed. All pairs would be almost `(2 L)^2`
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mdlm_jax.networks.attention import triton_streams
 from mdlm_jax.networks.attention.dispatch import backend_of, masked
+from mdlm_jax.networks.attention.layout import Streams
 from mdlm_jax.networks.attention.splash import SparseMask, splash_of_mask
 
 Array = jax.Array
 
-# More groups compute fewer pairs and take longer to compile: (1 + 3 / groups) L^2 are computed.
-_GROUPS = 8
+# Whether kernels of their own (`triton_streams`) compute two streams on NVIDIA GPUs, instead of
+# groups by cuDNN. They have not been timed there yet: `python -m benchmarks.stream_attention`.
+_KERNELS_ON_GPUS = False
 
-
-class Streams(NamedTuple):
-    """How the streams lie: noisy blocks `0..n-1`, then clean blocks `0..n-2`.
-
-    Attributes:
-      length: L, tokens of the noisy stream.
-      size: of a block, a divisor of L.
-      window: how many tokens before its own a block sees, a multiple of the size; None for all.
-    """
-
-    length: int
-    size: int
-    window: int | None = None
-
-    @property
-    def clean(self) -> int:
-        """Tokens of the clean stream."""
-        return self.length - self.size
-
-    @property
-    def both(self) -> int:
-        """Tokens of both streams."""
-        return self.length + self.clean
-
-    def join(self, noisy: Array, clean: Array) -> Array:
-        """Both streams `[B, both]` of texts `[B, L]`."""
-        return jnp.concatenate([noisy, clean[:, : self.clean]], axis=1)
-
-    def sees(self, query: Any, key: Any) -> Any:
-        """Whether queries see keys, by their places in the streams; NumPy or JAX."""
-        count = self.length // self.size
-        reach = count if self.window is None else self.window // self.size
-        before = query // self.size % count - key // self.size % count  # in blocks
-        asks_noisy, is_noisy = query < self.length, key < self.length
-        earlier = (before > 0) & (before <= reach)
-        return (~is_noisy & earlier) | ((asks_noisy == is_noisy) & (before == 0))
+# More groups compute fewer pairs, without a window `(1 + 3 / groups) L^2`, and start more kernels.
+# Of 2, 4, 8 and 16 four were the fastest on an H100 (32 rows of 1024, blocks of 16, both passes).
+_GROUPS = {"cudnn": 4, "xla": 8}
+_GROUPS_OF_A_WINDOW = 8
 
 
 def two_streams(
@@ -83,13 +53,32 @@ def two_streams(
     Returns:
       As `q`. At places that are not valid it means nothing.
     """
-    seen = None if valid is None else streams.join(valid, valid)
     backend = backend_of(backend, q)
     if backend == "splash":
+        seen = None if valid is None else streams.join(valid, valid)
         sparse = SparseMask(streams, (q.shape[1], k.shape[1]))
         return splash_of_mask(q, k, v, sparse, seen, interpret=interpret)
+    if backend == "cudnn" and _KERNELS_ON_GPUS and not triton_streams.refused(q):
+        return triton_streams.attention_of_streams(q, k, v, streams, valid)
+    return by_groups(q, k, v, streams, valid, backend=backend)
+
+
+def by_groups(
+    q: Array,
+    k: Array,
+    v: Array,
+    streams: Streams,
+    valid: Array | None = None,
+    *,
+    backend: str,
+    groups: int | None = None,
+) -> Array:
+    """`two_streams` by 'xla' or 'cudnn', at most so many groups of blocks one after the other."""
+    if groups is None:
+        groups = _GROUPS[backend] if streams.window is None else _GROUPS_OF_A_WINDOW
+    seen = None if valid is None else streams.join(valid, valid)
     noisy, clean = [], []
-    for asking, keys in _groups(streams, q.shape[1]):
+    for asking, keys in _groups(streams, q.shape[1], groups):
         own, others = _places(asking), _places(keys)
         mask = streams.sees(own[:, None], others[None])[None]
         if seen is not None:  # each sees itself, so that no softmax is over nothing
@@ -101,11 +90,13 @@ def two_streams(
     return jnp.concatenate([*noisy, *clean], axis=1)
 
 
-def _groups(streams: Streams, asking: int) -> Iterator[tuple[list[slice], list[slice]]]:
+def _groups(
+    streams: Streams, asking: int, groups: int
+) -> Iterator[tuple[list[slice], list[slice]]]:
     """The places that ask together, and those of the keys that any of them may see."""
     size, length = streams.size, streams.length
     count = length // size
-    step = -(-count // _GROUPS) * size
+    step = -(-count // groups) * size
     for start in range(0, length, step):
         stop = min(start + step, length)
         before = slice(max(start - size, 0), stop - size)  # of the clean stream

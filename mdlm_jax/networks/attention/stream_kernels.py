@@ -130,12 +130,13 @@ class Plan(NamedTuple):
     ) -> Array:
         """The products of queries, along an axis, and keys; `_NEVER` where no query sees the key.
 
-        Whether keys are in the stream is not asked: no query sees others.
+        Beyond the end of a stream nothing is masked. No query sees such a key; and such a query,
+        whose slope is read as zeros, adds nothing to gradients.
         """
-        query, inside = (jnp.expand_dims(x, 1 - axis) for x in (asks.positions, asks.inside))
+        query = jnp.expand_dims(asks.positions, 1 - axis)
         key = jnp.expand_dims(keys.positions, axis)
         start, stop = self.streams.sight(asks.clean, keys.clean).bounds(query)
-        seen = (key >= start) & (key < jnp.where(inside, stop, 0))
+        seen = (key >= start) & (key < stop)
         if valid is not None:  # each sees itself, so that no softmax is over nothing
             seen &= jnp.expand_dims(valid, axis) | (query == key)
         return jnp.where(seen, products, _NEVER)

@@ -29,6 +29,7 @@
 | `references` | names of versions as a user writes them, and shares of traffic |
 | `registry` | versions in MLflow's model registry |
 | `deployments` | which versions a server serves, followed and chosen for requests |
+| `repeating` | a look every so many seconds, on a thread of its own |
 | `versions` | what decides the text of a model, with digests |
 | `comparing` | two versions on the same prompts |
 

@@ -15,10 +15,9 @@ they are the same. A version that cannot be loaded changes nothing, and is tried
 import contextlib
 import dataclasses
 import logging
-import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ from mdlm_jax.serving.engine import Engine
 from mdlm_jax.serving.offers import Offer
 from mdlm_jax.serving.references import Reference
 from mdlm_jax.serving.registry import Registered
+from mdlm_jax.serving.repeating import repeating
 from mdlm_jax.writing import decoding
 from mdlm_jax.writing import model as models
 
@@ -161,22 +161,9 @@ class Deployments:
             self._install()
         self._release()
 
-    @contextlib.contextmanager
-    def following(self, every: float) -> Iterator[None]:
+    def following(self, every: float) -> contextlib.AbstractContextManager[None]:
         """Within it, the registry is looked at every so many seconds."""
-        ended = threading.Event()
-
-        def follow() -> None:
-            while not ended.wait(every):
-                self.update()
-
-        thread = threading.Thread(target=follow, name="mdlm_jax registry", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return repeating(self.update, every, "mdlm_jax registry")
 
     def _is_paused(self, reference: Reference, route: _Route) -> bool:
         """Whether exactly this failed just now."""

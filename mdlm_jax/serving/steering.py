@@ -12,7 +12,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ import jax
 from mdlm_jax.serving import policy
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.serving.policy import Load, Policy, Stage, State
+from mdlm_jax.serving.repeating import repeating
 
 EVERY = 0.5  # seconds between two looks
 _FEWEST = 10  # latencies of which a p95 is taken
@@ -97,22 +98,9 @@ class Steering:
             self.moves["down" if before.stage < self._state.stage else "back"] += 1
         return load
 
-    @contextlib.contextmanager
-    def looking(self, every: float = EVERY) -> Iterator[None]:
+    def looking(self, every: float = EVERY) -> contextlib.AbstractContextManager[None]:
         """Within it, the load is looked at every so many seconds."""
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.wait(every):
-                self.look()
-
-        thread = threading.Thread(target=look, name="mdlm_jax policy", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return repeating(self.look, every, "mdlm_jax policy")
 
     def _p95(self, now: float) -> float | None:
         """Of the requests that this stage has had lately; None if these are few."""

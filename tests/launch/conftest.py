@@ -1,4 +1,6 @@
-"""Commands that the launchers call, replaced by ones that record their calls and act as told."""
+"""Commands that the launchers call, replaced by ones that record their calls and act as told; and
+the names of what a server tells Prometheus.
+"""
 
 import os
 import signal
@@ -120,3 +122,27 @@ def fakes(tmp_path):
     fakes = Fakes(tmp_path)
     yield fakes
     fakes.end()
+
+
+PARTS = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "gauge": ("",)}
+
+
+@pytest.fixture(scope="session")
+def told():
+    """Names of all that a server tells Prometheus, each with its labels."""
+    from mdlm_jax.serving import metrics
+    from mdlm_jax.serving.engine import Engine
+    from mdlm_jax.serving.offers import Fixed
+
+    with Engine() as engine:
+        watching = metrics.Metrics(engine, Fixed({}))
+        request = {"path": "/v1/completions", "status": 200, "ms": 2, "first_ms": 1}
+        watching.tell(request)
+        families = [*watching.registry.collect()]
+    return {
+        family.name + part: {*getattr(family, "_labelnames", ())}.union(
+            *(each.labels for each in family.samples)
+        )
+        for family in families
+        for part in PARTS[family.type]
+    }

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,12 @@ def test_shellcheck_finds_nothing(script):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *LAUNCH.glob("*.yaml"), LAUNCH / "Dockerfile"], ids=str)
+IMAGES = [LAUNCH / "Dockerfile", LAUNCH / "serve.Dockerfile"]
+
+
+@pytest.mark.parametrize(
+    "path", [*SCRIPTS, *LAUNCH.glob("*.yaml"), *IMAGES], ids=lambda path: path.name
+)
 def test_each_begins_with_the_command_that_runs_it(path):
     first = path.read_text().removeprefix("#!/usr/bin/env bash\n").splitlines()[:2]
     sourced = first[0].startswith("# shellcheck shell=bash") and first[1].startswith("# Sourced")
@@ -337,8 +343,22 @@ def test_the_jobset_fills_its_slice(jobset):
     assert [flag.split("=")[0] for flag in container["args"]] == ["--config", "--workdir"]
 
 
-def test_the_image_copies_what_is_there():
-    copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.M)
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_the_image_copies_what_is_there(path):
+    """And what .dockerignore lets through."""
+    copied = re.findall(r"^COPY (.*) \S+$", path.read_text(), re.M)
     names = " ".join(copied).split()
     assert {"mdlm_jax", "configs", "pyproject.toml"} <= {*names}
     assert all((LAUNCH.parent / name).exists() for name in names)
+    ignored = (LAUNCH.parent / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored and {*names} == {line[1:] for line in ignored if line.startswith("!")}
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_the_image_installs_extras_that_there_are(path):
+    project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"EXTRAS=([\w,-]+)", path.read_text())
+    assert len(named) > 1
+    extras = {extra for each in named for extra in each.split(",")}
+    assert extras <= {*project["optional-dependencies"]}
+    assert 'pip install --no-cache-dir ".[$EXTRAS]"' in path.read_text()

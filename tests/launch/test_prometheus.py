@@ -12,33 +12,13 @@ import pytest
 import yaml
 
 from mdlm_jax.serving import metrics
-from mdlm_jax.serving.engine import Engine
-from mdlm_jax.serving.offers import Fixed
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 RULES, BOARD = LAUNCH / "prometheus_rules.yaml", LAUNCH / "grafana.json"
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed: Debian's prometheus has it"
 )
-PARTS = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "gauge": ("",)}
 OF_PROMETHEUS = {"alertname", "alertstate", "instance", "job", "le"}
-
-
-@pytest.fixture(scope="module")
-def told():
-    """Names of all that a server tells, each with its labels."""
-    with Engine() as engine:
-        watching = metrics.Metrics(engine, Fixed({}))
-        request = {"path": "/v1/completions", "status": 200, "ms": 2, "first_ms": 1}
-        watching.tell(request)
-        families = [*watching.registry.collect()]
-    return {
-        family.name + part: {*getattr(family, "_labelnames", ())}.union(
-            *(each.labels for each in family.samples)
-        )
-        for family in families
-        for part in PARTS[family.type]
-    }
 
 
 def rules():

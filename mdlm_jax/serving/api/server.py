@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from mdlm_jax.serving.engine import Engine
 
-_FAREWELL = 5  # seconds for telling clients of rows that were not written in time
+FAREWELL = 5  # seconds for telling clients of rows that were not written in time
 _STOPPED = 1  # exit code: ended by a second signal, with rows that were given up
 
 
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,  # the app tells more, and of every request
             server_header=False,
-            timeout_graceful_shutdown=math.ceil(drain) + (0 if engine is None else _FAREWELL),
+            timeout_graceful_shutdown=math.ceil(drain) + (0 if engine is None else FAREWELL),
             backlog=2048,
         )
         super().__init__(config)

@@ -6,7 +6,9 @@
 The source is a folder with config.json and weights (safetensors, sharded, or pytorch_model.bin), a
 name of the Hugging Face hub, or the --workdir of a run or of what export wrote. The target opens
 with AutoModelForMaskedLM.from_pretrained and AutoTokenizer.from_pretrained. BERT, RoBERTa,
-DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes the same.
+DistilBERT and ModernBERT are read; RoBERTa is written as BERT, which computes the same. A run of
+blocks stays one for this library's commands. transformers knows no blocks: there each token sees
+the whole text.
 """
 
 import json
@@ -38,11 +40,16 @@ def main() -> int:
         save_pretrained(_TARGET.value, pretrained)
         if note:
             paths.write(Path(_TARGET.value, models.NOTE), json.dumps(note, indent=2) + "\n")
-    config = pretrained.config
+    config, size = pretrained.config, note.get("objective", {}).get("block_size")
     print(
         f"written: {_TARGET.value}, {config.layers} layers of width {config.width}, "
         f"{config.vocab_size:,} tokens, the mask {config.mask_id}"
     )
+    if size:
+        print(
+            f"trained in blocks of {size}: generate, evaluate and serve keep to them; in "
+            "transformers each token sees the whole text, which is not what was trained"
+        )
     return 0
 
 

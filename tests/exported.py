@@ -16,7 +16,18 @@ LABELS = ("salt", "wool")
 LENGTH, STEP = 16, 7
 
 
-def write(folder, card=None, kind="wordpiece", vocab_size=121, length=LENGTH, **model):
+_DIFFUSION = ObjectiveConfig()
+
+
+def write(
+    folder,
+    card=None,
+    kind="wordpiece",
+    vocab_size=121,
+    length=LENGTH,
+    objective=_DIFFUSION,
+    **model,
+):
     """Of a model with two classes; an odd vocabulary, which a tensor axis pads.
 
     What is in `card` is told of the data that nothing was trained on.
@@ -32,7 +43,7 @@ def write(folder, card=None, kind="wordpiece", vocab_size=121, length=LENGTH, **
         "format": workdir.FORMAT,
         "exported": "ema",
         "data": {"length": length},
-        "objective": dataclasses.asdict(ObjectiveConfig()),
+        "objective": dataclasses.asdict(objective),
         "model": dataclasses.asdict(encoder),
     }
     folder.mkdir()

@@ -81,6 +81,9 @@ BY_FILE = tuple(a for a in TINY if a != "--config.data.documents=paragraph")
 TEXT = (*BY_FILE, "--workdir={folder}/new", "--config.data.files={folder}")  # and the file's name
 TALKS = ("--config.data.messages_field=messages", "--config.data.rows=padded")
 WRITE = "--workdir={run}"
+BLOCKS = (
+    "--config.objective.name=block", "--config.model.attention=full", "--config.model.window=0",
+)  # fmt: skip
 
 CASES = {
     # the command line and the config file
@@ -147,6 +150,17 @@ CASES = {
     "microbatches": ("train", [*NEW, "--config.training.accumulation=3"], "multiple of .* 3"),
     "profile": ("train", [*NEW, "--config.profile_steps=13:10"], "10:13, not '13:10'"),
     "length": ("train", [*NEW, "--config.data.length=1"], "data.length must be at least 2"),
+    "blocks of the row": (
+        "train", [*NEW, *BLOCKS, "--config.objective.block_size=5"], "5 does not divide data.len",
+    ),
+    "blocks told the time": (
+        "train",
+        [*NEW, *BLOCKS, "--config.objective.block_size=4", "--config.model.time_conditioning=True"],
+        "model.time_conditioning=True: must be False for blocks",
+    ),
+    "blocks of a run without": (
+        "train", [*OLD, *BLOCKS, "--config.objective.block_size=4"], "name is 'diffusion' there",
+    ),
     "freeze": ("train", [*NEW, "--config.optimizer.freeze=hed"], "'hed' names .* blocks, .* head"),
     "warm-up": (
         "train", [*NEW, "--config.optimizer.warmup_steps=5"],

@@ -10,6 +10,7 @@ from command_runs import TINY, run, write_text
 
 from mdlm_jax import interop
 from mdlm_jax.runs import workdir
+from mdlm_jax.runs.experiment import ObjectiveConfig
 
 GOLDEN = Path(__file__).parent / "interop" / "golden"
 
@@ -27,10 +28,14 @@ def test_a_checkpoint_is_converted(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_converted_run_writes_as_the_run_does(tmp_path):
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_converted_run_writes_as_the_run_does(size, tmp_path):
     """It says of itself what its rows are: no `[CLS]` stands before a text, as of other BERTs."""
-    run_folder, target = exported.write(tmp_path / "run", use_bias=True), tmp_path / "target"
-    run("convert", f"--source={run_folder}", f"--target={target}")
+    objective = ObjectiveConfig("block" if size else "diffusion", block_size=size)
+    run_folder = exported.write(tmp_path / "run", objective=objective, use_bias=True)
+    target = tmp_path / "target"
+    done = run("convert", f"--source={run_folder}", f"--target={target}")
+    assert ("in blocks of 4: generate" in done.stdout) == bool(size)
     asked = ["--prompt=wool [MASK] [MASK] honey", "--steps=1", "--temperature=0"]
     own = run("generate", f"--workdir={run_folder}", *asked).stdout
     assert own == run("generate", f"--checkpoint={target}", *asked).stdout

@@ -21,6 +21,18 @@ STEPS = 200  # a second of training, enough for some answers to be right
 PAIRS = [(f"{word} {i}", word[0] * (1 + i % 2)) for i in range(80) for word in ("salt", "wool")]
 
 
+TRAINING = (
+    *(f for f in TINY if not re.search("data.(documents|files|vocab_size|length)", f)),
+    "--config.data.files={folder}/pairs.jsonl", "--config.data.length=24",
+    "--config.data.prompt_field=prompt", "--config.data.text_field=response",
+    "--config.data.rows=padded", "--config.data.tokenizer={folder}/tokenizer.json",
+    "--config.training.batch_size=8", f"--config.training.steps={STEPS}",
+    f"--config.training.log_every={STEPS}", f"--config.training.save_every={STEPS}",
+    f"--config.evaluation.every={STEPS}", "--config.optimizer.learning_rate=1e-2",
+    "--config.model.attention=full", "--config.model.window=0",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
@@ -41,16 +53,7 @@ def run(folder):
         env = {"MDLM_JAX_CACHE": str(folder / "cache"), "XLA_FLAGS": flags}
         return run_command(name, *arguments, code=code, env=env, folder=folder, run=folder / "run")
 
-    flags = [f for f in TINY if not re.search("data.(documents|files|vocab_size|length)", f)]
-    run(
-        "train", *flags, "--config.data.files={folder}/pairs.jsonl", "--config.data.length=24",
-        "--config.data.prompt_field=prompt", "--config.data.text_field=response",
-        "--config.data.rows=padded", "--config.data.tokenizer={folder}/tokenizer.json",
-        "--config.training.batch_size=8", f"--config.training.steps={STEPS}",
-        f"--config.training.log_every={STEPS}", f"--config.training.save_every={STEPS}",
-        f"--config.evaluation.every={STEPS}", "--config.optimizer.learning_rate=1e-2",
-        "--config.model.attention=full", "--config.model.window=0", "--workdir={run}",
-    )  # fmt: skip
+    run("train", *TRAINING, "--workdir={run}")
     return run
 
 
@@ -112,19 +115,23 @@ def test_data_come_back_without_the_tokenizers_file(run, folder, tmp_path, monke
     assert str(prepared.path).startswith(str(tmp_path))
 
 
-@pytest.mark.slow
-def test_the_answers_are_those_that_generate_writes(run, folder):
+@pytest.mark.parametrize("name", ["run", "blocks"])
+def test_the_answers_are_those_that_generate_writes(name, run, folder):
     """Which are the same for any seed: so are the shares of them that are right, or as long."""
-    run("evaluate", *ANSWERS, "--split=train", "--steps=8", "--strategies=greedy")
-    told = json.loads((folder / "run" / "answers.json").read_text())
-    card = json.loads((folder / "run" / "data.json").read_text())
+    place = f"--workdir={folder}/{name}"
+    if name == "blocks":
+        run("train", *TRAINING, "--config.objective.name=block",
+            "--config.objective.block_size=4", place)  # fmt: skip
+    run("evaluate", place, *ANSWERS[1:], "--split=train", "--steps=8", "--strategies=greedy")
+    told = json.loads((folder / name / "answers.json").read_text())
+    card = json.loads((folder / name / "data.json").read_text())
     prepared = data.find_prepared(card["fingerprint"], folder / "cache")
     rows = prepared.splits["train"].spread(16)
     texts = [data.decode(prepared.tokenizer, row).split("\n") for row in rows.tokens]
     (folder / "asked.txt").write_text("\n".join(prompt for prompt, _ in texts))
     done = run(
-        "generate", "--workdir={run}", "--prompts={folder}/asked.txt", "--strategy=greedy",
-        "--steps=8", "--json",
+        "generate", place, "--prompts={folder}/asked.txt", "--strategy=greedy", "--steps=8",
+        "--json",
     )  # fmt: skip
     written = [json.loads(line)["text"] for line in done.stdout.splitlines()]
     (point,) = told["points"]

@@ -40,6 +40,11 @@ def check_block_denoiser(value: Any) -> None:
     parts = ("encode", "start", "extend", "encode_block", "readout")
     if all(callable(getattr(value, part, None)) for part in parts):
         return
+    if callable(getattr(value, "encode", None)) and callable(getattr(value, "readout", None)):
+        raise TypeError(
+            f"denoiser is {_described(value)}, of whole rows: blocks need a BlockDenoiser, of a "
+            "model that was trained in blocks, or of a function by blocks.as_block_denoiser"
+        )
     what = _called(value) if callable(value) else _described(value)
     raise TypeError(
         f"denoiser is {what}: pass blocks.as_block_denoiser(f, block_size, mask_id), where "

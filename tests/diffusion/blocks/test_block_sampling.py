@@ -347,7 +347,7 @@ def test_another_number_of_steps_does_not_compile_again():
         ({"rows": jnp.arange(3)}, r"rows has shape \(3,\), it must be \(2,\)"),
         ({"key": None}, "neither of key and keys given"),
         ({"mask_id": 1}, "mask_id is 1, but the denoiser was built with mask_id 3"),
-        ({"denoiser": table_denoiser(TABLE)}, "denoiser is a Denoiser: pass blocks.as_block_den"),
+        ({"denoiser": table_denoiser(TABLE)}, "denoiser is a Denoiser, of whole rows: blocks need"),
         ({"denoiser": canvas_of}, "denoiser is the function canvas_of: pass blocks.as_block_denoi"),
     ],
 )

@@ -28,10 +28,11 @@ def corpus():
 
 def measure(model, mesh):
     of_batch = likelihoods.denoiser_of(model.encoder)
-    drawn = {"mask_id": model.encoder.mask_id, "seed": 0, "mesh": mesh}
-    nelbo = likelihoods.make_nelbo(of_batch, draws=2, **drawn)
+    drawn = {"mask_id": model.encoder.mask_id, "seed": 0}
+    nelbo = likelihoods.make_nelbo(of_batch, draws=2, mesh=mesh, **drawn)
     exact = likelihoods.make_causal_likelihood(of_batch, start_id=2, mesh=mesh)
-    curve = rate_curves.make_rate_curve(of_batch, rates=(0.15, 1.0), **drawn)
+    halves = rate_curves.masks_at_rates(of_batch, rates=(0.15, 1.0), **drawn)
+    curve = rate_curves.curve_of(halves, mesh)
     return {
         "nelbo": likelihoods.summary(nelbo(model.params, corpus(), 6)),
         "exact": likelihoods.summary(exact(model.params, corpus(), 6)),

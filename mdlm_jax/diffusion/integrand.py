@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import checks, noise
 from mdlm_jax.diffusion.denoisers import Denoiser
 from mdlm_jax.diffusion.objectives import slot_nats
-from mdlm_jax.diffusion.processes.corruption import lay_out
+from mdlm_jax.diffusion.processes.corruption import Corrupted, lay_out
 from mdlm_jax.diffusion.processes.masks import maskable_of, share_counts, share_masks
 from mdlm_jax.diffusion.schedules import Schedule, check_schedule, linear
 
@@ -70,17 +70,65 @@ def at_rate(
       ValueError: the rate is out of its range, and as `corrupt`.
       TypeError: as `diffusion_loss`.
     """
+    corrupted = corrupt_at_rate(
+        key,
+        tokens,
+        mask_id=mask_id,
+        rate=rate,
+        maskable=maskable,
+        rows=rows,
+        keys=keys,
+        schedule=schedule,
+    )
+    return read_at_rate(denoiser, corrupted, mask_id=mask_id)
+
+
+def corrupt_at_rate(
+    key: Array | None,
+    tokens: Array,
+    *,
+    mask_id: int,
+    rate: float,
+    maskable: Array | None = None,
+    rows: Array | None = None,
+    keys: Array | None = None,
+    schedule: Schedule = linear(),
+    slots: int | None = None,
+) -> Corrupted:
+    """The masks of `at_rate`: they depend on no network, and can be drawn long before one reads.
+
+    Args:
+      key, tokens, mask_id, rate, maskable, rows, keys, schedule: as of `at_rate`.
+      slots: C, room for the masks of a row; by default as much as the rate needs. With L, batches
+        of all rates have one shape.
+
+    Raises:
+      ValueError, TypeError: as `at_rate`.
+    """
     if not 0 < rate <= 1:
         raise ValueError(f"at_rate: rate is {rate}, it must be in (0, 1]")
-    checks.check_denoiser(denoiser)
     check_schedule(schedule)
     maskable = maskable_of(tokens, mask_id, maskable)
     of_rows = noise.keys_of_rows(key, keys, rows, tokens)
     masks = share_masks(noise.derive(of_rows, "place"), rate, maskable=maskable)
     masks = masks._replace(t=schedule.rate_to_time(masks.t))
     canvas = jnp.where(masks.selected, mask_id, tokens)
-    slots = int(share_counts(rate, tokens.shape[1])[-1])
-    corrupted = lay_out(tokens, canvas, masks, slots=slots, paired=False)
+    room = int(share_counts(rate, tokens.shape[1])[-1]) if slots is None else slots
+    return lay_out(tokens, canvas, masks, slots=room, paired=False)
+
+
+def read_at_rate(denoiser: Denoiser, corrupted: Corrupted, *, mask_id: int | None) -> AtRate:
+    """The sums of `at_rate`, of masks that were drawn before.
+
+    Args:
+      denoiser: `(canvas, t) -> logits` in its two halves.
+      corrupted: groups of one row, as `corrupt_at_rate` and `corrupt_causal` give.
+      mask_id: removed from the logits where given.
+
+    Raises:
+      TypeError: as `diffusion_loss`.
+    """
+    checks.check_denoiser(denoiser)
     filled = corrupted.weights > 0  # [B, C]
     read = slot_nats(denoiser, corrupted, mask_id=mask_id)
 
@@ -94,7 +142,7 @@ def at_rate(
 
     return AtRate(
         nats=read.nats.sum(axis=1),
-        masked=masks.count,
+        masked=filled.sum(axis=1, dtype=jnp.int32),
         binned=by_bin(filled.astype(jnp.int32)),
         confidence=by_bin(read.confidence),
         correct=by_bin(read.correct.astype(jnp.int32)),

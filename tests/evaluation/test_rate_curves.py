@@ -9,14 +9,18 @@ from mdlm_jax import as_denoiser, data
 from mdlm_jax.evaluation.bounds import rate_curves
 
 
+def curve(denoiser_of, *rates):
+    halves = rate_curves.masks_at_rates(denoiser_of, mask_id=MASK, seed=0, rates=rates)
+    return rate_curves.curve_of(halves)
+
+
 def cost(token, k):
     return np.log(2 + np.exp(k)) - (k if token == 0 else 0)
 
 
 def test_points_have_the_mean_and_the_error_of_the_rows():
-    of_rows = rate_curves.make_rate_curve(of_count, mask_id=MASK, seed=0, rates=(0.25, 1.0))
-    curve = of_rows(1.0, ROWS, 2)
-    for point, k in zip(curve, (2, 8), strict=True):
+    of_rows = curve(of_count, 0.25, 1.0)
+    for point, k in zip(of_rows(1.0, ROWS, 2), (2, 8), strict=True):
         nats = np.array([cost(token, k) for token in ROWS.tokens[:, 0]])  # of a token in each row
         assert point["nats"] == pytest.approx(nats.mean(), rel=1e-5)
         assert point["error"] == pytest.approx(nats.std(ddof=1) / np.sqrt(5), rel=1e-4)
@@ -28,7 +32,7 @@ def test_points_have_the_mean_and_the_error_of_the_rows():
 
 def test_the_batch_is_no_unit():
     """Neither figures nor errors depend on how many rows come at a time."""
-    of_rows = rate_curves.make_rate_curve(of_count, mask_id=MASK, seed=0, rates=(0.5,))
+    of_rows = curve(of_count, 0.5)
     (one,), (five,) = (of_rows(0.3, ROWS, size) for size in (1, 5))
     assert one == pytest.approx(five, rel=1e-6)
 
@@ -46,7 +50,7 @@ def test_calibration_is_by_confidence():
         return as_denoiser(logits, MASK)
 
     def point(sure, tokens):
-        of_rows = rate_curves.make_rate_curve(of_place, mask_id=MASK, seed=0, rates=(1.0,))
+        of_rows = curve(of_place, 1.0)
         rows = data.Rows(np.asarray(tokens, np.int32), np.zeros(len(tokens), np.int32))
         return of_rows(jnp.asarray(sure), rows, 4)[0]
 

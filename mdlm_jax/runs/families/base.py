@@ -18,6 +18,7 @@ from mdlm_jax.training.step import LossFn
 
 if TYPE_CHECKING:
     from mdlm_jax import data
+    from mdlm_jax.evaluation.bounds.rate_curves import AtRates
     from mdlm_jax.runs.experiment import ObjectiveConfig
 
 Array = jax.Array
@@ -144,6 +145,8 @@ class Family(NamedTuple):
         batch_size[, advance]) -> Likelihood` of each row.
       make_measure: `(objective, config, start_id, seed, draws, mesh, curve) -> Measure`, with the
         curve over mask rates if it is asked for and exists.
+      make_at_rates: `(objective, config, start_id, seed) -> rate_curves.AtRates`: the cross-entropy
+        at mask rates in its two halves. What is exact has one rate, 1.
       check_rows: `(objective, data)`; a ValueError if it cannot be trained on such rows.
       blocks: `objective -> Blocks`, in which text is written after a cache; None for whole rows.
       is_exact: `objective -> bool`, whether the likelihood is exact rather than a bound.
@@ -158,6 +161,7 @@ class Family(NamedTuple):
     make_loss: Callable[["ObjectiveConfig", Config], LossFn]
     make_likelihood: Callable[..., Callable[..., Likelihood]]
     make_measure: Callable[..., Measure]
+    make_at_rates: Callable[..., "AtRates"]
     check_rows: Callable[["ObjectiveConfig", "data.Config"], None] = lambda objective, rows: None
     blocks: Callable[["ObjectiveConfig"], Blocks | None] = lambda objective: None
     is_exact: Callable[["ObjectiveConfig"], bool] = lambda objective: False

@@ -123,20 +123,37 @@ def make_likelihood(
     )
 
 
+def make_at_rates(
+    objective: ObjectiveConfig, config: encoder.Config, *, start_id: int | None, seed: int
+) -> rate_curves.AtRates:
+    """The cross-entropy at the mask rates of a block, in halves.
+
+    Args:
+      objective: the blocks.
+      config: the encoder.
+      start_id: unused.
+      seed: of the masks.
+    """
+    del start_id
+    return rate_curves.blocks_at_rates(
+        likelihoods.block_denoiser_of(config, *of(objective)),
+        objective.block_size,
+        mask_id=config.mask_id,
+        seed=seed,
+        schedule=SCHEDULES[objective.schedule](),
+    )
+
+
 def make_curve(
     objective: ObjectiveConfig, config: encoder.Config, *, seed: int, mesh: Mesh | None
 ) -> Curve:
     """The curve over the mask rates of a block, and its mean."""
+    halves = make_at_rates(objective, config, start_id=None, seed=seed)
     size = objective.block_size
-    of_rows = rate_curves.make_block_curve(
-        likelihoods.block_denoiser_of(config, *of(objective)),
-        size,
-        mask_id=config.mask_id,
-        seed=seed,
-        schedule=SCHEDULES[objective.schedule](),
-        mesh=mesh,
+    return Curve(
+        rate_curves.curve_of(halves, mesh),
+        lambda points: rate_curves.mean_over_counts(points, size),
     )
-    return Curve(of_rows, lambda points: rate_curves.mean_over_counts(points, size))
 
 
 def is_exact(objective: ObjectiveConfig) -> bool:
@@ -177,6 +194,7 @@ FAMILY = Family(
         make_curve=make_curve,
         figures_of=lambda objective: {"block_size": objective.block_size},
     ),
+    make_at_rates=make_at_rates,
     blocks=of,
     is_exact=is_exact,
     about=about,

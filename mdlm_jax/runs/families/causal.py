@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from mdlm_jax.diffusion import corrupt_causal
-from mdlm_jax.evaluation.bounds import likelihoods
+from mdlm_jax.evaluation.bounds import likelihoods, rate_curves
 from mdlm_jax.evaluation.bounds.likelihoods import OfRows
 from mdlm_jax.runs.experiment import ObjectiveConfig
 from mdlm_jax.runs.families import encoder, masks
@@ -68,6 +68,20 @@ def make_likelihood(
     )
 
 
+def make_at_rates(
+    objective: ObjectiveConfig, config: encoder.Config, *, start_id: int | None, seed: int
+) -> rate_curves.AtRates:
+    """The cross-entropy at its one rate, 1: each token given those before it.
+
+    Args:
+      objective, seed: unused, because nothing is drawn.
+      config: the encoder.
+      start_id: as in training.
+    """
+    del objective, seed
+    return rate_curves.causal_at_rates(likelihoods.denoiser_of(config), start_id=start_id)
+
+
 def about(objective: ObjectiveConfig) -> About:
     """The text about a run on its pages."""
     del objective
@@ -93,6 +107,7 @@ FAMILY = Family(
     make_loss=encoder.make_loss,
     make_likelihood=make_likelihood,
     make_measure=by_likelihood(make_likelihood, is_exact),
+    make_at_rates=make_at_rates,
     is_exact=is_exact,
     is_causal=True,
     about=about,

@@ -110,18 +110,32 @@ def make_likelihood(
     )
 
 
-def make_curve(
-    objective: ObjectiveConfig, config: encoder.Config, *, seed: int, mesh: Mesh | None
-) -> Curve:
-    """The curve over mask rates, and its integral."""
-    of_rows = rate_curves.make_rate_curve(
+def make_at_rates(
+    objective: ObjectiveConfig, config: encoder.Config, *, start_id: int | None, seed: int
+) -> rate_curves.AtRates:
+    """The cross-entropy at mask rates, in halves.
+
+    Args:
+      objective: its schedule gives the network's time.
+      config: the encoder.
+      start_id: unused.
+      seed: of the masks.
+    """
+    del start_id
+    return rate_curves.masks_at_rates(
         likelihoods.denoiser_of(config),
         mask_id=config.mask_id,
         seed=seed,
         schedule=SCHEDULES[objective.schedule](),
-        mesh=mesh,
     )
-    return Curve(of_rows, rate_curves.trapezoid)
+
+
+def make_curve(
+    objective: ObjectiveConfig, config: encoder.Config, *, seed: int, mesh: Mesh | None
+) -> Curve:
+    """The curve over mask rates, and its integral."""
+    halves = make_at_rates(objective, config, start_id=None, seed=seed)
+    return Curve(rate_curves.curve_of(halves, mesh), rate_curves.trapezoid)
 
 
 def about(objective: ObjectiveConfig) -> About:
@@ -145,5 +159,6 @@ FAMILY = Family(
     make_loss=encoder.make_loss,
     make_likelihood=make_likelihood,
     make_measure=by_likelihood(make_likelihood, lambda objective: False, make_curve=make_curve),
+    make_at_rates=make_at_rates,
     about=about,
 )

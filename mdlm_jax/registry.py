@@ -8,7 +8,8 @@
 
 A version is parameters, tokenizer, sampler, default steps and dtype, and never changes. The same
 weights with other steps are another version, and are stored once. `register` takes a run, what
-export wrote, or any BERT of Hugging Face by its --checkpoint.
+export wrote, or any BERT of Hugging Face by its --checkpoint. With `--canary=canary.txt` it also
+keeps how well the version denoises these texts, for servers that watch it (`serve --canary`).
 
 `promote` points an alias, by default champion, to a version, and `rollback` points it back. Servers
 of `models:/quickstart@champion` follow both, and those of `models:/quickstart` the shares of
@@ -56,6 +57,12 @@ _REPETITION_PENALTY = flags.DEFINE_float(
 )
 _GUIDANCE = flags.DEFINE_float("guidance", None, "register: weight of classifier-free guidance.")
 _FORBID = flags.DEFINE_multi_string("forbid", None, "register: a token that is never written.")
+_CANARY = flags.DEFINE_string(
+    "canary",
+    None,
+    "register: globs of text files, of which the first 64 rows are denoised. The cross-entropy by "
+    "mask rate is kept beside the version, for `serve --canary`.",
+)
 _VERSION = flags.DEFINE_integer("version", None, "promote: number of the version.", 1)
 _ALIAS = flags.DEFINE_string("alias", "champion", "promote, rollback: champion, challenger, ...")
 _SHARES = flags.DEFINE_string(
@@ -67,7 +74,10 @@ _SAMPLER = (
     "guidance", "forbid",
 )  # fmt: skip
 _OF_ACTION = {  # the flags of each, those that it needs first
-    "register": (("name",), ("workdir", "checkpoint", "weights", "step", "dtype", *_SAMPLER)),
+    "register": (
+        ("name",),
+        ("workdir", "checkpoint", "weights", "step", "dtype", "canary", *_SAMPLER),
+    ),
     "list": ((), ("name",)),
     "promote": (("name", "version"), ("alias",)),
     "rollback": (("name",), ("alias",)),
@@ -124,9 +134,15 @@ def _register(client: Any) -> list[str]:
         dtype=_DTYPE.value,
         weights=_WEIGHTS.value,
         step=_STEP.value,
+        canary=_CANARY.value,
     )
     told = "registered" if is_new else "was registered before"
-    return [f"{told}: models:/{made.name}/{made.number}, {_sampler(made)}, {made.version.dtype}"]
+    lines = [f"{told}: models:/{made.name}/{made.number}, {_sampler(made)}, {made.version.dtype}"]
+    curve = None if _CANARY.value is None else registry.canary_of(client, made)
+    if curve is not None:
+        figures = [f"{each.nats:.3f} at {each.rate:g}" for each in curve.points]
+        lines += [f"canary, nats a masked token by mask rate: {', '.join(figures)}"]
+    return lines
 
 
 def _list(client: Any) -> list[str]:

@@ -15,16 +15,20 @@ a suffix. All rows that are asked for are written together, and none changes the
 serves a version of the registry, and follows its alias: a promotion is loaded beside what is
 served, takes the new requests, and no request is dropped (`python -m mdlm_jax.registry`).
 
+    python -m mdlm_jax.serve --model=models:/quickstart@champion --canary=canary.txt
+
+also watches how well it denoises a text: /metrics has the figures (docs/watching.md).
+
 What may be asked for is compiled before the server answers: rows of --lengths, and strategies of
 the kinds of --strategies with any numbers. SIGTERM or Ctrl-C ends it when what was begun is
 written; a second one ends it at once.
 """
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +41,7 @@ from mdlm_jax.writing import model as models
 if TYPE_CHECKING:
     from mdlm_jax.serving import offers, policy
     from mdlm_jax.serving.engine import Engine
+    from mdlm_jax.serving.quality import Quality
     from mdlm_jax.serving.steering import Steering
 
 _WORKDIR = command_line.define_path(
@@ -99,6 +104,12 @@ _KEYS = command_line.define_path(
 _POLICY = command_line.define_path(
     "policy", None, "File of a policy, which does less for each text while there are too many."
 )
+_CANARY = flags.DEFINE_string(
+    "canary",
+    None,
+    "Globs of text files, of which the first 64 rows are denoised every minute, beside the "
+    "requests: /metrics tells the cross-entropy by mask rate, beside that of the registration.",
+)
 _CORS = flags.DEFINE_list(
     "cors", [], "Origins whose pages may ask from a browser, such as https://example.org; * is all."
 )
@@ -108,14 +119,14 @@ class _Served(NamedTuple):
     """What is served, and what follows the registry meanwhile."""
 
     catalog: "offers.Catalog"
-    following: AbstractContextManager
+    following: contextlib.AbstractContextManager
 
 
 class _Plan(NamedTuple):
     """The names that will be served, and what loads and compiles them."""
 
     names: Sequence[str]
-    load: Callable[["Engine"], _Served]
+    load: Callable[["Engine", "Quality | None"], _Served]
 
 
 def main() -> int:
@@ -137,12 +148,14 @@ def main() -> int:
     from mdlm_jax.serving.api.limits import Limits
     from mdlm_jax.serving.engine import Engine
     from mdlm_jax.serving.metrics import Metrics
+    from mdlm_jax.serving.quality import Quality
 
     print(command_line.compiling(), file=sys.stderr, flush=True)
     engine = Engine(queue=_QUEUE.value)
-    served = plan.load(engine)
+    quality = None if _CANARY.value is None else Quality(engine, _CANARY.value)
+    served = plan.load(engine, quality)
     steering = None if steered is None else _steering(steered, engine, served.catalog)
-    watching = Metrics(engine, served.catalog, steering)
+    watching = Metrics(engine, served.catalog, steering, quality)
     tells = [guards.log, watching.tell, *([] if steering is None else [steering.tell])]
     made = app.make_app(
         engine,
@@ -155,7 +168,11 @@ def main() -> int:
         tell=guards.all_of(*tells),
     )
     print(f"{', '.join(plan.names)} is served at {listening.address}", flush=True)
-    with served.following, nullcontext() if steering is None else steering.looking():
+    with contextlib.ExitStack() as beside:
+        beside.enter_context(served.following)
+        for looks in (steering, quality):
+            if looks is not None:
+                beside.enter_context(looks.looking())
         return server.serve(made, listening, drain=_DRAIN.value, engine=engine)
 
 
@@ -174,7 +191,7 @@ def _check_flags() -> None:
 
 def _loaded() -> _Plan:
     """Of a folder, or of Hugging Face's files."""
-    from mdlm_jax.serving import offers
+    from mdlm_jax.serving import canary, offers
 
     place = str(_WORKDIR.value or _CHECKPOINT.value)
     how = _how()
@@ -187,9 +204,13 @@ def _loaded() -> _Plan:
         **how,
     )
 
-    def load(engine: "Engine") -> _Served:
+    watched = None if _CANARY.value is None else canary.of(loaded.model, _CANARY.value)
+
+    def load(engine: "Engine", quality: "Quality | None") -> _Served:
         engine.add(deployment)
-        return _Served(offers.Fixed({offer.name: offer}), nullcontext())
+        if quality is not None and watched is not None:
+            quality.add(deployment.name, watched)
+        return _Served(offers.Fixed({offer.name: offer}), contextlib.nullcontext())
 
     return _Plan([offer.name], load)
 
@@ -202,8 +223,8 @@ def _registered() -> _Plan:
     served = [*dict.fromkeys(references.parse(each) for each in _MODEL.value)]
     how, client = How(**_how()), registry.connect()
 
-    def load(engine: "Engine") -> _Served:
-        catalog = Deployments(engine, client, served, how)
+    def load(engine: "Engine", quality: "Quality | None") -> _Served:
+        catalog = Deployments(engine, client, served, how, quality)
         with command_line.bad_input():  # a reference that leads nowhere
             catalog.update()
         return _Served(catalog, catalog.following(_FOLLOW.value))

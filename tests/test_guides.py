@@ -211,6 +211,7 @@ def test_a_command_of_the_guides_runs(line, workdir):
     if "mdlm_jax.train" in line or own.exists():
         folder = own
     line = re.sub(r"--workdir=\S+", f"--workdir={folder}", line)
+    line = re.sub(r"--canary=\S+", f"--canary={folder.with_name('text.txt')}", line)
     line = re.sub(r"--output=", f"--output={folder.parent}/", line)
     _, _, module, *arguments = shlex.split(line, comments=True)
     config = re.search(r"--config=(\S+)", line)

@@ -1,6 +1,8 @@
+import re
+
 import exported
 import pytest
-from command_runs import run
+from command_runs import run, write_text
 
 from mdlm_jax.serving import registry
 from mdlm_jax.writing.requests import Options
@@ -23,9 +25,14 @@ def test_a_version_from_registration_to_rollback(run_folder, tmp_path, monkeypat
 
     tiny = "--name=tiny"
     registered = printed(
-        "register", f"--workdir={run_folder}", tiny, "--steps=64", "--strategy=threshold(0.9)"
+        "register", f"--workdir={run_folder}", tiny, "--steps=64", "--strategy=threshold(0.9)",
+        f"--canary={write_text(tmp_path / 'canary.txt')}",
+    )  # fmt: skip
+    told, measured = registered.splitlines()
+    assert told == "registered: models:/tiny/1, threshold(0.9), steps 64, float32"
+    assert re.fullmatch(
+        r"canary, nats a masked token by mask rate: ([\d.]+ at [\d.]+(, |$)){8}", measured
     )
-    assert registered == "registered: models:/tiny/1, threshold(0.9), steps 64, float32\n"
     assert (tmp_path / "mlflow.db").is_file() and len([*(tmp_path / "mlruns").iterdir()]) == 1
     client = registry.connect()  # the file that the command made here
     registry.register(client, "tiny", str(run_folder), Options(steps=1), dtype="bfloat16")

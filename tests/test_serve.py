@@ -42,6 +42,7 @@ def test_what_cannot_be_served_is_one_line(folder):
             "policy.toml: no stage: begin each": [here, f"--policy={folder}/policy.toml"],
             "model 'small' is not served: there are run": [here, f"--policy={folder}/small.toml"],
             "this device does not tell how much": [here, f"--policy={folder}/memory.toml"],
+            "--canary: 'none.txt' matches no file": [here, "--canary=none.txt"],
             "Address already in use": [here, port],
             "--rows=8 of a request could never wait": [here, "--rows=8", "--queue=4"],
             "no folder at": [f"--workdir={folder}/nothing"],

@@ -8,7 +8,7 @@ import exported
 import httpx
 import pytest
 import tiny_server
-from command_runs import command, run
+from command_runs import command, run, write_text
 
 from mdlm_jax.serving import registry
 from mdlm_jax.writing.requests import Options
@@ -32,6 +32,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_server_follows_a_promotion_and_a_rollback(folder):
     flags = ("--model=models:/tiny@champion", "--port=0", "--slots=2", "--follow=0.2")
+    flags += (f"--canary={write_text(folder / 'canary.txt')}",)
     process = subprocess.Popen(
         command("serve", [*flags, "--strategies=exact_count"]),
         stdout=subprocess.PIPE,
@@ -57,6 +58,13 @@ def test_a_server_follows_a_promotion_and_a_rollback(folder):
         assert second["usage"]["evaluations"] == 2
         assert second["system_fingerprint"] != first["system_fingerprint"]
         assert ask("tiny/1").status_code == 404
+
+        def measured():
+            return (
+                'mdlm_canary_nats{model="tiny/2",rate="1"}' in httpx.get(f"{address}/metrics").text
+            )
+
+        tiny_server.wait_until(measured, 60)
         run("registry", "rollback", "--name=tiny")
         tiny_server.wait_until(lambda: served() == "tiny/1", 60)
         again = ask("tiny").json()

@@ -39,22 +39,26 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(models, *, queue=64, engine=None, how=HOW, **options):
-    """Serves loaded models by name, with options of `offers.offer`."""
+def running(models, *, queue=64, engine=None, how=HOW, quality=None, **options):
+    """Serves loaded models by name, with options of `offers.offer`, and their canaries."""
     engine = engine or Engine(queue=queue)
     offered = {}
     for name, loaded in models.items():
         deployment, offered[name] = offers.offer(loaded, name, **how)
         engine.add(deployment)
-    with answering(engine, offers.Fixed(offered), **options) as running:
+        if quality is not None:
+            quality.add(name, quality.prepare(loaded.model))
+    with answering(engine, offers.Fixed(offered), quality=quality, **options) as running:
         yield running._replace(offers=offered)
 
 
 @contextlib.contextmanager
-def answering(engine, catalog, *, api_key="none", drain=5.0, steering=None, **options):
+def answering(
+    engine, catalog, *, api_key="none", drain=5.0, steering=None, quality=None, **options
+):
     """Serves a catalog, with options of `make_app`, and its metrics."""
     told = []
-    watching = metrics.Metrics(engine, catalog, steering)
+    watching = metrics.Metrics(engine, catalog, steering, quality)
     tells = [told.append, watching.tell, *([steering.tell] if steering else [])]
     options |= {"mounts": {"/metrics": watching}, "tell": guards.all_of(*tells)}
     made = app.make_app(engine, catalog, steering=steering, **options)

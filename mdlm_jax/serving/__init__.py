@@ -10,6 +10,9 @@
 | `plans` | from a request to rows of the engine |
 | `texts` | from the tokens of a row back to text |
 | `api` | OpenAI's API of it; the extra `serve` |
+| `asides` | little work beside the rows, at low priority |
+| `canary` | texts whose cross-entropy by mask rate tells whether a model is what it was |
+| `quality` | the canaries of a server, measured again and again |
 | `served` | a deployment, and the lanes that an engine makes of it |
 | `lanes` | the slots of one kind of rows, and their rounds |
 | `waiting` | jobs that wait for a slot |

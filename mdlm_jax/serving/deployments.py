@@ -24,8 +24,9 @@ import jax
 
 from mdlm_jax.runs.experiment import SCHEDULES
 from mdlm_jax.serving import offers, references, registry
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.engine import Deployment, Engine
 from mdlm_jax.serving.offers import Offer
+from mdlm_jax.serving.quality import Quality
 from mdlm_jax.serving.references import Reference
 from mdlm_jax.serving.registry import Registered
 from mdlm_jax.serving.repeating import repeating
@@ -93,6 +94,7 @@ class Deployments:
         client: "MlflowClient",
         served: Sequence[Reference],
         how: How = How(),  # noqa: B008
+        quality: Quality | None = None,
     ):
         """Nothing is loaded yet.
 
@@ -101,8 +103,10 @@ class Deployments:
           client: from `registry.connect`.
           served: what is served, without repetitions. One without a number is followed.
           how: versions are compiled.
+          quality: watches each version that is served, from before it is.
         """
         self._engine, self._client, self._how = engine, client, how
+        self._quality = quality
         self._served = tuple(served)
         self._held: dict[Key, _Held] = {}
         self._given: dict[Key, weakref.ref[Offer]] = {}
@@ -205,8 +209,27 @@ class Deployments:
             version=version,
             created=registered.created // 1000,
         )
-        self._engine.add(deployment)
+        if self._quality is None:
+            self._engine.add(deployment)
+        else:
+            self._add_watched(self._quality, registered, loaded, deployment)
         return _Held(registered, loaded, offer)
+
+    def _add_watched(
+        self,
+        quality: Quality,
+        registered: Registered,
+        loaded: models.Model,
+        deployment: Deployment,
+    ) -> None:
+        made = quality.prepare(loaded.model)
+        curve = registry.canary_of(self._client, registered)
+        self._engine.add(deployment)
+        try:
+            quality.add(deployment.name, made, curve)
+        except Exception:
+            self._engine.remove(deployment.name)
+            raise
 
     def _sharing(self, loaded: models.Model, weights: str) -> models.Model:
         """The model with the parameters of one that is held already, if they are the same."""

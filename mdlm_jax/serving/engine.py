@@ -11,6 +11,7 @@
 - `add(deployment)`: compiles in the calling thread; returns when it is ready to be used.
 - `remove(name)`: takes no new jobs; what was taken is finished.
 - `submit(name, job, listener) -> Ticket`: raises `Full`, `Stopping`, `Unknown`, `ValueError`.
+- `aside(name, work) -> Future`: has `work(params)` called between rounds, at low priority.
 - `ticket.cancel()`: its slot is free after the round at hand; the listener gets
   `Failed('cancelled')`.
 - `drain(timeout) -> bool`: takes no new jobs, waits for the others, ends.
@@ -35,8 +36,12 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 from mdlm_jax.serving import checking, compilations
+from mdlm_jax.serving.asides import Aside, Asides
 from mdlm_jax.serving.jobs import Failed, Full, Job, Listener, Stopping, Unknown
 from mdlm_jax.serving.lanes import Lane
 from mdlm_jax.serving.served import Deployment, Served, serve
@@ -76,6 +81,7 @@ class Engine:
         self._limit = queue
         self._served: dict[str, Served] = {}
         self._lanes: list[Lane] = []
+        self._asides = Asides()
         self._adding = threading.Lock()
         self._changed = threading.Condition()  # guards all of this, and what waits in the lanes
         self._numbers = itertools.count()
@@ -173,6 +179,44 @@ class Engine:
             self._changed.notify_all()
         return Ticket(entry)
 
+    def parameters(self, name: str) -> Any:
+        """The parameters of a deployment as they are evaluated; who holds them holds its memory.
+
+        Raises:
+          Unknown: no such deployment.
+        """
+        with self._changed:
+            if name not in self._served:
+                raise self._no_such(name)
+            return self._served[name].params
+
+    def aside(self, name: str, work: Callable[[Any], Any]) -> Future:
+        """Has a small piece of work done on the device's thread, hardly delaying the rows.
+
+        See `asides` for when. It must have been compiled, and should take no longer than a round.
+
+        Args:
+          name: of a deployment, which is not held by it.
+          work: is called with the parameters of the deployment as they are evaluated.
+
+        Returns:
+          Gets what `work` returns or raises, or `Unknown` if the deployment is gone then. It is
+          cancelled when the engine is drained.
+
+        Raises:
+          Unknown: no such deployment.
+          Stopping: the engine is drained.
+        """
+        piece = Aside(name, work, Future())
+        with self._changed:
+            if self._draining:
+                raise Stopping(self.reason)
+            if name not in self._served:
+                raise self._no_such(name)
+            self._asides.put(piece)
+            self._changed.notify_all()
+        return piece.future
+
     def drain(self, timeout: float) -> bool:
         """Takes no new jobs, waits for those that it has, and ends the thread.
 
@@ -185,6 +229,7 @@ class Engine:
         until = time.monotonic() + timeout
         with self._changed:
             self._draining = True
+            self._asides.cancel()
             while self._is_busy() and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
             finished, again = not self._is_busy(), self._ending
@@ -245,15 +290,16 @@ class Engine:
         while self._has_work():
             for lane in [*self._lanes]:
                 self._turn(lane)
+            self._turn_aside()
         for lane in self._lanes:
             self._end(lane, Failed("stopped", "the server ended before the text was written"))
 
     def _has_work(self) -> bool:
-        """Waits for jobs; False if the thread is to end."""
+        """Waits for jobs or asides; False if the thread is to end."""
         with self._changed:
             while True:
                 self._lanes = [lane for lane in self._lanes if self._is_used(lane)]
-                if self._ending or self._is_busy():
+                if self._ending or self._is_busy() or len(self._asides):
                     return not self._ending
                 self._changed.notify_all()  # who waits for the last job
                 self._changed.wait()
@@ -278,6 +324,18 @@ class Engine:
             what = f"{type(error).__name__}: {error}".partition("\n")[0]
             self._failure = f"a round failed: {what}"
             lane.fail(Failed("failed", f"the model could not be evaluated: {what}"))
+
+    def _turn_aside(self) -> None:
+        """One piece of other work, if it is its turn."""
+        with self._changed:
+            piece = self._asides.take(busy=self._is_busy())
+            if piece is None:
+                return
+            served = self._served.get(piece.name)
+            if served is None:
+                piece.future.set_exception(self._no_such(piece.name))
+                return
+        self._asides.run(piece, served.params)
 
     def _end(self, lane: Lane, why: Failed) -> None:
         with self._changed:

@@ -5,7 +5,7 @@
 
 What requests do is counted as they end. All else is read from the engine and the device when it is
 asked for. Everything is in a registry of its own. Labels are names of models, endpoints, outcomes,
-lengths of rows and strategies that the server offers: nothing that a user wrote.
+lengths of rows, strategies and mask rates of the server: nothing that a user wrote.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ import mdlm_jax
 from mdlm_jax.serving import stats
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.serving.offers import Catalog
+from mdlm_jax.serving.quality import Quality, Told
 from mdlm_jax.serving.steering import Steering
 
 FIRST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -79,7 +80,13 @@ class Metrics:
       registry: of all of them.
     """
 
-    def __init__(self, engine: Engine, catalog: Catalog, steering: Steering | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        steering: Steering | None = None,
+        quality: Quality | None = None,
+    ):
         self.registry = prometheus.CollectorRegistry()
         self._requests = prometheus.Counter(
             "mdlm_requests",
@@ -103,7 +110,7 @@ class Metrics:
             registry=self.registry,
         )
         prometheus.ProcessCollector(registry=self.registry)
-        self.registry.register(_Server(engine, catalog, steering))
+        self.registry.register(_Server(engine, catalog, steering, quality))
 
     def tell(self, told: Mapping[str, Any]) -> None:
         """Counts a request that has ended; `told` is what its log line says."""
@@ -134,10 +141,17 @@ def _outcome(status: int) -> str:
 
 
 class _Server:
-    """What is read when it is asked for: the engine, its models, its policy, the devices."""
+    """What is read when it is asked for: the engine, models, policy, canaries, devices."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, steering: Steering | None):
-        self._engine, self._catalog, self._steering = engine, catalog, steering
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        steering: Steering | None,
+        quality: Quality | None,
+    ):
+        self._engine, self._catalog = engine, catalog
+        self._steering, self._quality = steering, quality
 
     def collect(self) -> Iterator[Metric]:
         """Of a collector of Prometheus."""
@@ -164,6 +178,7 @@ class _Server:
         yield _build()
         yield self._models()
         yield from _of_policy(self._steering)
+        yield from _of_canaries({} if self._quality is None else self._quality.told())
 
     def _models(self) -> Metric:
         family = GaugeMetricFamily(
@@ -235,6 +250,38 @@ def _of_policy(steering: Steering | None) -> Iterator[Metric]:
         for (number, pinned), count in sorted(steering.admitted.copy().items()):
             requests.add_metric((str(number), str(pinned).lower()), count)
     yield from (stage, moves, requests)
+
+
+def _of_canaries(told: Mapping[str, Told]) -> Iterator[Metric]:
+    """Without canaries there is nothing to tell but the names."""
+    nats = GaugeMetricFamily(
+        "mdlm_canary_nats",
+        "Cross-entropy of a masked token of the canary, measured lately.",
+        labels=("model", "rate"),
+    )
+    reference = GaugeMetricFamily(
+        "mdlm_canary_reference_nats",
+        "The same when the version was registered, or when this server first measured it.",
+        labels=("model", "rate", "source"),
+    )
+    error = GaugeMetricFamily(
+        "mdlm_canary_reference_error_nats",
+        "The standard error of the reference, over the rows of the canary.",
+        labels=("model", "rate"),
+    )
+    measured = GaugeMetricFamily(
+        "mdlm_canary_measured_timestamp_seconds",
+        "When the canary was last measured, or else when it began; in seconds since 1970.",
+        labels=("model",),
+    )
+    for name, each in told.items():
+        measured.add_metric((name,), each.at)
+        for point in each.measured:
+            nats.add_metric((name, f"{point.rate:g}"), point.nats)
+        for point in each.reference:
+            reference.add_metric((name, f"{point.rate:g}", each.source), point.nats)
+            error.add_metric((name, f"{point.rate:g}"), point.error)
+    yield from (nats, reference, error, measured)
 
 
 def _build() -> Metric:

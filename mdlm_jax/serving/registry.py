@@ -7,7 +7,8 @@
     registry.fetch(client, found)  # a folder for `mdlm_jax.load`
 
 The folder of a model is the artifact `model` of an MLflow run. The versions of it are files beside
-it, `versions/DIGEST/version.json`, so that versions of one model share what is stored. MLflow keeps
+it, `versions/DIGEST/version.json`, so that versions of one model share what is stored. Beside that
+file may be `canary.json`, how well the version denoised; it is no part of the digest. MLflow keeps
 the numbers, the aliases, and tags: those of a registered model hold its traffic and, of each alias,
 the versions before. Tags of a version are for a person who looks; nothing here reads them back.
 """
@@ -28,6 +29,7 @@ from mdlm_jax.data import json_text, reading
 from mdlm_jax.host import paths
 from mdlm_jax.interop import Pretrained, save_pretrained
 from mdlm_jax.runs import models, workdir
+from mdlm_jax.serving import canary as canaries
 from mdlm_jax.serving import versions
 from mdlm_jax.serving.references import Reference, check_name, refused
 from mdlm_jax.writing import model as writing_model
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "mdlm_jax"
 _MODEL, _VERSIONS, _FILE = "model", "versions", "version.json"  # artifacts of a run
+_CANARY = "canary.json"  # beside the file of a version
 _TAG = "mdlm_jax.model"  # of a run: the digest of the model that it stores
 _TRAFFIC, _BEFORE = "mdlm_jax.traffic", "mdlm_jax.before."  # tags of a registered model
 _REMEMBERED = 50  # versions of an alias, for going back
@@ -112,6 +115,7 @@ def register(
     dtype: str | None = None,
     weights: str | None = None,
     step: int | str | None = None,
+    canary: str | None = None,
 ) -> tuple[Registered, bool]:
     """Stores a version under the next number; the same one again keeps its number.
 
@@ -124,12 +128,14 @@ def register(
       dtype: of the activations; by default that of the training.
       weights: of a run, 'ema' (the default) or 'params'.
       step: of a run, the checkpoint, as in `workdir.load`.
+      canary: files of text, as of `canary.of`. How well the version denoises them is measured and
+        stored beside it, also if it was registered before.
 
     Returns:
       The version, and whether it is new.
 
     Raises:
-      ValueError: as `models.load` and `versions.of`, or MLflow refuses something.
+      ValueError: as `models.load`, `versions.of` and `canary.measure`, or MLflow refuses something.
       OSError, ImportError: as `models.load`.
     """
     check_name(name)
@@ -137,16 +143,20 @@ def register(
         copy = Path(folder, _MODEL)
         _export(place, copy, weights, step)
         # Of the copy: what is stored, and not what it was copied from, is what is served.
-        version = versions.of(writing_model.load(copy), defaults, dtype)
+        loaded = writing_model.load(copy)
+        version = versions.of(loaded, defaults, dtype)
+        curve = None if canary is None else canaries.measure(version.of_model(loaded).model, canary)
+        at = f"{_VERSIONS}/{version.digest}"
         with _one_line():
             for known in client.search_model_versions(f"name = '{name}'"):
                 if _digest_of(known) == version.digest:
+                    if curve is not None:
+                        _log(client, known.run_id, Path(folder, _CANARY), at, curve.as_json())
                     return _read(known, {}), False
             run_id = _stored(client, version.model) or _store(client, version.model, copy)
-            content = Path(folder, _FILE)
-            content.write_text(json.dumps(version.as_json(), indent=2) + "\n", encoding="utf-8")
-            at = f"{_VERSIONS}/{version.digest}"
-            client.log_artifact(run_id, str(content), at)
+            _log(client, run_id, Path(folder, _FILE), at, version.as_json())
+            if curve is not None:
+                _log(client, run_id, Path(folder, _CANARY), at, curve.as_json())
             _make_name(client, name)
             made = client.create_model_version(
                 name,
@@ -227,6 +237,23 @@ def fetch(client: "MlflowClient", registered: Registered) -> Path:
                 with contextlib.suppress(FileExistsError, NotADirectoryError):
                     _move(Path(copied), kept)
         return kept
+
+
+def canary_of(client: "MlflowClient", registered: Registered) -> canaries.Curve | None:
+    """How well a version denoised a canary when it was registered; None if nobody measured it.
+
+    Raises:
+      ValueError: what is stored cannot be read.
+    """
+    from mlflow import artifacts
+
+    at = f"{_VERSIONS}/{registered.version.digest}"
+    with _one_line():
+        there = {each.path for each in client.list_artifacts(registered.run_id, at)}
+        if f"{at}/{_CANARY}" not in there:
+            return None
+        file = f"{client.get_run(registered.run_id).info.artifact_uri}/{at}/{_CANARY}"
+        return canaries.from_json(json_text.parse(artifacts.load_text(file), file))
 
 
 def load(client: "MlflowClient", registered: Registered) -> writing_model.Model:
@@ -356,6 +383,14 @@ def _beside_database(uri: str) -> str | None:
     if not kind.startswith("sqlite") or not path:
         return None
     return (Path(path).resolve().parent / "mlruns").as_uri()
+
+
+def _log(
+    client: "MlflowClient", run_id: str, file: Path, at: str, content: Mapping[str, Any]
+) -> None:
+    """Stores JSON in the folder `at` of a run, by way of a file."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    client.log_artifact(run_id, str(file), at)
 
 
 def _make_name(client: "MlflowClient", name: str) -> None:

@@ -7,13 +7,17 @@ import gc
 import shutil
 import threading
 import time
+import weakref
 
 import exported
+import jax
 import pytest
+import tiny_server
 
 from mdlm_jax.serving import deployments, references, registry
 from mdlm_jax.serving.deployments import Deployments, How
 from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.quality import Quality
 from mdlm_jax.writing.requests import Options
 
 pytest.importorskip("mlflow")
@@ -109,6 +113,39 @@ def test_what_nobody_holds_goes(engine, client):
     gc.collect()
     catalog.update()
     assert engine.deployments.keys() == {"tiny/3"}
+
+
+@pytest.mark.slow
+def test_a_promotion_ends_the_canary_of_the_old_version_and_begins_that_of_the_new(
+    engine, client, registered, canary_file
+):
+    other = str(registered / "other")
+    again, is_new = registry.register(client, "tiny", other, Options(steps=3), canary=canary_file)
+    assert (again.number, is_new) == (3, False)
+    curve = registry.canary_of(client, again)
+    quality = Quality(engine, canary_file)
+    parsed = [references.parse("models:/tiny")]
+    catalog = Deployments(engine, client, parsed, How(slots=SLOTS), quality)
+    catalog.update()
+    assert registry.canary_of(client, registry.find(client, parsed[0])) is None
+    assert quality.told()["tiny/1"].source == "first"
+    old = weakref.ref(jax.tree.leaves(engine.deployments["tiny/1"].params)[0])
+    go_on, begun = threading.Event(), threading.Event()
+    engine.aside("tiny/1", lambda params: begun.set() or go_on.wait(60))
+    assert begun.wait(60)
+    looks = threading.Thread(target=quality.look)  # its first piece waits behind that
+    looks.start()
+    tiny_server.wait_until(lambda: len(engine._asides) == 1)
+    registry.promote(client, "tiny", 3)
+    catalog.update()
+    assert engine.deployments.keys() == {"tiny/3"} == quality.told().keys()
+    go_on.set()
+    looks.join(60)
+    gc.collect()
+    assert old() is None and quality.told()["tiny/3"].measured == ()
+    quality.look()
+    assert quality.told()["tiny/3"][:3] == (curve.points, curve.points, "registered")
+    assert engine.stats().compilations == 0
 
 
 def test_traffic_is_split_and_the_split_is_followed(engine, client):

@@ -28,9 +28,9 @@ class AtRates(NamedTuple):
 
     Attributes:
       rates: ascending, in (0, 1].
-      corrupt: `(batch, rate, slots) -> Corrupted`, of a batch of `data.eval_batches`. With whole
-        rows (blocks) as slots, L (the size of a block), all rates have one shape; None is as few as
-        the rate needs.
+      corrupt: `(batch, rate, whole=False) -> Corrupted`, of a batch of `data.eval_batches`. With
+        `whole` there is room for as many masks as there are tokens, so that all rates have one
+        shape; otherwise for as many as the rate needs.
       read: `(params, batch, corrupted) -> AtRate`, its sums by row.
     """
 
@@ -58,7 +58,7 @@ def masks_at_rates(
       rates: in (0, 1].
     """
 
-    def corrupt(batch: dict[str, jax.Array], rate: float, slots: int | None = None) -> Corrupted:
+    def corrupt(batch: dict[str, jax.Array], rate: float, whole: bool = False) -> Corrupted:
         return corrupt_at_rate(
             noise.derive(noise.seed_key(seed), "rates", round(rate * 1e6)),
             batch["tokens"],
@@ -67,7 +67,7 @@ def masks_at_rates(
             maskable=batch["maskable"],
             rows=batch["rows"],
             schedule=schedule,
-            slots=slots,
+            slots=batch["tokens"].shape[1] if whole else None,
         )
 
     def read(params: PyTree, batch: dict[str, jax.Array], corrupted: Corrupted) -> AtRate:
@@ -91,7 +91,7 @@ def blocks_at_rates(
     """
     counts = sorted({max(1, round(rate * size)) for rate in rates})
 
-    def corrupt(batch: dict[str, jax.Array], rate: float, slots: int | None = None) -> Corrupted:
+    def corrupt(batch: dict[str, jax.Array], rate: float, whole: bool = False) -> Corrupted:
         tokens, count = batch["tokens"], round(rate * size)
         key = noise.derive(noise.seed_key(seed), "rates", count)
         each = tokens.shape[1] // size
@@ -104,7 +104,7 @@ def blocks_at_rates(
             maskable=batch["maskable"].reshape(-1, size),
             rows=numbers,
             schedule=schedule,
-            slots=slots,
+            slots=size if whole else None,
         )
 
     def read(params: PyTree, batch: dict[str, jax.Array], corrupted: Corrupted) -> AtRate:
@@ -127,8 +127,8 @@ def causal_at_rates(denoiser_of: DenoiserOf, *, start_id: int) -> AtRates:
       start_id: stands before the first token of a row, as in training: the separator.
     """
 
-    def corrupt(batch: dict[str, jax.Array], rate: float, slots: int | None = None) -> Corrupted:
-        del rate, slots
+    def corrupt(batch: dict[str, jax.Array], rate: float, whole: bool = False) -> Corrupted:
+        del rate, whole
         return corrupt_causal(batch["tokens"], start_id=start_id, maskable=batch["maskable"])
 
     def read(params: PyTree, batch: dict[str, jax.Array], corrupted: Corrupted) -> AtRate:
@@ -173,7 +173,7 @@ def curve_of(halves: AtRates, mesh: Mesh | None = None) -> Callable[..., list[Po
     def curve(params: PyTree, rows: data.Rows, batch_size: int, *advance) -> list[Point]:
         parts = of_rows(params, rows, batch_size, *advance)  # [batches][rates]
         by_rate = zip(*parts, strict=True)
-        return [point(rate, of) for rate, of in zip(halves.rates, by_rate, strict=True)]
+        return [_point(rate, of) for rate, of in zip(halves.rates, by_rate, strict=True)]
 
     return curve
 
@@ -190,8 +190,8 @@ def trapezoid(curve: Sequence[Point]) -> float:
     return float(np.trapezoid(nats, rates) / rates[-1])
 
 
-def point(rate: float, parts: Sequence[AtRate]) -> Point:
-    """The figures at one rate, from the batches: see `curve_of`."""
+def _point(rate: float, parts: Sequence[AtRate]) -> Point:
+    """The figures at one rate, from the batches."""
     nats, masked = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
         for name in ("nats", "masked")

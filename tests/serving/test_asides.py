@@ -44,6 +44,7 @@ def test_it_takes_a_bounded_share_under_load_and_all_that_is_free():
         begun = clock.now
         while (piece := waiting.take(busy=busy)) is None:
             clock.wait(0.01)
+            assert clock.now - begun < 2 * asides.LONGEST, "it is starved"
         waited = clock.now - begun
         waiting.run(piece, seconds)
         return waited

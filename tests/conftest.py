@@ -1,3 +1,4 @@
+import gc
 import os
 
 import jax
@@ -24,3 +25,11 @@ def _compile_once(tmp_path_factory):
         folder = folder.parent
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """A worker would hold the programs of all its files at once: gigabytes, and slower by the file."""
+    yield
+    jax.clear_caches()
+    gc.collect()

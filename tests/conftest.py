@@ -29,7 +29,7 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled():
-    """A worker would hold the programs of all its files at once: gigabytes, and slower by the file."""
+    """A worker would hold the programs of all files: gigabytes, in which XLA crashed in the end."""
     yield
     jax.clear_caches()
     gc.collect()

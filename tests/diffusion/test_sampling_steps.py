@@ -150,7 +150,7 @@ def test_a_row_is_the_same_whatever_is_beside_it(name, dtype):
     run_state_machine_as_test(
         machine(Program(name, dtype)),
         settings=settings(
-            max_examples=20,
+            max_examples=10,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

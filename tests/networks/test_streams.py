@@ -169,9 +169,15 @@ def test_lengths_that_cudnn_does_not_take_are_filled_up(monkeypatch):
 
 
 @with_libtpu
-@pytest.mark.parametrize("asks", ["both", "noisy"])
 @pytest.mark.parametrize(
-    "layout", [Streams(1024, 16), Streams(8192, 32), Streams(1000, 8, window=200)], ids=str
+    ("layout", "asks"),
+    [
+        (Streams(1024, 16), "both"),
+        (Streams(1024, 16), "noisy"),
+        (Streams(8192, 32), "both"),
+        (Streams(1000, 8, window=200), "noisy"),
+    ],
+    ids=str,
 )
 def test_it_compiles_for_tpus_on_a_mesh(layout, asks):
     devices = topologies.devices(topologies.parse("v5e:2x2"))

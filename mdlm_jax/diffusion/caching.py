@@ -34,6 +34,8 @@ class CachedDenoiser(NamedTuple):
       readout: as a `Denoiser`'s.
       shape: as a `Denoiser`'s.
       mask_id: as a `Denoiser`'s.
+      clear: `(memory, where bool[B]) -> memory`: the marked rows are as from `start`. None where
+        rows cannot be told apart.
     """
 
     start: Callable[[int, int], PyTree]
@@ -41,6 +43,7 @@ class CachedDenoiser(NamedTuple):
     readout: Readout
     shape: Shape = unshaped
     mask_id: int | None = None
+    clear: Callable[[PyTree, Array], PyTree] | None = None
 
 
 class Clock(NamedTuple):
@@ -116,19 +119,58 @@ def transformed(
 
     Args:
       denoiser: any.
-      transform: of one `Denoiser`, such as `lambda one: transforms.top_p(one, 0.9)`. `guide`, which
-        takes two, is not one: it would need two memories.
+      transform: of one `Denoiser`, such as `lambda one: transforms.top_p(one, 0.9)`. For `guide`,
+        which takes two, there is `joined`.
     """
-
-    def of(encode: Callable) -> Denoiser:
-        return transform(Denoiser(encode, denoiser.readout, denoiser.shape, denoiser.mask_id))
 
     def encode(memory: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
         memory, hidden = denoiser.encode(memory, view, asked, t)
-        return memory, of(lambda tokens, t: hidden).encode(view.canvas, t)
+        return memory, transform(_of(denoiser, hidden)).encode(view.canvas, t)
 
-    def unused(tokens: Array, t: Array) -> Hidden:
-        raise AssertionError("only the readout of this denoiser is used")
-
-    outer = of(unused)
+    outer = transform(_of(denoiser))
     return denoiser._replace(encode=encode, readout=outer.readout, shape=outer.shape)
+
+
+def joined(
+    one: CachedDenoiser, other: CachedDenoiser, transform: Callable[[Denoiser, Denoiser], Denoiser]
+) -> CachedDenoiser:
+    """A transform of two denoisers, applied to two with caches; each keeps a memory of its own.
+
+    Args:
+      one: any.
+      other: any.
+      transform: such as `lambda one, other: transforms.guide(one, other, 2.0)`.
+    """
+
+    def start(batch: int, length: int) -> tuple[PyTree, PyTree]:
+        return one.start(batch, length), other.start(batch, length)
+
+    def encode(memory: PyTree, view: View, asked: Array, t: Array) -> tuple[PyTree, Hidden]:
+        first, hidden = one.encode(memory[0], view, asked, t)
+        second, others = other.encode(memory[1], view, asked, t)
+        both = transform(_of(one, hidden), _of(other, others))
+        return (first, second), both.encode(view.canvas, t)
+
+    def clear(memory: PyTree, where: Array) -> tuple[PyTree, PyTree]:
+        assert one.clear is not None and other.clear is not None
+        return one.clear(memory[0], where), other.clear(memory[1], where)
+
+    outer = transform(_of(one), _of(other))
+    return CachedDenoiser(
+        start,
+        encode,
+        outer.readout,
+        outer.shape,
+        outer.mask_id,
+        None if one.clear is None or other.clear is None else clear,
+    )
+
+
+def _of(denoiser: CachedDenoiser, hidden: Hidden | None = None) -> Denoiser:
+    """The denoiser as one whose `encode` finds what is known."""
+
+    def encode(tokens: Array, t: Array) -> Hidden:
+        assert hidden is not None, "only the readout of this denoiser is used"
+        return hidden
+
+    return Denoiser(encode, denoiser.readout, denoiser.shape, denoiser.mask_id)

@@ -8,6 +8,7 @@
 | `in_blocks` | BERT block by block: two streams at once, or one block after a cache |
 | `with_cache` | BERT with a cache of keys and values that may be some steps old |
 | `token_by_token` | a causal BERT as blocks of one token, with a cache |
+| `causal_cache` | a causal BERT that writes rows with a cache, for any strategy |
 | `pieces` | a given text, committed to a cache in pieces of many tokens |
 | `arguments` | checks of what a network is given |
 | `encoder` | a block, and the stack of blocks |

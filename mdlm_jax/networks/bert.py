@@ -23,7 +23,7 @@ from mdlm_jax.diffusion.blocks.denoisers import BlockDenoiser
 from mdlm_jax.diffusion.caching import CachedDenoiser
 from mdlm_jax.diffusion.denoisers import Denoiser, Hidden, Readout, along_last, remove_mask
 from mdlm_jax.diffusion.processes.causal import causal_denoiser
-from mdlm_jax.networks import arguments, in_blocks, token_by_token, with_cache
+from mdlm_jax.networks import arguments, causal_cache, in_blocks, token_by_token, with_cache
 from mdlm_jax.networks.config import Config
 from mdlm_jax.networks.encoder import Encoder, Finish
 from mdlm_jax.networks.layers import Head
@@ -316,6 +316,33 @@ def causal_block_denoiser(
     at_once = causal_denoiser(denoiser(params, config, label=label), start_id=start_id)
     encode, _ = _halves(params, config, None, whole=config.time_conditioning)
     return token_by_token.build(at_once, encode, config, start_id, label)
+
+
+def causal_cached_denoiser(
+    params: PyTree, config: Config, start_id: int, *, label: Array | None = None
+) -> CachedDenoiser:
+    """A causal network as a denoiser of canvases that keeps keys and values, for `sample`.
+
+    To rounding it is `causal_denoiser`, for any strategy. Where a row asks for one position, as
+    `strategies.left_to_right` does with a step for each blank, only the tokens before it that are
+    not kept yet go through the network, and nothing behind it. A row that asks for several at a
+    time is encoded whole.
+
+    Args:
+      params: from `init`.
+      config: of the parameters; 'causal' attention.
+      start_id: stands before the first token, as in training.
+      label: i32 `[B]`, as in `logits`.
+
+    Raises:
+      TypeError: a start that is no whole number.
+      ValueError: another attention, a start that is no token; where it is called, arguments as in
+        `logits`.
+    """
+    token_by_token.check(config, start_id)
+    at_once = causal_denoiser(denoiser(params, config, label=label), start_id=start_id)
+    encode, _ = _halves(params, config, None, whole=config.time_conditioning)
+    return causal_cache.build(at_once, encode, config, start_id, label)
 
 
 def _readout(project: Callable[[Any], Any], config: Config) -> Readout:

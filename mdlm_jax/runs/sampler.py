@@ -19,11 +19,10 @@ from mdlm_jax.diffusion import (
     Strategy,
     Trace,
     blocks,
-    causal_denoiser,
     sample,
     transforms,
 )
-from mdlm_jax.diffusion.caching import CachedDenoiser, transformed
+from mdlm_jax.diffusion.caching import CachedDenoiser, joined, transformed
 from mdlm_jax.host import parallel
 from mdlm_jax.runs.families import Blocks, Cache, network_of
 from mdlm_jax.runs.shaping import Shaping
@@ -142,10 +141,11 @@ def _kept(encoder: Any, mesh: Mesh, method: Method) -> Writer:
                 weight = strengths.get("guidance")
                 own = block_denoiser_of(params, encoder, batch, method.in_blocks, weight)
                 return written_in_blocks(shaping(own), key, batch, **rest)
-            denoiser = denoiser_of(params, encoder, batch, strengths.get("guidance"))
+            weight = strengths.get("guidance")
             if method.start_id is not None:
-                denoiser = causal_denoiser(denoiser, start_id=method.start_id)
-            return written(shaping(denoiser), key, batch, **rest)
+                causal = causal_denoiser_of(params, encoder, batch, method.start_id, weight)
+                return written(transformed(causal, shaping), key, batch, **rest)
+            return written(shaping(denoiser_of(params, encoder, batch, weight)), key, batch, **rest)
 
     return write
 
@@ -174,6 +174,8 @@ def written(
         fill=batch.get("fill"),
         rows=batch["number"],
         trace=True,
+        # A causal network is asked for one position a row.
+        chunk=None if method.start_id is None else len(batch["tokens"]),
     )
 
 
@@ -243,13 +245,24 @@ def denoiser_of(
     return _without_padding(_guided(build, batch, weight), encoder)
 
 
+def causal_denoiser_of(
+    params: PyTree, encoder: Any, batch: dict[str, Array], start_id: int, weight: Array | None
+) -> CachedDenoiser:
+    """As `denoiser_of`, of a causal network, which keeps what it computed of a row's beginning."""
+    build = functools.partial(network_of(encoder).causal_denoiser, params, encoder, start_id)
+    return _without_padding(_guided(build, batch, weight), encoder)
+
+
 def _guided(build: Callable[..., Any], batch: dict[str, Array], weight: Array | None) -> Any:
     """The denoiser of the batch's labels, guided away from that of none if there is a weight."""
     label = batch.get("label")
     denoiser = build(label=label)
     if weight is None:
         return denoiser
-    return transforms.guide(denoiser, build(label=jnp.full_like(label, -1)), weight)
+    other = build(label=jnp.full_like(label, -1))
+    if isinstance(denoiser, CachedDenoiser):
+        return joined(denoiser, other, lambda one, other: transforms.guide(one, other, weight))
+    return transforms.guide(denoiser, other, weight)
 
 
 def _without_padding(denoiser: Any, encoder: Any) -> Any:

@@ -64,6 +64,22 @@ def test_a_transform_of_a_cached_denoiser_is_that_of_the_denoiser(value):
     assert np.any(drawn(changed)[0] != drawn(plain())[0])
 
 
+def test_a_guide_of_two_cached_denoisers_is_that_of_the_denoisers():
+    def guided(one, other):
+        return transforms.guide(one, other, np.float32([3.0, -1.0]))
+
+    def other():
+        return as_denoiser(lambda tokens, t: TABLE[tokens], MASK)
+
+    def encode(memory, view, asked, t):
+        return memory, other().encode(view.canvas, t)
+
+    second = CachedDenoiser(lambda batch, length: (), encode, other().readout, mask_id=MASK)
+    both = caching.joined(counting(), second, guided)
+    jax.tree.map(np.testing.assert_array_equal, drawn(both), drawn(guided(plain(), other())))
+    assert np.any(drawn(both)[0] != drawn(counting())[0])
+
+
 def test_a_likelihood_refuses_a_cache():
     with pytest.raises(TypeError, match="denoiser is a CachedDenoiser: sample takes it"):
         nelbo(counting(), jax.random.key(0), CANVAS % 7, mask_id=MASK, draws=2)

@@ -76,7 +76,9 @@ class Network(NamedTuple):
         "valid" bool `[B, L]` if rows have padding.
       check_cache: `(config, Cache)`; a ValueError if the network cannot keep that.
       cached_denoiser: `(params, config, cache, batch, label) -> CachedDenoiser`.
-      block_denoiser: the same with `Blocks` after the config: a denoiser of blocks.
+      causal_denoiser: `(params, config, start_id, label) -> CachedDenoiser` of a network that sees
+        at each position that one and those before it, behind the start.
+      block_denoiser: as `denoiser` with `Blocks` after the config: a denoiser of blocks.
     """
 
     configure: Callable[[Mapping[str, Any]], Config]
@@ -92,6 +94,7 @@ class Network(NamedTuple):
     denoiser: Callable[..., Denoiser]
     check_cache: Callable[[Config, Cache], None]
     cached_denoiser: Callable[..., CachedDenoiser]
+    causal_denoiser: Callable[..., CachedDenoiser]
     block_denoiser: Callable[..., BlockDenoiser]
 
 

@@ -115,6 +115,13 @@ def cached_denoiser(
     )
 
 
+def causal_denoiser(
+    params: PyTree, config: Config, start_id: int, *, label: Array | None = None
+) -> CachedDenoiser:
+    """A causal encoder as the denoiser of a batch; padding, which ends rows, it does not see."""
+    return bert.causal_cached_denoiser(params, config, start_id, label=label)
+
+
 def block_denoiser(
     params: PyTree,
     config: Config,
@@ -179,5 +186,6 @@ NETWORK = Network(
     denoiser=denoiser,
     check_cache=check_cache,
     cached_denoiser=cached_denoiser,
+    causal_denoiser=causal_denoiser,
     block_denoiser=block_denoiser,
 )

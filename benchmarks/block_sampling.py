@@ -2,9 +2,11 @@
 
     python -m benchmarks.block_sampling [--shape=owt] [--batches 1 8 32] [--tokens_a_step 1 2 4] ...
 
-For each number of rows a JSON line of the causal model with its cache, a token at a time; and for
-each number of tokens a step one of `blocks.sample` with its cache, and one of `sample` over the
-whole canvas, which computes everything in every step. All write rows of nothing but masks.
+For each number of rows a JSON line of the causal model with its cache, a token at a time, by
+`blocks.sample` (`causal`) and by `sample`, as `generate` has it (`causal_rows`), and one of the
+latter without a cache (`causal_canvas`); and for each number of tokens a step one of
+`blocks.sample` with its cache, and one of `sample` over the whole canvas, which computes everything
+in every step. All write rows of nothing but masks.
 `times_canvas` is how many times the tokens/s of the canvas that is, at the same tokens a step. A
 whole canvas is timed once, because its runs are long.
 
@@ -32,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure, shapes
-from mdlm_jax.diffusion import blocks, sample
+from mdlm_jax.diffusion import blocks, causal_denoiser, sample, strategies
 from mdlm_jax.host import host_memory
 from mdlm_jax.networks import bert
 
@@ -102,19 +104,33 @@ def _writers(args: argparse.Namespace, params: PyTree, shape: shapes.Shape) -> N
         network = bert.causal_block_denoiser(params, causal, START)
         return blocks.sample(network, key, canvas, mask_id=mask_id, steps=steps)
 
+    def of_causal_rows(params: PyTree, key: Array, canvas: Array, steps: Array) -> Array:
+        network = bert.causal_cached_denoiser(params, causal, START)
+        return from_the_left(network, key, canvas, steps)
+
+    def of_causal_canvas(params: PyTree, key: Array, canvas: Array, steps: Array) -> Array:
+        network = causal_denoiser(bert.denoiser(params, causal), start_id=START)
+        return from_the_left(network, key, canvas, steps)
+
+    def from_the_left(network: Any, key: Array, canvas: Array, steps: Array) -> Array:
+        how = {"strategy": strategies.left_to_right(), "chunk": shape.rows}
+        return sample(network, key, canvas, mask_id=mask_id, steps=steps, **how)
+
     # Of each writer: the function, its blocks, the repetitions. Whole canvases take long.
     writers = {
         "canvas": (of_canvas, length, 1),
         "block": (in_blocks, size, measure.REPEATS),
         "causal": (token_by_token, 1, measure.REPEATS),
+        "causal_rows": (of_causal_rows, length, measure.REPEATS),
+        "causal_canvas": (of_causal_canvas, length, 1),
     }
     canvas, key = jnp.full((shape.rows, length), mask_id), jax.random.key(0)
     of_canvases: dict[int, float] = {}
     for writer, (write, block, repeats) in writers.items():
-        if writer == "canvas" and args.no_canvas:
+        if writer.endswith("canvas") and args.no_canvas:
             continue
         program, seconds = measure.compiled(jax.jit(write), params, key, canvas, jnp.int32(1))
-        for each in [1] if writer == "causal" else args.tokens_a_step:
+        for each in [1] if writer.startswith("causal") else args.tokens_a_step:
             steps = jnp.int32(block // each)
             call = functools.partial(program, params, key, canvas, steps)
             times = measure.repeated(call, calls=1, repeats=repeats)

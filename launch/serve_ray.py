@@ -7,15 +7,16 @@
 Then http://localhost:8000 answers as `python -m mdlm_jax.serve` does. `Settings` are what may
 follow `launch.serve_ray:app`, and the `args` of a cluster's configuration, launch/serve_ray.yaml.
 
-Ray gives a request to the replica that has the fewest, starts another in place of one that died or
-whose engine failed, adds replicas while the rows of a full batch wait, and replaces them a few at a
-time when the configuration changes. A replica that goes writes what it has taken.
+Ray gives a request to a replica that has few, starts another in place of one that died or whose
+engine failed, adds replicas while more requests than `slots` are with each, and replaces them a few
+at a time when the configuration changes. A replica that goes writes what it has taken.
 """
 
+import contextlib
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 from ray import serve
@@ -29,6 +30,10 @@ from mdlm_jax.serving.api.limits import Limits
 from mdlm_jax.serving.engine import Engine
 from mdlm_jax.writing import model, requests
 
+if TYPE_CHECKING:
+    from mdlm_jax.serving.deployments import Deployments
+
+_FOLLOW = 5.0  # seconds between two looks at the registry, as `serve --follow`
 _SHARE = 0.9  # of its part of a GPU that a replica takes at once; XLA takes 0.75 of all by default
 
 
@@ -43,13 +48,13 @@ class Settings(pydantic.BaseModel):
       strategies: kinds of strategies, the default first.
       steps: evaluations of a row where a request does not say; of a model of `workdir`.
       slots: rows that are written at a time, for each length and kind of strategy.
-      queue: rows that wait in a replica, and requests that wait before all of them.
-      timeout: seconds of a request at the most, and of a replica that goes.
+      queue: rows that wait in a replica, and requests that wait in each proxy of Ray.
+      timeout: seconds of a request in a replica at the most, and of a replica that goes.
       keys: a file of keys, one a line; all nodes see it.
       replicas: the fewest.
       max_replicas: the most; by default as many as `replicas`.
       cpus: of a replica.
-      gpus: of a replica; 0.5 puts two on a GPU.
+      gpus: of a replica; 0.5 puts two on a GPU. With 0, Ray hides no GPU from a replica.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid")
@@ -93,8 +98,13 @@ class Replica:
         compilation.keep()
         self._settings = settings
         self._engine = Engine(queue=settings.queue)
-        load = _from_registry if settings.model else _from_folder
-        self._catalog = load(settings, self._engine)
+        self._beside = contextlib.ExitStack()
+        if settings.model:
+            catalog = _from_registry(settings, self._engine)
+            self._beside.enter_context(catalog.following(_FOLLOW))
+            self._catalog: offers.Catalog = catalog
+        else:
+            self._catalog = _from_folder(settings, self._engine)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app, for Ray. It has no /metrics: which replica would answer is chance."""
@@ -109,6 +119,7 @@ class Replica:
 
     def __del__(self) -> None:
         """Of Ray, when all that the replica has taken is answered."""
+        self._beside.close()
         self._engine.drain(0)
 
 
@@ -123,14 +134,13 @@ def _from_folder(settings: Settings, engine: Engine) -> offers.Catalog:
     return offers.Fixed({offer.name: offer})
 
 
-def _from_registry(settings: Settings, engine: Engine) -> offers.Catalog:
+def _from_registry(settings: Settings, engine: Engine) -> "Deployments":
     from mdlm_jax.serving import references, registry
     from mdlm_jax.serving.deployments import Deployments, How
 
     served = [references.parse(settings.model)]
     catalog = Deployments(engine, registry.connect(), served, How(**_how(settings)))
     catalog.update()
-    catalog.following(5.0).__enter__()  # until the process ends
     return catalog
 
 
@@ -149,6 +159,9 @@ def app(settings: Settings) -> serve.Application:
         if not place.is_dir():
             raise ValueError(f"workdir: no folder at {place}")
         settings = settings.model_copy(update={"workdir": str(place)})
+    if settings.keys and paths.is_local(settings.keys):
+        own = str(Path(paths.plain(settings.keys)).absolute())
+        settings = settings.model_copy(update={"keys": own})
     most = settings.max_replicas or settings.replicas
     scaling: dict[str, Any] = {"num_replicas": settings.replicas}
     if most > settings.replicas:

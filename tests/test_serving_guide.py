@@ -1,5 +1,6 @@
-"""The guide to serving, from its first block to its last, beside the server that it starts."""
+"""The guide to serving, from its first block to its last, beside the servers that it starts."""
 
+import json
 import os
 import re
 import signal
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import exported
 import pytest
+import tiny_server
 
 pytestmark = pytest.mark.slow  # a server starts
 PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+REPLICAS = PAGE.index("## Two replicas")
+
+
+def blocks(text):
+    return re.findall(r"^```(bash|python|toml)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -30,40 +36,66 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_the_guide_works_as_it_stands(folder, capsys, monkeypatch):
+class Terminals:
+    """What a reader has: a folder, terminals in which servers run, and ports that are free here."""
+
+    def __init__(self, folder):
+        self.folder, self.servers = folder, []
+        self.ports = {port: str(free_port()) for port in ("8000", "8001", "8010", "8011", "8080")}
+
+    def here(self, block):
+        return re.sub(r"\b80[018][01]\b", lambda at: self.ports[at[0]], block)
+
+    def serve(self, block, flags=""):
+        """Starts a server and waits until it says that it serves."""
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {self.here(block).strip()} {flags}"],
+            cwd=self.folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.servers.append(server)
+        line = server.stdout.readline()
+        assert re.search(r" (is|are) served at http://127.0.0.1:\d+\n", line), server.stderr.read()
+        return server
+
+    def type(self, block):
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-ec", self.here(block)],
+            cwd=self.folder, env=environment, text=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0 and "error" not in done.stdout, done
+        return done.stdout
+
+    def end(self, server):
+        """By SIGTERM; its log."""
+        server.send_signal(signal.SIGTERM)
+        told = server.communicate(timeout=60)[1]
+        assert server.returncode == 0, told
+        return told
+
+
+@pytest.fixture
+def terminals(folder):
+    terminals = Terminals(folder)
+    yield terminals
+    for server in terminals.servers:
+        server.kill()
+        server.communicate()
+
+
+def test_the_guide_works_as_it_stands(terminals, capsys):
     """But for the ports, which may be taken here."""
-    ports, names = {port: str(free_port()) for port in ("8000", "8001")}, {}
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    servers, told = [], []
-    try:
-        for language, block in BLOCKS:
-            block = re.sub(r"800[01]\b", lambda at: ports[at[0]], block)
-            if "mdlm_jax.serve " in block:
-                server = subprocess.Popen(
-                    ["bash", "-c", f"exec {block} --slots=2"],
-                    cwd=folder, env=environment, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )  # fmt: skip
-                servers.append(server)
-                assert re.fullmatch(
-                    r"\w+ is served at http://127.0.0.1:\d+\n", server.stdout.readline()
-                )
-            elif language == "bash":
-                done = subprocess.run(
-                    ["bash", "-ec", block], cwd=folder, text=True, capture_output=True, timeout=120
-                )
-                assert done.returncode == 0 and "error" not in done.stdout, done
-                told.append(done.stdout)
-            else:
-                exec(compile(block, "serving.md", "exec"), names)
-        logs = []
-        for server in servers:
-            server.send_signal(signal.SIGTERM)
-            logs.append(server.communicate(timeout=60)[1])
-            assert server.returncode == 0, logs[-1]
-    finally:
-        for server in servers:
-            server.kill()
+    names, told = {}, []
+    for language, block in blocks(PAGE[:REPLICAS]):
+        if "mdlm_jax.serve " in block:
+            terminals.serve(block, "--slots=2")
+        elif language == "bash":
+            told.append(terminals.type(block))
+        else:
+            exec(compile(terminals.here(block), "serving.md", "exec"), names)
+    logs = [terminals.end(server) for server in terminals.servers]
     listed, answered, streamed = told
     assert '"role":"assistant"' in answered
     assert '"id":"quickstart"' in listed and '"text":"the city of' in listed
@@ -73,6 +105,40 @@ def test_the_guide_works_as_it_stands(folder, capsys, monkeypatch):
     assert names["gap"].choices[0].text in shown
     assert "path=/v1/alternatives status=200" in logs[0]
     assert "river" not in logs[0] and "mill" not in logs[1]
+
+
+def test_two_replicas_a_promotion_and_a_rollback(terminals):
+    """As the guide tells it; its reader asks again until the servers have followed."""
+    pytest.importorskip("mlflow")
+    register, one, two, regions, gateway, ask, promote, rollback = (
+        block for _, block in blocks(PAGE[REPLICAS:])
+    )
+    flags = "--slots=2 --strategies=exact_count"
+    terminals.type(register)
+    first = terminals.serve(one, flags)
+    terminals.serve(two, flags)
+    (terminals.folder / "regions.toml").write_text(terminals.here(regions))
+    terminals.serve(gateway)
+
+    def answered():
+        return json.loads(terminals.type(ask))
+
+    def follows(version):
+        tiny_server.wait_until(lambda: answered()["model"] == f"quickstart/{version}", 60)
+        return answered()
+
+    before = answered()
+    assert before["model"] == "quickstart/1"
+    assert "lies on the river" in before["choices"][0]["text"]
+    terminals.end(first)
+    assert answered()["choices"] == before["choices"]
+    terminals.serve(one, flags)
+
+    assert '"choices"' in terminals.type(promote)
+    promoted = follows(2)
+    assert promoted["usage"]["evaluations"] == 4 < before["usage"]["evaluations"]
+    assert '"choices"' in terminals.type(rollback)
+    assert follows(1)["choices"] == before["choices"]
 
 
 def test_the_guide_names_every_field_and_flag():

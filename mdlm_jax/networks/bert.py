@@ -42,6 +42,7 @@ __all__ = [
     "block_denoiser",
     "cached_denoiser",
     "causal_block_denoiser",
+    "causal_cached_denoiser",
     "denoiser",
     "distance_to_head",
     "hidden_states",
@@ -325,8 +326,9 @@ def causal_cached_denoiser(
 
     To rounding it is `causal_denoiser`, for any strategy. Where a row asks for one position, as
     `strategies.left_to_right` does with a step for each blank, only the tokens before it that are
-    not kept yet go through the network, and nothing behind it. A row that asks for several at a
-    time is encoded whole.
+    not kept yet go through the network, and nothing behind it. In a step in which some row asks
+    for several, all rows are encoded whole. A strategy that jumps about keeps little, and may be
+    slower than with `causal_denoiser`.
 
     Args:
       params: from `init`.

@@ -83,7 +83,8 @@ def build(
         encode = partial(encode_tokens, t=ones, label=label)
         agreeing = jnp.cumprod(text == kept.text, axis=1).sum(axis=1, dtype=jnp.int32)
         right = jnp.minimum(jnp.minimum(kept.cache.length, agreeing), place)
-        cache = kept.cache._replace(length=jnp.where(where, right, kept.cache.length))
+        # The other rows read nothing, so that what they hold costs nothing.
+        cache = kept.cache._replace(length=jnp.where(where, right, 0))
         backend = config.attention_backend
         upto = jnp.where(where, place, 0)
         cache = pieces.commit(encode, cache, text, upto, 1, backend=backend)
@@ -96,6 +97,7 @@ def build(
         # Nothing is written before the last layer has read, so the cache is written in place.
         commits = where & ~jnp.isnan(last).any(axis=(1, 2))
         cache = cached.commit(cache, own, None, commits)
+        cache = cache._replace(length=jnp.where(where, cache.length, kept.cache.length))
         return last, Kept(cache, jnp.where(where[:, None], text, kept.text))
 
     def clear(kept: Kept, where: Array) -> Kept:

@@ -32,7 +32,7 @@ class Written(NamedTuple):
 def check(config: Config, start_id: int) -> None:
     """Raises: TypeError, ValueError: as `bert.causal_block_denoiser` of this config and start."""
     if config.attention != "causal":
-        raise ValueError(f"attention={config.attention!r}: must be 'causal' for blocks of a token")
+        raise ValueError(f"attention={config.attention!r}: must be 'causal'")
     checks.check_whole("start_id", start_id)
     if not 0 <= start_id < config.vocab_size:
         raise ValueError(f"start_id is {start_id}: must be from 0 to {config.vocab_size - 1}")

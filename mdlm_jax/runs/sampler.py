@@ -175,8 +175,12 @@ def written(
         rows=batch["number"],
         trace=True,
         # A causal network is asked for one position a row.
-        chunk=None if method.start_id is None else len(batch["tokens"]),
+        chunk=None if method.start_id is None else _a_row(method.strategy, len(batch["tokens"])),
     )
+
+
+def _a_row(strategy: Strategy, rows: int) -> int:
+    return min(strategy.chunk, rows)
 
 
 def _cached_denoiser(

@@ -71,6 +71,7 @@ class Asides:
             piece.future.set_result(piece.work(params))
         except Exception as error:  # of whoever asked for it, who is told
             piece.future.set_exception(error)
+        del piece, params  # which the traceback of an error would hold
         ended = self._clock()
         self._not_before = ended + min((ended - begun) * (1 / SHARE - 1), LONGEST)
 

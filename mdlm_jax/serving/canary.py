@@ -31,6 +31,7 @@ from mdlm_jax.runs.models import Model
 PyTree = Any
 
 ROWS = 64  # that are measured, at most
+FEWEST = 8  # of which a standard error is worth something
 AT_ONCE = 8  # rows of a piece: less work than a round of most servers
 FORMAT = 1
 _SUMS = ("nats", "masked")  # of AtRate
@@ -119,15 +120,16 @@ def of(model: Model, files: str) -> Canary:
       files: globs of text and tables, as of `evaluate --text`.
 
     Raises:
-      ValueError: a file is not there or cannot be read, or holds less than two rows of text.
+      ValueError: a file is not there or cannot be read, or holds less than `FEWEST` rows.
     """
     try:
         rows = data.read_rows(files, model.tokenizer, model.length)[:ROWS]
     except ValueError as error:
         raise ValueError(f"--canary: {str(error).removeprefix('files: ')}") from None
-    if len(rows) < 2:
+    if len(rows) < FEWEST:
         raise ValueError(
-            f"--canary: {files!r} fill one row of {model.length} tokens: an error takes two"
+            f"--canary: {files!r} fill {len(rows)} of the {FEWEST} rows of {model.length} tokens "
+            "that an error takes"
         )
     halves = model.family.make_at_rates(
         model.objective,

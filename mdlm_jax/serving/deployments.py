@@ -223,7 +223,11 @@ class Deployments:
         deployment: Deployment,
     ) -> None:
         made = quality.prepare(loaded.model)
-        curve = registry.canary_of(self._client, registered)
+        try:
+            curve = registry.canary_of(self._client, registered)
+        except (OSError, ValueError) as error:  # what watches a version must not keep it away
+            _LOG.warning("the canary of %s cannot be read: %s", deployment.name, error)
+            curve = None
         self._engine.add(deployment)
         try:
             quality.add(deployment.name, made, curve)

@@ -109,6 +109,8 @@ class Engine:
         """Why no jobs are taken; "" if they are."""
         if self._failure:
             return self._failure
+        if not (self._thread.is_alive() or self._draining):
+            return "the engine's thread has ended"
         if self._draining:
             return "the engine is drained"
         return "" if self._served else "no model is deployed"
@@ -288,8 +290,7 @@ class Engine:
 
     def _run(self) -> None:
         while self._has_work():
-            for lane in [*self._lanes]:
-                self._turn(lane)
+            self._turn_lanes()
             self._turn_aside()
         for lane in self._lanes:
             self._end(lane, Failed("stopped", "the server ended before the text was written"))
@@ -307,6 +308,11 @@ class Engine:
     def _is_used(self, lane: Lane) -> bool:
         served = any(lane in each.lanes.values() for each in self._served.values())
         return served or bool(lane.waiting) or not lane.is_idle
+
+    def _turn_lanes(self) -> None:
+        """A round of each lane; an idle engine then holds none that was removed."""
+        for lane in [*self._lanes]:
+            self._turn(lane)
 
     def _turn(self, lane: Lane) -> None:
         """One round of a lane."""
@@ -333,7 +339,8 @@ class Engine:
                 return
             served = self._served.get(piece.name)
             if served is None:
-                piece.future.set_exception(self._no_such(piece.name))
+                if piece.future.set_running_or_notify_cancel():
+                    piece.future.set_exception(self._no_such(piece.name))
                 return
         self._asides.run(piece, served.params)
 

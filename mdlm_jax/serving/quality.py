@@ -7,8 +7,9 @@
     with quality.looking():
         quality.told()
 
-A version is measured when it is new, and then every `EVERY` seconds, piece by piece, as work beside
-the rows of the engine. The thread knows names of deployments alone, and holds none of them.
+A version is measured when it is new, and `EVERY` seconds after it was, piece by piece, as work
+beside the rows of the engine. New ones go first. Under load a measurement takes longer than that.
+The thread knows names of deployments alone, and holds none of them.
 """
 
 import contextlib
@@ -105,21 +106,24 @@ class Quality:
             self._watched[name] = _Watched(canary, read, told)
 
     def look(self) -> None:
-        """Measures what is due. It takes as long as the rows of the engine let it."""
+        """Measures what is longest due. It takes as long as the rows of the engine let it."""
         with self._lock:
-            due = [(k, v) for k, v in self._watched.items() if v.due <= time.monotonic()]
-        for name, watched in due:
-            try:
-                self._measure(name, watched)
-            except Unknown:
-                with self._lock:
-                    if self._watched.get(name) is watched:
-                        del self._watched[name]
-            except (Stopping, CancelledError):  # the engine is drained
+            if not self._watched:
                 return
-            except Exception:
-                _LOG.exception("the canary of %s could not be measured", name)
-            watched.due = time.monotonic() + EVERY
+            name, watched = min(self._watched.items(), key=lambda each: each[1].due)
+        if watched.due > time.monotonic():
+            return
+        try:
+            self._measure(name, watched)
+        except Unknown:
+            with self._lock:
+                if self._watched.get(name) is watched:
+                    del self._watched[name]
+        except (Stopping, CancelledError):  # the engine is drained
+            return
+        except Exception:
+            _LOG.exception("the canary of %s could not be measured", name)
+        watched.due = time.monotonic() + EVERY
 
     def looking(self) -> contextlib.AbstractContextManager[None]:
         """Within it, what is due is measured."""

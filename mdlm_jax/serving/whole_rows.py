@@ -87,7 +87,7 @@ def stepper(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Callabl
             own,
             state=rows.state,
             memory=rows.memory,
-            chunk=kind.slots,  # of each row a position, as in `written`
+            chunk=min(strategy.chunk, kind.slots),  # of each row a position, as in `written`
             **rest,
         )
         return Rows(state, options, memory)

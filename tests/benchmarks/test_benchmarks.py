@@ -342,7 +342,9 @@ def test_block_sampling_tells_each_writer(capsys):
     assert block_sampling.main(flags) == 0
     told = lines(capsys)
     names = [(line["writer"], line["tokens_a_step"]) for line in told]
-    assert names == [("canvas", 1), ("canvas", 2), ("block", 1), ("block", 2), ("causal", 1)]
+    of_steps = [(writer, each) for writer in ("canvas", "block") for each in (1, 2)]
+    causal = [(writer, 1) for writer in ("causal", "causal_rows", "causal_canvas")]
+    assert names == of_steps + causal
     speeds = dict(zip(names, (line["tokens_per_second"] for line in told), strict=True))
     for line in told:
         assert line["tokens_per_second"] == pytest.approx(32e3 / line["ms"], rel=1e-2)

@@ -17,8 +17,10 @@ import psutil
 import pytest
 import tiny_server
 import yaml
+from fastapi import testclient
 
 import mdlm_jax
+from mdlm_jax.serving import registry
 from mdlm_jax.writing import requests
 
 ray = pytest.importorskip("ray", reason="needs the extra serve-ray")
@@ -189,6 +191,30 @@ def test_an_update_drops_no_request(app, texts):
     assert not app.replicas() & before
     answer = app.client.completions.create(model="run", prompt=PROMPT, seed=0)
     assert answer.usage.evaluations == 3
+
+
+def test_a_replica_follows_its_version(folder, tmp_path, monkeypatch):
+    """Without a Ray: the class that it makes replicas of."""
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(serve_ray, "_FOLLOW", 0.2)
+    client = registry.connect()
+    for steps in (1, 2):
+        registry.register(client, "tiny", str(folder), requests.Options(steps=steps))
+    registry.promote(client, "tiny", 1)
+    settings = serve_ray.Settings(model="models:/tiny@champion", strategies=STRATEGIES[0], slots=1)
+    replica = serve_ray.Replica.func_or_class(settings)
+    with testclient.TestClient(replica.__serve_build_asgi_app__()) as user:
+
+        def written():
+            asked = {"model": "tiny", "prompt": PROMPT, "seed": 1}
+            return user.post("/v1/completions", json=asked).json()["model"]
+
+        assert written() == "tiny/1"
+        registry.promote(client, "tiny", 2)
+        tiny_server.wait_until(lambda: written() == "tiny/2", 60)
+    replica.__del__()
 
 
 def test_clients_that_leave_free_their_slots(app):

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 def canary_file(tmp_path_factory):
     """Words of the text that the tokenizers know, for a canary."""
     file = tmp_path_factory.mktemp("canary") / "canary.txt"
-    file.write_text(" ".join(random.Random(0).choices(TEXT.split(), k=150)))
+    file.write_text(" ".join(random.Random(0).choices(TEXT.split(), k=400)))
     return str(file)
 
 

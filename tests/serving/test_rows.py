@@ -45,10 +45,10 @@ KINDS = {
         ),
         strategies.remask("cap", 0.4),
     ),
-    "causal": (
+    "causal, classes": (
         deployed(
             strategies.left_to_right(),
-            encoder=dataclasses.replace(MODERN, attention="causal"),
+            encoder=dataclasses.replace(MODERN, attention="causal", classes=3),
             start_id=1,
         ),
         strategies.left_to_right(),

@@ -95,8 +95,10 @@ def test_deadlines_ids_and_refusals_are_the_same_on_both_sides(place):
 
 
 def test_provisional_canvases_come_through(place):
+    """So many steps take more than one round."""
     _, _, gateway = place
-    raw = post(gateway, {**BODY, "stream": True, "canvases": True})[1]
+    long = {"strategy": "remask(cap, 0.1)", "steps": 150}
+    raw = post(gateway, {**BODY, **long, "stream": True, "canvases": True})[1]
     assert raw.count("event: canvas") > 3 and raw.endswith("data: [DONE]\n\n")
 
 

@@ -31,6 +31,7 @@ def python(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_mdlm_lists_the_commands_and_runs_one():
     known = mdlm.commands()
     assert {*COMMANDS} <= {*known} and all(phrase.endswith(".") for phrase in known.values())
@@ -152,6 +153,7 @@ def test_a_run_goes_on_without_its_config(trained):
     assert f"and {folder}/none is none" in none.stderr and not (folder / "none").exists()
 
 
+@pytest.mark.slow
 def test_another_run_begins_from_the_config_of_a_run(trained):
     _, env = trained
     other = ("--config=~/run/config.json", "--config.training.seed=5", "--print_config")

@@ -47,6 +47,7 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_model_trained_on_tpus_writes_elsewhere(workdir, folder, run):
     moved = folder / "from_tpu"
     shutil.copytree(workdir, moved)
@@ -95,6 +96,7 @@ def test_training_leaves_what_it_promises(workdir):
     assert (workdir / "tokenizer.json").exists() and (workdir / "data.json").exists()
 
 
+@pytest.mark.slow
 def test_a_second_start_says_done_and_more_steps_go_on(run, workdir):
     assert "is done: it has 4 of 4 steps" in run("train", *TINY, f"--workdir={workdir}").stdout
     done = run("train", *TINY, "--config.training.steps=6", f"--workdir={workdir}")
@@ -155,6 +157,7 @@ def test_generate_fills_the_masks_and_keeps_the_rest(run, workdir, folder):
     assert run("generate", *flags[:2], *PROMPTS, "--seed=1").stdout != again.stdout
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(run, workdir):
     flags = (f"--workdir={workdir}", "--steps=4", "--json", "--samples=2", *PROMPTS)
     together, alone = (run("generate", *flags, f"--batch_size={n}").stdout for n in (32, 4))
@@ -175,6 +178,7 @@ def other(run, workdir, folder):
     return folder / "slower"
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_was_saved_takes_another_config(other):
     """What is wrong may be found after the folder is made: the next try must not suffer."""
     config = json.loads((other / "config.json").read_text())

@@ -45,6 +45,7 @@ def measured(run, folder):
     return done.stdout, json.loads((folder / "run" / "frontier.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_point_is_told_and_written_beside_real_text(measured, folder):
     printed, told = measured
     points = [(p["strategy"], p["temperature"], p["steps"]) for p in told["points"]]

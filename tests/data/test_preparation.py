@@ -15,6 +15,7 @@ from mdlm_jax import data
 from mdlm_jax.data import preparation
 
 
+@pytest.mark.slow
 def test_default_corpus_loses_nothing_but_the_tail(wikipedia):
     for name, rows in wikipedia.splits.items():
         sizes = wikipedia.card["splits"][name]

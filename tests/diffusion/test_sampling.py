@@ -131,6 +131,7 @@ def test_one_key_a_row_is_the_noise_of_the_row_wherever_it_is(oracle):
         jax.vmap(lambda canvas: write(KEY, canvas))(canvas.reshape(2, 3, L))
 
 
+@pytest.mark.slow
 def test_by_default_one_token_a_step_in_an_order_that_is_random(oracle):
     """Also in blocks, of rows with 4 and with 3 blanks."""
     canvas = jnp.array([[MASK] * 4, [MASK, 1, MASK, MASK]])
@@ -200,6 +201,7 @@ def tiny_bert():
     return bert.init(jax.random.key(0), config), config
 
 
+@pytest.mark.slow
 def test_a_networks_row_is_the_same_alone_and_in_a_batch():
     params, config = tiny_bert()
     write = jax.jit(
@@ -309,6 +311,7 @@ def test_the_time_told_is_that_of_the_whole_row(draw, name):
         clock = np.minimum(clock + 1, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact_count", "path_planning"])
 def test_the_end_of_text_ends_a_row(name):
     """A denoiser that writes 0 0 1 (the end) 0 0 ... in row 0, and never an end in row 1."""

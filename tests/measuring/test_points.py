@@ -75,6 +75,7 @@ def guided():
     return conditional, *measured(CLASSED, grid, reference, classifier=classifier)
 
 
+@pytest.mark.slow
 def test_a_weight_of_one_is_the_conditional_model(guided):
     conditional, _, (_, one, _) = guided
     np.testing.assert_array_equal(one.tokens, conditional.tokens)
@@ -113,6 +114,7 @@ def test_every_combination_is_measured_in_one_program_a_strategy():
     assert first["evaluations"] == 1 and first["seconds"] > 0 and first["rows"] == 4
 
 
+@pytest.mark.slow
 def test_batches_change_no_sample():
     grid = points.Grid(7, (3,))
     _, (whole,) = measured(PLAIN, grid, rows_of(7))
@@ -138,6 +140,7 @@ def test_samples_are_of_the_lengths_and_labels_of_the_reference():
     assert point["tokens"] == 25 and point["evaluations"] == 5
 
 
+@pytest.mark.slow
 def test_adaptive_strategies_tell_what_they_took():
     strategy = {"threshold(0)": strategies.threshold(0.0), "greedy": strategies.greedy()}
     found, _ = measured(PLAIN, points.Grid(4, (8,)), rows_of(4), strategy=strategy)
@@ -242,6 +245,7 @@ def test_the_plot_is_a_picture(guided, count):
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
 
 
+@pytest.mark.slow
 def test_a_causal_model_writes_behind_its_start_token():
     """The same noise, another token before the row, another text."""
     causal = dataclasses.replace(PLAIN, attention="causal")

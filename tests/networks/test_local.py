@@ -47,6 +47,7 @@ def both(qkv, weights, window, valid, segment_ids, cut_for="xla"):
     return outputs(by_blocks), outputs(dense)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     length=st.integers(1, 70),

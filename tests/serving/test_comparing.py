@@ -47,6 +47,7 @@ def compared(tiny):
     return wanted, *comparing.compare(comparing.plan(one, eight, wanted), **HOW)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_generate_writes(tiny, compared):
     wanted, _, of_prompts = compared
     for which, steps in enumerate((1, 8)):

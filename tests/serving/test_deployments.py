@@ -101,6 +101,7 @@ def test_a_promotion_is_followed_and_rolled_back(engine, client, monkeypatch):
     assert engine.deployments.keys() == {"tiny/1"}
 
 
+@pytest.mark.slow
 def test_what_nobody_holds_goes(engine, client):
     catalog = serving(engine, client)
     catalog.update()
@@ -248,6 +249,7 @@ def test_a_server_does_not_begin_without_its_version(served, told, engine, clien
         serving(engine, client, served).update()
 
 
+@pytest.mark.slow
 def test_the_strategy_of_a_version_is_compiled_first_and_each_kind_once(engine, client, registered):
     how = Options(steps=2, strategy="threshold(0.5)")
     made, _ = registry.register(client, "tiny", str(registered / "one"), how)

@@ -163,7 +163,8 @@ def straight(tmp_path_factory, step):
     return directory, train(directory, step, RISING, keep_best=True, patience=3)
 
 
-@pytest.mark.parametrize("crashes", [(1,), (2,), (4,), (5,), (7,), (9,), (3, 3, 6, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize("crashes", [(1,), (4,), (5,), (3, 3, 6, 8)])
 def test_a_run_that_crashes_keeps_and_ends_as_if_it_had_not(tmp_path, step, straight, crashes):
     for length in crashes:
         with pytest.raises(ValueError, match="the batches ended"):
@@ -173,7 +174,8 @@ def test_a_run_that_crashes_keeps_and_ends_as_if_it_had_not(tmp_path, step, stra
     assert told(tmp_path) == told(straight[0]) and saved(tmp_path) == saved(straight[0]) == [4, 10]
 
 
-@pytest.mark.parametrize("at", [2, 4, 8, 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 8, 10])
 def test_a_run_that_is_stopped_keeps_and_ends_as_if_it_had_not(tmp_path, step, straight, at):
     """Also by a signal in its last evaluation."""
     train(tmp_path, step, RISING, keep_best=True, patience=3, signal_at=at)

@@ -176,6 +176,7 @@ def test_of_kept_contexts_the_time_is_that_of_what_is_written(answerer, keep, mo
     assert not masks.all()
 
 
+@pytest.mark.slow
 def test_a_causal_model_is_exact_and_writes_from_left_to_right(tmp_path, answerer):
     folder = exported.write(tmp_path / "causal", attention="causal")
     model = loading.load(str(folder), answerer.mesh)

@@ -130,6 +130,7 @@ def test_guidance_weighs_the_label(mesh, canvas):
     assert np.any(written(guide, 2, guidance=4.0) != labelled)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(fill):
     method = dataclasses.replace(PLAIN, blocks=2, steps=4)
     plain = tokens_of(fill(method, samples=4))
@@ -284,6 +285,7 @@ def on_eight_devices(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_no_mesh_changes_a_sample(on_eight_devices):
     one = on_eight_devices.pop("one device")
     assert one["numbers"] == list(range(9))

@@ -160,6 +160,7 @@ def test_the_denoiser_serves_inside_jit_closed_over_or_of_an_argument(model):
     assert not np.any(closed == model.mask_id)
 
 
+@pytest.mark.slow
 def test_a_run_of_pairs_answers_as_generate_does(answers, tmp_path):
     done = run("generate", f"--workdir={answers.name}", "--prompt=old mill?", "--steps=4")
     answer = answers.answer("old mill?", steps=4)

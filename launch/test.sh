@@ -13,7 +13,5 @@ make_venv dev
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
-# A worker a core, and one while others wait for processes that they started; the tests of a file share
-# what they compile, so they stay together.
-workers=$(($(python -c 'import os; print(os.cpu_count())') + 1))
-JAX_PLATFORMS=cpu python -m pytest -n "$workers" --dist loadfile "$@"
+# A worker a core; the tests of a file share what they compile, so they stay together.
+JAX_PLATFORMS=cpu python -m pytest -n auto --dist loadfile "$@"

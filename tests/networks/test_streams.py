@@ -66,8 +66,11 @@ def dense(qkv, seen):
     return jnp.einsum("bhqk,bkhd->bqhd", chances, v)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["both", "noisy"])
-@pytest.mark.parametrize("hidden", [False, True], ids=["", "padding"])
+@pytest.mark.parametrize(
+    ("hidden", "alone"),
+    [(False, False), (True, False), (True, True)],
+    ids=["both", "padding-both", "padding-noisy"],
+)
 @pytest.mark.parametrize("backend", ["xla", "splash"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_values_and_gradients(name, backend, hidden, alone):

@@ -236,7 +236,7 @@ def test_a_row_is_the_same_whatever_is_beside_it(kind):
     run_state_machine_as_test(
         machine(kind),
         settings=settings(
-            max_examples=25,
+            max_examples=12,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -77,8 +77,7 @@ def test_every_block_has_a_count_of_its_own(size):
     assert first[0] == 0 and (size == 1 or stats.chisquare(first[1:]).pvalue > 1e-4)
 
 
-@pytest.mark.parametrize("rows", [6, 3])
-@pytest.mark.parametrize("size", [1, 2, 4, 12])
+@pytest.mark.parametrize(("size", "rows"), [(1, 6), (2, 3), (4, 6), (4, 3), (12, 3)])
 def test_pairs_save_slots_and_change_nothing(size, rows):
     """Of an odd number of blocks a row, pairs are of two rows; of an odd number in all, none."""
     denoiser, text = of_weights(WEIGHTS, size), TEXT[:rows]

@@ -204,7 +204,8 @@ def test_a_replica_follows_its_version(folder, tmp_path, monkeypatch):
         registry.register(client, "tiny", str(folder), requests.Options(steps=steps))
     registry.promote(client, "tiny", 1)
     settings = serve_ray.Settings(model="models:/tiny@champion", strategies=STRATEGIES[0], slots=1)
-    replica = serve_ray.Replica.func_or_class(settings)
+    wrapped, *_ = serve_ray.Replica.func_or_class.__bases__
+    replica = wrapped(settings)
     with testclient.TestClient(replica.__serve_build_asgi_app__()) as user:
 
         def written():

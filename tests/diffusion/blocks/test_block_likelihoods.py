@@ -187,7 +187,7 @@ def test_few_positions_are_read_out():
         ({"rows": jnp.arange(3)}, r"rows has shape \(3,\), it must be \(81,\)"),
         ({"key": None}, "neither of key and keys given"),
         ({"schedule": "cosine"}, "schedule is 'cosine', it must be a Schedule"),
-        ({"denoiser": table_denoiser(TABLE)}, r"denoiser is a Denoiser, of whole rows: blocks need"),
+        ({"denoiser": table_denoiser(TABLE)}, r"denoiser is a Denoiser, of whole rows"),
         ({"denoiser": enumerated}, r"denoiser is the function enumerated: pass blocks.as_block"),
         ({"mask_id": 1}, "mask_id is 1, but the denoiser was built with mask_id 3"),
         ({"maskable": jnp.ones((1, 4), bool)}, r"maskable has shape \(1, 4\)"),

@@ -252,7 +252,7 @@ def test_leaves_of_a_row_are_those_of_each_of_its_blocks():
         ({"keys": jax.random.split(KEY, 18), "key": None}, r"keys has shape \(18,\), .* \(6,\)"),
         ({"keys": jax.random.split(KEY, 6)}, "both of key and keys given"),
         ({"maskable": jnp.ones((6, 3), bool)}, r"maskable has shape \(6, 3\)"),
-        ({"denoiser": table_denoiser(TABLE)}, r"denoiser is a Denoiser, of whole rows: blocks need"),
+        ({"denoiser": table_denoiser(TABLE)}, r"denoiser is a Denoiser, of whole rows"),
         ({"denoiser": plain_loss}, r"denoiser is the function plain_loss: pass blocks.as_block"),
         ({"mask_id": 1}, "mask_id is 1, but the denoiser was built with mask_id 3"),
         ({"paired": True, "tokens": TEXT[:3]}, "paired blocks: .* are an odd number"),

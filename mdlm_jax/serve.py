@@ -107,8 +107,9 @@ _POLICY = command_line.define_path(
 _CANARY = flags.DEFINE_string(
     "canary",
     None,
-    "Globs of text files, of which the first 64 rows are denoised every minute, beside the "
-    "requests: /metrics tells the cross-entropy by mask rate, beside that of the registration.",
+    "Globs of text files, of which the first 64 rows are denoised beside the requests, once a "
+    "minute while there is time: /metrics tells the cross-entropy by mask rate, beside that of the "
+    "registration.",
 )
 _CORS = flags.DEFINE_list(
     "cors", [], "Origins whose pages may ask from a browser, such as https://example.org; * is all."

@@ -41,6 +41,8 @@ class Terminals:
 
     def __init__(self, folder):
         self.folder, self.servers = folder, []
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path}
         self.ports = {port: str(free_port()) for port in ("8000", "8001", "8010", "8011", "8080")}
 
     def here(self, block):
@@ -48,10 +50,9 @@ class Terminals:
 
     def serve(self, block, flags=""):
         """Starts a server and waits until it says that it serves."""
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         server = subprocess.Popen(
             ["bash", "-c", f"exec {self.here(block).strip()} {flags}"],
-            cwd=self.folder, env=environment, text=True,
+            cwd=self.folder, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.servers.append(server)
@@ -60,10 +61,9 @@ class Terminals:
         return server
 
     def type(self, block):
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             ["bash", "-ec", self.here(block)],
-            cwd=self.folder, env=environment, text=True, capture_output=True, timeout=120,
+            cwd=self.folder, env=self.environment, text=True, capture_output=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0 and "error" not in done.stdout, done
         return done.stdout

@@ -174,12 +174,12 @@ def written(
         fill=batch.get("fill"),
         rows=batch["number"],
         trace=True,
-        # A causal network is asked for one position a row.
-        chunk=None if method.start_id is None else _a_row(method.strategy, len(batch["tokens"])),
+        chunk=None if method.start_id is None else chunk_of(method.strategy, len(batch["tokens"])),
     )
 
 
-def _a_row(strategy: Strategy, rows: int) -> int:
+def chunk_of(strategy: Strategy, rows: int) -> int:
+    """Positions of a causal network that are read out at a time: it is asked for one a row."""
     return min(strategy.chunk, rows)
 
 

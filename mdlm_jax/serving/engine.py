@@ -107,13 +107,16 @@ class Engine:
     @property
     def reason(self) -> str:
         """Why no jobs are taken; "" if they are."""
+        return self._stopped or ("" if self._served else "no model is deployed")
+
+    @property
+    def _stopped(self) -> str:
+        """Why no jobs of any model are taken; "" if they are."""
         if self._failure:
             return self._failure
-        if not (self._thread.is_alive() or self._draining):
-            return "the engine's thread has ended"
         if self._draining:
             return "the engine is drained"
-        return "" if self._served else "no model is deployed"
+        return "" if self._thread.is_alive() else "the engine's thread has ended"
 
     @property
     def deployments(self) -> dict[str, Deployment]:
@@ -211,8 +214,8 @@ class Engine:
         """
         piece = Aside(name, work, Future())
         with self._changed:
-            if self._draining:
-                raise Stopping(self.reason)
+            if self._draining or not self._thread.is_alive():
+                raise Stopping(self._stopped)
             if name not in self._served:
                 raise self._no_such(name)
             self._asides.put(piece)
@@ -273,8 +276,8 @@ class Engine:
 
     def _served_as(self, name: str) -> Served:
         served = self._served.get(name)
-        if self._failure or self._draining:
-            raise Stopping(self.reason)
+        if self._stopped:
+            raise Stopping(self._stopped)
         if served is None:
             raise self._no_such(name)
         return served

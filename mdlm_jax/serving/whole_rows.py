@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mdlm_jax.diffusion import Denoiser, clocks, sampling
 from mdlm_jax.diffusion.caching import CachedDenoiser, transformed
 from mdlm_jax.diffusion.sampling import SamplingState
-from mdlm_jax.runs.sampler import causal_denoiser_of, denoiser_of
+from mdlm_jax.runs.sampler import causal_denoiser_of, chunk_of, denoiser_of
 from mdlm_jax.serving import given, row_options
 from mdlm_jax.serving.given import Given
 from mdlm_jax.serving.kinds import Kind, Seen
@@ -87,7 +87,7 @@ def stepper(kind: Kind, params: PyTree, rows: Rows, forbidden: Array) -> Callabl
             own,
             state=rows.state,
             memory=rows.memory,
-            chunk=min(strategy.chunk, kind.slots),  # of each row a position, as in `written`
+            chunk=chunk_of(strategy, kind.slots),
             **rest,
         )
         return Rows(state, options, memory)

@@ -151,6 +151,21 @@ def test_a_promotion_ends_the_canary_of_the_old_version_and_begins_that_of_the_n
     assert engine.stats().compilations == 0
 
 
+@pytest.mark.slow
+def test_a_curve_that_cannot_be_read_keeps_no_version_away(
+    engine, client, registered, canary_file, tmp_path, caplog
+):
+    found = registry.find(client, references.parse("models:/tiny/1"))
+    (tmp_path / "canary.json").write_text('{"format": 99}')
+    at = f"versions/{found.version.digest}"
+    client.log_artifact(found.run_id, str(tmp_path / "canary.json"), at)
+    quality = Quality(engine, canary_file)
+    parsed = [references.parse("models:/tiny/1")]
+    Deployments(engine, client, parsed, How(slots=SLOTS), quality).update()
+    assert "the canary of tiny/1 cannot be read: a canary of the format 99" in caplog.text
+    assert quality.told()["tiny/1"].source == "first"
+
+
 def test_traffic_is_split_and_the_split_is_followed(engine, client):
     catalog = serving(engine, client)
     registry.promote(client, "tiny", 2, "challenger")

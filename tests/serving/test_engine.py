@@ -1,12 +1,15 @@
 """The engine: what is asked of it is written, told, given up, refused."""
 
 import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import jax
 import numpy as np
 import pytest
+import tiny_server
 from networks.tiny import BASE, MASK, params_of
 from serving import serving_engines as tiny
 
@@ -232,3 +235,35 @@ def test_a_round_that_fails_fails_its_rows_and_the_thread_lives(caplog):
         with pytest.raises(Stopping, match="a round failed"):
             engine.submit("tiny", tiny.job(), tiny.Heard())
         assert engine.drain(10)
+
+
+def test_an_idle_engine_holds_nothing_of_what_was_removed():
+    params = tiny.placed(params_of(BASE))
+    kept = weakref.ref(jax.tree.leaves(params)[0])
+    with Engine() as engine:
+        engine.add(tiny.deployment())
+        engine.add(tiny.deployment("gone", params=params))
+        del params
+        assert tiny.write(engine, [tiny.job()], "gone")[0].done
+        engine.remove("gone")
+
+        def freed():
+            gc.collect()
+            return kept() is None
+
+        tiny_server.wait_until(freed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_ended_takes_no_rows():
+    def end(params):
+        raise SystemExit
+
+    engine = Engine()
+    engine.add(tiny.deployment())
+    engine.aside("tiny", end)
+    engine._thread.join(30)
+    assert engine.reason == "the engine's thread has ended" and not engine.ready
+    for ask in (tiny.job(), tiny.Heard()), None:
+        with pytest.raises(Stopping, match="has ended"):
+            engine.submit("tiny", *ask) if ask else engine.aside("tiny", end)

@@ -48,7 +48,9 @@ KINDS = {
     "causal, classes": (
         deployed(
             strategies.left_to_right(),
-            encoder=dataclasses.replace(MODERN, attention="causal", classes=3),
+            encoder=dataclasses.replace(
+                MODERN, attention="causal", classes=3, dtype="bfloat16"
+            ),
             start_id=1,
         ),
         strategies.left_to_right(),

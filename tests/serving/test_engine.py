@@ -238,12 +238,10 @@ def test_a_round_that_fails_fails_its_rows_and_the_thread_lives(caplog):
 
 
 def test_an_idle_engine_holds_nothing_of_what_was_removed():
-    params = tiny.placed(params_of(BASE))
-    kept = weakref.ref(jax.tree.leaves(params)[0])
     with Engine() as engine:
         engine.add(tiny.deployment())
-        engine.add(tiny.deployment("gone", params=params))
-        del params
+        engine.add(tiny.deployment("gone"))
+        kept = weakref.ref(jax.tree.leaves(engine.parameters("gone"))[0])
         assert tiny.write(engine, [tiny.job()], "gone")[0].done
         engine.remove("gone")
 

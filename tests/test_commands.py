@@ -113,7 +113,8 @@ def test_a_run_goes_on_when_its_text_has_moved(run, workdir, folder):
     config = json.loads(path.read_text())
     del config["model"]["rope_theta"]  # as a version wrote it that did not know the option
     path.write_text(json.dumps(config))
-    steps = f"--config.training.steps={config['training']['steps']}"  # another test may have gone on
+    # Another test may have gone on with this run.
+    steps = f"--config.training.steps={config['training']['steps']}"
     done = run("train", *TINY, moved, steps, f"--workdir={workdir}")
     assert "is done" in done.stdout and "data.files" in done.stdout
 

@@ -36,10 +36,10 @@ from mdlm_jax.diffusion import blocks, noise, sample, strategies
 from mdlm_jax.host import host_memory
 from mdlm_jax.networks import bert
 from mdlm_jax.runs.families import Blocks
-from mdlm_jax.serving import given
-from mdlm_jax.serving.engine import Deployment, Engine
+from mdlm_jax.serving.batching.engine import Deployment, Engine
+from mdlm_jax.serving.batching.lanes import Lane
 from mdlm_jax.serving.jobs import Job, Written
-from mdlm_jax.serving.lanes import Lane
+from mdlm_jax.serving.rows import given
 
 Array = jax.Array
 PyTree = Any

@@ -23,15 +23,15 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from mdlm_jax.host import compilation, paths
-from mdlm_jax.serving import offers
 from mdlm_jax.serving.api import app as apps
 from mdlm_jax.serving.api import guards
 from mdlm_jax.serving.api.limits import Limits
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.batching.engine import Engine
+from mdlm_jax.serving.offering import offers
 from mdlm_jax.writing import model, requests
 
 if TYPE_CHECKING:
-    from mdlm_jax.serving.deployments import Deployments
+    from mdlm_jax.serving.versions.deployments import Deployments
 
 _FOLLOW = 5.0  # seconds between two looks at the registry, as `serve --follow`
 _SHARE = 0.9  # of its part of a GPU that a replica takes at once; XLA takes 0.75 of all by default
@@ -135,8 +135,8 @@ def _from_folder(settings: Settings, engine: Engine) -> offers.Catalog:
 
 
 def _from_registry(settings: Settings, engine: Engine) -> "Deployments":
-    from mdlm_jax.serving import references, registry
-    from mdlm_jax.serving.deployments import Deployments, How
+    from mdlm_jax.serving.versions import references, registry
+    from mdlm_jax.serving.versions.deployments import Deployments, How
 
     served = [references.parse(settings.model)]
     catalog = Deployments(engine, registry.connect(), served, How(**_how(settings)))

@@ -26,7 +26,8 @@ from absl import flags
 
 from mdlm_jax.host import command_line, compilation, parallel, paths
 from mdlm_jax.pages import ab_table
-from mdlm_jax.serving import comparing, references, registry, versions
+from mdlm_jax.serving import digests
+from mdlm_jax.serving.versions import comparing, references, registry
 from mdlm_jax.writing import model as models
 from mdlm_jax.writing import prompts, requests, wanted
 
@@ -97,7 +98,7 @@ def _registered(given: str) -> comparing.Side:
 
 def _folder(given: str) -> comparing.Side:
     model = models.load(paths.plain(given))
-    return comparing.Side(given, versions.of(model, requests.Options()), model)
+    return comparing.Side(given, digests.of(model, requests.Options()), model)
 
 
 def _read(model: models.Model) -> wanted.Wanted:

@@ -25,7 +25,8 @@ from typing import Any
 from absl import flags
 
 from mdlm_jax.host import command_line, nearest
-from mdlm_jax.serving import references, registry, versions
+from mdlm_jax.serving import digests
+from mdlm_jax.serving.versions import references, registry
 from mdlm_jax.writing import requests
 
 _NAME = flags.DEFINE_string("name", None, "Of the registered model.")
@@ -174,7 +175,7 @@ def _row(each: registry.Registered) -> tuple[str, ...]:
 
 
 def _sampler(each: registry.Registered) -> str:
-    options = versions.set_options(each.version.defaults)
+    options = digests.set_options(each.version.defaults)
     strategy, steps = options.pop("strategy", "left_to_right"), options.pop("steps", None)
     parts = [strategy] + ([] if steps is None else [f"steps {steps}"])
     return ", ".join(parts + [f"{name} {value}" for name, value in options.items()])

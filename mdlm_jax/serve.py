@@ -39,10 +39,11 @@ from mdlm_jax.writing import decoding, requests
 from mdlm_jax.writing import model as models
 
 if TYPE_CHECKING:
-    from mdlm_jax.serving import offers, policy
-    from mdlm_jax.serving.engine import Engine
-    from mdlm_jax.serving.quality import Quality
-    from mdlm_jax.serving.steering import Steering
+    from mdlm_jax.serving.batching.engine import Engine
+    from mdlm_jax.serving.offering import offers
+    from mdlm_jax.serving.watching import policy
+    from mdlm_jax.serving.watching.quality import Quality
+    from mdlm_jax.serving.watching.steering import Steering
 
 _WORKDIR = command_line.define_path(
     "workdir", None, "Folder of the run, or of what export or convert wrote."
@@ -147,9 +148,9 @@ def main() -> int:
     logging.getLogger("mdlm_jax").setLevel(logging.INFO)
 
     from mdlm_jax.serving.api.limits import Limits
-    from mdlm_jax.serving.engine import Engine
-    from mdlm_jax.serving.metrics import Metrics
-    from mdlm_jax.serving.quality import Quality
+    from mdlm_jax.serving.batching.engine import Engine
+    from mdlm_jax.serving.watching.metrics import Metrics
+    from mdlm_jax.serving.watching.quality import Quality
 
     print(command_line.compiling(), file=sys.stderr, flush=True)
     engine = Engine(queue=_QUEUE.value)
@@ -192,7 +193,8 @@ def _check_flags() -> None:
 
 def _loaded() -> _Plan:
     """Of a folder, or of Hugging Face's files."""
-    from mdlm_jax.serving import canary, offers
+    from mdlm_jax.serving.offering import offers
+    from mdlm_jax.serving.watching import canary
 
     place = str(_WORKDIR.value or _CHECKPOINT.value)
     how = _how()
@@ -218,8 +220,8 @@ def _loaded() -> _Plan:
 
 def _registered() -> _Plan:
     """Of the registry."""
-    from mdlm_jax.serving import references, registry
-    from mdlm_jax.serving.deployments import Deployments, How
+    from mdlm_jax.serving.versions import references, registry
+    from mdlm_jax.serving.versions.deployments import Deployments, How
 
     served = [*dict.fromkeys(references.parse(each) for each in _MODEL.value)]
     how, client = How(**_how()), registry.connect()
@@ -235,7 +237,7 @@ def _registered() -> _Plan:
 
 def _policy(names: Sequence[str]) -> "policy.Policy":
     """The policy, whose models are among those that will be served."""
-    from mdlm_jax.serving import policy, steering
+    from mdlm_jax.serving.watching import policy, steering
 
     read = policy.read(_POLICY.value)
     steering.check(read)
@@ -246,7 +248,7 @@ def _policy(names: Sequence[str]) -> "policy.Policy":
 
 
 def _steering(read: "policy.Policy", engine: "Engine", catalog: "offers.Catalog") -> "Steering":
-    from mdlm_jax.serving.steering import Steering
+    from mdlm_jax.serving.watching.steering import Steering
 
     with command_line.bad_input():
         for stage in read.stages:

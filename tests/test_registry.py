@@ -4,7 +4,7 @@ import exported
 import pytest
 from command_runs import run, write_text
 
-from mdlm_jax.serving import registry
+from mdlm_jax.serving.versions import registry
 from mdlm_jax.writing.requests import Options
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_server
 from command_runs import command, run, write_text
 
-from mdlm_jax.serving import registry
+from mdlm_jax.serving.versions import registry
 from mdlm_jax.writing.requests import Options
 
 pytest.importorskip("mlflow")

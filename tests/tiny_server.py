@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import openai
 
-from mdlm_jax.serving import metrics, offers
 from mdlm_jax.serving.api import app, guards, server
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.batching.engine import Engine
+from mdlm_jax.serving.offering import offers
+from mdlm_jax.serving.watching import metrics
 from mdlm_jax.writing import requests
 
 STEPS = 4

@@ -130,9 +130,9 @@ PARTS = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "ga
 @pytest.fixture(scope="session")
 def told():
     """Names of all that a server tells Prometheus, each with its labels."""
-    from mdlm_jax.serving import metrics
-    from mdlm_jax.serving.engine import Engine
-    from mdlm_jax.serving.offers import Fixed
+    from mdlm_jax.serving.batching.engine import Engine
+    from mdlm_jax.serving.offering.offers import Fixed
+    from mdlm_jax.serving.watching import metrics
 
     with Engine() as engine:
         watching = metrics.Metrics(engine, Fixed({}))

@@ -12,9 +12,9 @@ import yaml
 from command_runs import run
 
 from mdlm_jax.serving.api import server
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.batching.engine import Engine
 from mdlm_jax.serving.gateway import regions
-from mdlm_jax.serving.offers import Fixed
+from mdlm_jax.serving.offering.offers import Fixed
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 IMAGE = (LAUNCH / "serve.Dockerfile").read_text()

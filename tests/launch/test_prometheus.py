@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mdlm_jax.serving import metrics
+from mdlm_jax.serving.watching import metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 RULES, BOARD = LAUNCH / "prometheus_rules.yaml", LAUNCH / "grafana.json"

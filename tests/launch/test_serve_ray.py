@@ -20,7 +20,7 @@ import yaml
 from fastapi import testclient
 
 import mdlm_jax
-from mdlm_jax.serving import registry
+from mdlm_jax.serving.versions import registry
 from mdlm_jax.writing import requests
 
 ray = pytest.importorskip("ray", reason="needs the extra serve-ray")

@@ -10,7 +10,7 @@ from mdlm_jax.diffusion import strategies
 from mdlm_jax.host import parallel
 from mdlm_jax.runs.sampler import Method
 from mdlm_jax.runs.shaping import Shaping
-from mdlm_jax.serving.engine import Deployment
+from mdlm_jax.serving.batching.engine import Deployment
 from mdlm_jax.serving.jobs import Failed, Job
 from mdlm_jax.writing import filling
 from mdlm_jax.writing.canvases import Canvas

@@ -8,9 +8,9 @@ from fastapi import Request
 
 from mdlm_jax.serving.api import schemas
 from mdlm_jax.serving.api.answering import Admitted, Front, key_of
-from mdlm_jax.serving.offers import Offer
-from mdlm_jax.serving.policy import Stage
-from mdlm_jax.serving.texts import Row
+from mdlm_jax.serving.offering.offers import Offer
+from mdlm_jax.serving.offering.texts import Row
+from mdlm_jax.serving.watching.policy import Stage
 
 Plan = Callable[[Offer], list[Row]]
 

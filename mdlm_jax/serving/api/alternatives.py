@@ -11,11 +11,12 @@ import numpy as np
 from fastapi import Request
 
 from mdlm_jax import data
-from mdlm_jax.serving import jobs, plans, texts
+from mdlm_jax.serving import jobs
 from mdlm_jax.serving.api import errors
 from mdlm_jax.serving.api.flights import Engine, Flight
-from mdlm_jax.serving.offers import Offer
-from mdlm_jax.serving.texts import Row
+from mdlm_jax.serving.offering import plans, texts
+from mdlm_jax.serving.offering.offers import Offer
+from mdlm_jax.serving.offering.texts import Row
 
 
 async def look(

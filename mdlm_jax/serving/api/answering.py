@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from mdlm_jax.serving import jobs, texts
+from mdlm_jax.serving import jobs
 from mdlm_jax.serving.api import errors, guards, schemas
 from mdlm_jax.serving.api.flights import Engine, Flight, Gone
 from mdlm_jax.serving.api.limits import Limits
 from mdlm_jax.serving.api.shapes import Head, Shape, head
-from mdlm_jax.serving.offers import Catalog, Offer
-from mdlm_jax.serving.plans import Wanted
-from mdlm_jax.serving.steering import Steering
-from mdlm_jax.serving.texts import Read, Row, Token
+from mdlm_jax.serving.offering import texts
+from mdlm_jax.serving.offering.offers import Catalog, Offer
+from mdlm_jax.serving.offering.plans import Wanted
+from mdlm_jax.serving.offering.texts import Read, Row, Token
+from mdlm_jax.serving.watching.steering import Steering
 
 _LOG = logging.getLogger(__name__)
 _ALIVE = 5.0  # seconds of silence after which a stream says that it is still there

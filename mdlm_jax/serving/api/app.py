@@ -13,14 +13,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import mdlm_jax
-from mdlm_jax.serving import offers, plans
 from mdlm_jax.serving.api import alternatives, errors, guards, schemas, shapes
 from mdlm_jax.serving.api.admission import admit
 from mdlm_jax.serving.api.answering import Front, answer, choose, deadline, wanted
 from mdlm_jax.serving.api.flights import Gone
 from mdlm_jax.serving.api.limits import Limits
-from mdlm_jax.serving.steering import Steering
-from mdlm_jax.serving.texts import Row
+from mdlm_jax.serving.offering import offers, plans
+from mdlm_jax.serving.offering.texts import Row
+from mdlm_jax.serving.watching.steering import Steering
 
 
 def make_app(

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from mdlm_jax.serving import jobs
 from mdlm_jax.serving.api import errors
-from mdlm_jax.serving.texts import Row
+from mdlm_jax.serving.offering.texts import Row
 
 # The engine answers at the deadline. Where it cannot, as its device hangs, the client is told
 # so many seconds later.

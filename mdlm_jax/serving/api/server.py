@@ -11,7 +11,7 @@ from typing import NamedTuple
 import uvicorn
 from fastapi import FastAPI
 
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.batching.engine import Engine
 
 FAREWELL = 5  # seconds for telling clients of rows that were not written in time
 _STOPPED = 1  # exit code: ended by a second signal, with rows that were given up

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mdlm_jax.serving.offers import Offer
-from mdlm_jax.serving.texts import Row, Token
+from mdlm_jax.serving.offering.offers import Offer
+from mdlm_jax.serving.offering.texts import Row, Token
 from mdlm_jax.writing import requests
 
 Json = dict[str, Any]

@@ -6,11 +6,11 @@ import httpx
 import openai
 import pytest
 import tiny_server
-from serving.test_metrics import figures, total
+from serving.watching.test_metrics import figures, total
 
-from mdlm_jax.serving.engine import Engine
-from mdlm_jax.serving.policy import Band, Policy, Stage, State
-from mdlm_jax.serving.steering import Steering
+from mdlm_jax.serving.batching.engine import Engine
+from mdlm_jax.serving.watching.policy import Band, Policy, Stage, State
+from mdlm_jax.serving.watching.steering import Steering
 
 PROMPT = "the {mask:12} mill"
 STAGES = (Stage(), Stage(share=0.5), Stage(steps=1), Stage(steps=2, model="pairs"))

@@ -10,7 +10,7 @@ import openai
 import pytest
 import tiny_server
 
-from mdlm_jax.serving.engine import Engine
+from mdlm_jax.serving.batching.engine import Engine
 
 LONG = {"strategy": "remask(cap, 0.1)", "steps": 100_000}  # a minute or more: all steps are taken
 

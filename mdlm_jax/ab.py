@@ -27,7 +27,7 @@ from absl import flags
 from mdlm_jax.host import command_line, compilation, parallel, paths
 from mdlm_jax.pages import ab_table
 from mdlm_jax.serving import digests
-from mdlm_jax.serving.versions import comparing, references, registry
+from mdlm_jax.serving.versions import comparing, references, registry, storage
 from mdlm_jax.writing import model as models
 from mdlm_jax.writing import prompts, requests, wanted
 
@@ -93,7 +93,7 @@ def _registered(given: str) -> comparing.Side:
     client = registry.connect()
     found = registry.find(client, reference)
     name = f"{found.name}/{found.number}"
-    return comparing.Side(name, found.version, registry.load(client, found))
+    return comparing.Side(name, found.version, storage.load(client, found))
 
 
 def _folder(given: str) -> comparing.Side:

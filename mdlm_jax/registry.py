@@ -26,7 +26,7 @@ from absl import flags
 
 from mdlm_jax.host import command_line, nearest
 from mdlm_jax.serving import digests
-from mdlm_jax.serving.versions import references, registry
+from mdlm_jax.serving.versions import references, registry, storage
 from mdlm_jax.writing import requests
 
 _NAME = flags.DEFINE_string("name", None, "Of the registered model.")
@@ -139,7 +139,7 @@ def _register(client: Any) -> list[str]:
     )
     told = "registered" if is_new else "was registered before"
     lines = [f"{told}: models:/{made.name}/{made.number}, {_sampler(made)}, {made.version.dtype}"]
-    curve = None if _CANARY.value is None else registry.canary_of(client, made)
+    curve = None if _CANARY.value is None else storage.canary_of(client, made)
     if curve is not None:
         figures = [f"{each.nats:.3f} at {each.rate:g}" for each in curve.points]
         lines += [f"canary, nats a masked token by mask rate: {', '.join(figures)}"]
@@ -161,7 +161,7 @@ def _list(client: Any) -> list[str]:
     return lines
 
 
-def _row(each: registry.Registered) -> tuple[str, ...]:
+def _row(each: storage.Registered) -> tuple[str, ...]:
     created = datetime.datetime.fromtimestamp(each.created / 1000)
     return (
         f"{each.name}/{each.number}",
@@ -174,7 +174,7 @@ def _row(each: registry.Registered) -> tuple[str, ...]:
     )
 
 
-def _sampler(each: registry.Registered) -> str:
+def _sampler(each: storage.Registered) -> str:
     options = digests.set_options(each.version.defaults)
     strategy, steps = options.pop("strategy", "left_to_right"), options.pop("steps", None)
     parts = [strategy] + ([] if steps is None else [f"steps {steps}"])

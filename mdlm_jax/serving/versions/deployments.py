@@ -27,9 +27,9 @@ from mdlm_jax.serving.batching.engine import Deployment, Engine
 from mdlm_jax.serving.offering import offers
 from mdlm_jax.serving.offering.offers import Offer
 from mdlm_jax.serving.repeating import repeating
-from mdlm_jax.serving.versions import references, registry
+from mdlm_jax.serving.versions import references, registry, storage
 from mdlm_jax.serving.versions.references import Reference
-from mdlm_jax.serving.versions.registry import Registered
+from mdlm_jax.serving.versions.storage import Registered
 from mdlm_jax.serving.watching.quality import Quality
 from mdlm_jax.writing import decoding
 from mdlm_jax.writing import model as models
@@ -199,7 +199,7 @@ class Deployments:
         if same:
             loaded = version.of_model(same[0].loaded)
         else:
-            loaded = self._sharing(registry.load(self._client, registered), version.weights)
+            loaded = self._sharing(storage.load(self._client, registered), version.weights)
         deployment, offer = offers.offer(
             loaded,
             f"{name}/{number}",
@@ -225,7 +225,7 @@ class Deployments:
     ) -> None:
         made = quality.prepare(loaded.model)
         try:
-            curve = registry.canary_of(self._client, registered)
+            curve = storage.canary_of(self._client, registered)
         except (OSError, ValueError) as error:  # what watches a version must not keep it away
             _LOG.warning("the canary of %s cannot be read: %s", deployment.name, error)
             curve = None

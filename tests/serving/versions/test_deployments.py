@@ -16,7 +16,7 @@ import tiny_server
 from serving import serving_engines as tiny
 
 from mdlm_jax.serving.batching.engine import Engine
-from mdlm_jax.serving.versions import deployments, references, registry
+from mdlm_jax.serving.versions import deployments, references, registry, storage
 from mdlm_jax.serving.versions.deployments import Deployments, How
 from mdlm_jax.serving.watching.quality import Quality
 from mdlm_jax.writing.requests import Options
@@ -80,7 +80,7 @@ def test_a_promotion_is_followed_and_rolled_back(engine, client, monkeypatch):
     def fail(*_):
         raise AssertionError("the weights are there: nothing is to be read")
 
-    monkeypatch.setattr(registry, "load", fail)
+    monkeypatch.setattr(storage, "load", fail)
     registry.promote(client, "tiny", 2)
     assert catalog.choose("tiny", "key") is held  # until the next look
     catalog.update()
@@ -124,12 +124,12 @@ def test_a_promotion_ends_the_canary_of_the_old_version_and_begins_that_of_the_n
     other = str(registered / "other")
     again, is_new = registry.register(client, "tiny", other, Options(steps=3), canary=canary_file)
     assert (again.number, is_new) == (3, False)
-    curve = registry.canary_of(client, again)
+    curve = storage.canary_of(client, again)
     quality = Quality(engine, canary_file)
     parsed = [references.parse("models:/tiny")]
     catalog = Deployments(engine, client, parsed, How(slots=SLOTS), quality)
     catalog.update()
-    assert registry.canary_of(client, registry.find(client, parsed[0])) is None
+    assert storage.canary_of(client, registry.find(client, parsed[0])) is None
     assert quality.told()["tiny/1"].source == "first"
     old = weakref.ref(jax.tree.leaves(engine.deployments["tiny/1"].params)[0])
     go_on, begun = threading.Event(), threading.Event()
@@ -216,7 +216,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(engine, client, monkeyp
 
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "load", load)
+        patch.setattr(storage, "load", load)
         registry.promote(client, "tiny", 3)
         for _ in range(3):
             catalog.update()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mdlm_jax
-from mdlm_jax.serving.versions import references, registry
+from mdlm_jax.serving.versions import references, registry, storage
 from mdlm_jax.writing.requests import Options
 
 pytest.importorskip("mlflow")
@@ -72,14 +72,14 @@ def test_a_version_is_stored_and_found_again(client, run_folder, tmp_path):
     assert is_new and (made.name, made.number) == ("tiny", 1)
     found = find(client, "models:/tiny/1")
     assert found == made
-    model = registry.load(client, found)
+    model = storage.load(client, found)
     assert model.encoder.dtype == "bfloat16"
     text = "wool [MASK] [MASK] honey"
-    assert model.fill(text, steps=2, seed=3) == registry.load(client, made).fill(
+    assert model.fill(text, steps=2, seed=3) == storage.load(client, made).fill(
         text, steps=2, seed=3
     )
     # Beside the database, wherever the command was started.
-    assert registry.fetch(client, found).is_relative_to(tmp_path / "mlruns")
+    assert storage.fetch(client, found).is_relative_to(tmp_path / "mlruns")
 
 
 def test_the_same_version_keeps_its_number(three, run_folder, tmp_path):
@@ -95,7 +95,7 @@ def test_versions_of_one_model_share_what_is_stored(three, run_folder, with_thre
     made = registry.list_versions(three)
     assert made[-1] == half and [each.number for each in made] == [1, 2, 3, 4]
     assert len({each.version.digest for each in made}) == 4
-    assert len({registry.fetch(three, each) for each in made}) == 1
+    assert len({storage.fetch(three, each) for each in made}) == 1
     assert len([*(with_three.parent / "mlruns").iterdir()]) == 1
 
 
@@ -183,12 +183,12 @@ def test_what_others_registered_is_left_alone(client, run_folder, tmp_path):
 
 def test_bytes_that_were_changed_are_refused(client, run_folder):
     made = register(client, run_folder, steps=1)
-    folder = registry.fetch(client, made)
+    folder = storage.fetch(client, made)
     config = json.loads((folder / "config.json").read_text())
     config["data"]["length"] = 12
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"tiny, version 1: its tokenizer or config in"):
-        registry.load(client, made)
+        storage.load(client, made)
     (version,) = folder.parent.glob("versions/*/version.json")
     version.write_text(version.read_text().replace('"steps": 1', '"steps": 9'))
     with pytest.raises(ValueError, match=r"tiny, version 1: .*version.json is not what was regis"):
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_hugging_face_is_registered(client):
 
     made = register(client, test_golden.GOLDEN / "bert", name="bert", steps=2)
     direct = mdlm_jax.load(test_golden.GOLDEN / "bert")
-    loaded = registry.load(client, made)
+    loaded = storage.load(client, made)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, direct.params)
     assert loaded.model.framed and direct.model.framed
 

@@ -144,7 +144,8 @@ def main() -> int:
         plan = _registered() if _MODEL.value else _loaded()
         steered = _policy(plan.names) if _POLICY.value else None
         listening = server.listen(_HOST.value, _PORT.value)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    form = "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, force=True)  # absl's was there
     logging.getLogger("mdlm_jax").setLevel(logging.INFO)
 
     from mdlm_jax.serving.api.limits import Limits

@@ -173,8 +173,8 @@ def _stages(given: Any) -> tuple[Stage, ...]:
         stage = tables.build(Stage, tables.table(each, where), where)
         if stage.share == 0:
             raise ValueError(f"{where}: share = 0 leaves no steps, it must be above 0")
-        if stage.model == found[-1].model and not _does_less(stage, found[-1]):
-            raise ValueError(f"{where} must do less than the one before: by share, steps or model")
+        if stage.model == found[-1].model:
+            _check_less(stage, found[-1], where)
         found.append(stage)
     return tuple(found)
 
@@ -191,7 +191,14 @@ def _band(given: dict[str, Any], where: str) -> Band:
     return band
 
 
-def _does_less(stage: Stage, before: Stage) -> bool:
-    """Whether some requests get fewer steps than in the stage before, and none more."""
-    pairs = [(stage.steps_of(asked), before.steps_of(asked)) for asked in range(1, 4097)]
-    return all(one <= other for one, other in pairs) and any(one < other for one, other in pairs)
+def _check_less(stage: Stage, before: Stage, where: str) -> None:
+    """Some requests get fewer steps than in the stage before, and none more."""
+    given = [(asked, stage.steps_of(asked), before.steps_of(asked)) for asked in range(1, 4097)]
+    for asked, steps, fewer in given:
+        if steps > fewer:
+            raise ValueError(
+                f"{where} gives a request for {asked} steps {steps}, and the one before {fewer}: "
+                "it must not give more, so give it a smaller share, too"
+            )
+    if not any(steps < more for _, steps, more in given):
+        raise ValueError(f"{where} must do less than the one before: by share, steps or model")

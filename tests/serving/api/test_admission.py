@@ -1,6 +1,7 @@
 """A policy's stages over HTTP: what a request gets, what it is told, and who is not asked."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -9,7 +10,7 @@ import tiny_server
 from serving.watching.test_metrics import figures, total
 
 from mdlm_jax.serving.batching.engine import Engine
-from mdlm_jax.serving.watching.policy import Band, Policy, Stage, State
+from mdlm_jax.serving.watching.policy import Band, Policy, Stage, State, Times
 from mdlm_jax.serving.watching.steering import Steering
 
 PROMPT = "the {mask:12} mill"
@@ -148,3 +149,39 @@ def test_the_stage_is_told_to_prometheus_and_to_the_log(steered, at):
 
     assert grown() == 2 and grown(stage="1", pinned="false") == grown(stage="0", pinned="true") == 1
     assert total(after, "mdlm_policy_moves_total", direction="down") == 0
+
+
+@pytest.mark.slow
+def test_under_real_load_it_moves_down_and_back(models, server):
+    """Clients in threads, an engine that writes, and a policy that looks by itself."""
+    engine = Engine(queue=64)
+    bands = {"queue_age_s": Band(0.2, 0.05)}
+    made = Policy(STAGES[:3], bands, Times(settle_s=0.3, dwell_s=1.0))
+    steering = Steering(made, engine)
+    tiny = {"tiny": models["tiny"]}
+    with (
+        tiny_server.running(tiny, engine=engine, steering=steering) as busy,
+        steering.looking(0.05),
+        ThreadPoolExecutor(24) as clients,
+    ):
+        long = {"strategy": "remask(cap, 0.1)", "steps": 300}
+
+        def one(seed):
+            answers = busy.client.completions
+            return answers.create(model="tiny", prompt=PROMPT, seed=seed, extra_body=long)
+
+        answers = list(clients.map(one, range(96)))
+        tiny_server.wait_until(lambda: steering.stage == 0, seconds=20)
+        calm = one(0)
+    stages = [answer.policy["stage"] for answer in answers]
+    assert {0, 2} <= set(stages) and calm.policy["stage"] == 0
+    for answer in answers:
+        steps = {0: 300, 1: 150, 2: 1}[answer.policy["stage"]]
+        assert answer.usage.evaluations <= answer.policy["steps"] == steps
+    assert steering.moves["down"] >= 2 and steering.moves["back"] == steering.moves["down"]
+    for seed in map(stages.index, set(stages)):  # the text of so many steps
+        own = {**long, "steps": answers[seed].policy["steps"]}
+        alone = server.client.completions.create(
+            model="tiny", prompt=PROMPT, seed=seed, extra_body=own
+        )
+        assert alone.choices == answers[seed].choices

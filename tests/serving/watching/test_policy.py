@@ -1,6 +1,8 @@
 """The state machine of a policy, under any load, and what its file may say."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -141,6 +143,13 @@ def test_a_file_is_read(tmp_path):
     )
 
 
+def test_the_guide_s_policy_is_one(tmp_path):
+    guide = (Path(__file__).parents[3] / "docs" / "watching.md").read_text()
+    (text,) = re.findall(r"```toml\n(# policy.toml\n.*?)```", guide, re.S)
+    (tmp_path / "policy.toml").write_text(text)
+    assert len(policy.read(str(tmp_path / "policy.toml")).stages) == 4
+
+
 QUEUE_TABLE, ONE = "[queue_age_s]\nupper = 2\nlower = 1\n", "[[stage]]\nshare = 0.5\n"
 
 
@@ -161,8 +170,15 @@ QUEUE_TABLE, ONE = "[queue_age_s]\nupper = 2\nlower = 1\n", "[[stage]]\nshare = 
         (QUEUE_TABLE + "[[stage]]\nshare = 2", "stage 1: share = 2 must be a number from 0.0 to 1"),
         (QUEUE_TABLE + "[[stage]]\nmodel = 2", "stage 1: model = 2 must be a text"),
         (QUEUE_TABLE + "[[stage]]\n", "stage 1 must do less than the one before"),
-        (QUEUE_TABLE + ONE + "[[stage]]\nshare = 0.6", "stage 2 must do less than the one before"),
-        (QUEUE_TABLE + ONE + "[[stage]]\nsteps = 99", "stage 2 must do less than the one before"),
+        (
+            QUEUE_TABLE + ONE + "[[stage]]\nshare = 0.6",
+            "stage 2 gives a request for 2 steps 2, and the one before 1: it must not give more",
+        ),
+        (
+            QUEUE_TABLE + ONE + "[[stage]]\nsteps = 8",
+            "stage 2 gives a request for 2 steps 2, and the one before 1: it must not give more",
+        ),
+        (QUEUE_TABLE + ONE + ONE, "stage 2 must do less than the one before"),
         (ONE + "[p95_s]\nupper = 2", "[p95_s] has no lower"),
         (ONE + "[p95_s]\nupper = 2\nlower = 3", "[p95_s]: lower = 3 is above upper = 2"),
         (ONE + "[p95_s]\nupper = 2\nlower = 0", "[p95_s]: lower = 0 is never undercut"),

@@ -76,14 +76,14 @@ def draw_tokens(
     held, asked, blank = grouped(canvas, 2), grouped(asked, 2), grouped(blank, 2)
     size = asked.shape[1]
     chunk = min(chunk, size)
-    total = asked.sum(axis=1)
-    where = jnp.argsort(~asked, axis=1, stable=True)  # [G, size], those asked for first
-    where = jnp.pad(where, ((0, 0), (0, -size % chunk)))
+    count = jnp.cumsum(asked, axis=1, dtype=jnp.int32)  # [G, size], how many up to there
+    first = jax.vmap(jnp.searchsorted, (0, None))
 
     def read_chunk(carry):
         start, out = carry
-        index = jax.lax.dynamic_slice_in_dim(where, start, chunk, axis=1)  # [G, c]
-        empty = start + jnp.arange(chunk)[None] >= total[:, None]
+        # The k-th that is asked for is where k are first counted: nowhere if there are fewer.
+        to = first(count, start + 1 + jnp.arange(chunk, dtype=jnp.int32))  # [G, c]
+        index = jnp.minimum(to, size - 1)
         row, key, own = jax.tree.map(lambda x: _take(x, index // width), of_row)
         flat = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]),
@@ -100,7 +100,6 @@ def draw_tokens(
         standing = _take(held, index).reshape(-1)
         tokens = jnp.where(_take(blank, index).reshape(-1), drawn, standing)
         found = Candidates(tokens, probability(read, tokens), score(read, tokens))
-        to = jnp.where(empty, size, index)  # nowhere
         return start + chunk, jax.tree.map(
             lambda all, some: _put(all, to, some.reshape(index.shape)), out, found
         )
@@ -109,7 +108,7 @@ def draw_tokens(
     out = Candidates(nothing.astype(jnp.int32), nothing, nothing)
     out = shards.alike(out, hidden, canvas, asked, keys, noise)
     _, out = jax.lax.while_loop(
-        lambda carry: carry[0] < total.max(), read_chunk, (jnp.int32(0), out)
+        lambda carry: carry[0] < count[:, -1].max(), read_chunk, (jnp.int32(0), out)
     )
     return jax.tree.map(lambda x: x.reshape(canvas.shape), out)
 

@@ -56,15 +56,17 @@ def texts(rows: data.Rows, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
     Args:
       rows: of a split.
       tokenizer: of the run.
-      tokens: of a start, at the most; texts of fewer are left out.
+      tokens: of a start, at the most; texts of fewer are left out, and those with a special token,
+        such as [UNK]: nobody can ask for its text.
     """
-    separator = data.special_ids(tokenizer).sep
+    ids_of = data.special_ids(tokenizer)
+    separator, special = ids_of.sep, [each for each in ids_of if each is not None]
     stream = np.concatenate([*rows.texts()])
     for document in np.split(stream, np.flatnonzero(stream == separator)):
         ids = document[document != separator][: tokens + 1]
         text = data.decode(tokenizer, ids)
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) <= tokens or encoding.ids != ids.tolist():
+        if len(ids) <= tokens or encoding.ids != ids.tolist() or np.isin(ids, special).any():
             continue
         last = encoding.word_ids[-1]  # perhaps half a word, and the one token too many
         read = zip(encoding.offsets, encoding.word_ids, strict=True)

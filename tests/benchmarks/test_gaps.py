@@ -26,7 +26,7 @@ def test_a_prompt_fits_its_reference():
 def test_texts_end_with_a_whole_word():
     ids = [
         token
-        for document in data.encode_documents(TOKENIZER, [TEXT, TEXT[:20], TEXT[10:]])
+        for document in data.encode_documents(TOKENIZER, [TEXT, TEXT[:20], f"Ж {TEXT}", TEXT[10:]])
         for token in document
     ]
     rows = np.array(ids[: len(ids) // 8 * 8], np.int32).reshape(-1, 8)

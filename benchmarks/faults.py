@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ def table(faults: list[Fault], seen: list[Seen]) -> str:
 
 
 def leaked(places: list[Place], gateway: Gateway) -> dict[str, int]:
-    """Requests that still run a while after the last one was answered, by where they do."""
+    """Requests, or rows of them, that still run a while after the last answer, by where they do."""
     found: dict[str, int] = {}
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
@@ -270,17 +271,23 @@ def leaked(places: list[Place], gateway: Gateway) -> dict[str, int]:
         for number, place in enumerate(places):
             if isinstance(place.region, FailingRegion):
                 found[f"region {number}"] = place.region.stats()["running"]
+            else:
+                found[f"region {number}"] = _in_use(metrics(place.region))
         if not any(found.values()):
             break
         time.sleep(0.1)
     return found
 
 
-def metrics(gateway: Gateway) -> dict[str, float]:
-    """What the gateway counted."""
-    import urllib.request
+def _in_use(counted: dict[str, float]) -> int:
+    """Slots of a server that hold a row, and rows that wait for one, of all lanes."""
+    names = ("mdlm_slots_active", "mdlm_queue_rows")
+    return int(sum(value for name, value in counted.items() if name.partition("{")[0] in names))
 
-    with urllib.request.urlopen(f"{gateway.url}/metrics") as answer:
+
+def metrics(process: Process) -> dict[str, float]:
+    """What the gateway, or a server, counted."""
+    with urllib.request.urlopen(f"{process.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     parted = (line.rpartition(" ") for line in lines if not line.startswith("#"))
     return {name: float(value) for name, _, value in parted}

@@ -281,13 +281,17 @@ def leaked(places: list[Place], gateway: Gateway) -> dict[str, int]:
 
 def _in_use(counted: dict[str, float]) -> int:
     """Slots of a server that hold a row, and rows that wait for one, of all lanes."""
-    names = ("mdlm_slots_active", "mdlm_queue_rows")
-    return int(sum(value for name, value in counted.items() if name.partition("{")[0] in names))
+    lanes = [
+        [value for name, value in counted.items() if name.partition("{")[0] == gauge]
+        for gauge in ("mdlm_slots_active", "mdlm_queue_rows")
+    ]
+    assert all(lanes), "the server does not tell its slots and its queue"
+    return int(sum(map(sum, lanes)))
 
 
 def metrics(process: Process) -> dict[str, float]:
     """What the gateway, or a server, counted."""
-    with urllib.request.urlopen(f"{process.url}/metrics") as answer:
+    with urllib.request.urlopen(f"{process.url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     parted = (line.rpartition(" ") for line in lines if not line.startswith("#"))
     return {name: float(value) for name, _, value in parted}

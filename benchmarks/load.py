@@ -19,11 +19,13 @@ users.
 | `first_p50_ms`, `first_p99_ms` | from a request to the first final text of its stream |
 | `p50_ms`, `p99_ms` | from a request to its end; Locust keeps two digits |
 | `refused` | answers 429: the user waits as `Retry-After` tells, and asks again |
+| `errors` | answers to anybody that are no text and no refusal that was asked for |
 | `rude` | what the others did, and how often |
 | `memory_mb` | of the server's process, resident |
 | `compilations` | of the server since it was ready |
 
-Exit code 1: a text was another one, an answer had an error, or a slot stayed in use.
+Exit code 1: a text was another one, an answer had an error, nobody got one, or a slot stayed in
+use.
 """
 
 import locust  # first: it makes sockets and threads cooperative
@@ -49,28 +51,55 @@ from prometheus_client.parser import text_string_to_metric_families
 _SEEDS = 8
 
 
-class Writer(locust.User):
-    """Asks for a text, reads it to its end, and asks again at once.
+class Visitor(locust.User):
+    """Someone who asks a server.
 
     Attributes:
       asked: bodies of requests, and the text of each.
-      told: how often each thing happened.
+      told: how often each thing happened since the last line.
+      faults: how often a promise was broken, ever.
     """
 
+    abstract = True
     asked: ClassVar[list[tuple[dict[str, Any], str]]] = []
     told: ClassVar[collections.Counter[str]] = collections.Counter()
+    faults: ClassVar[collections.Counter[str]] = collections.Counter()
     _numbers = itertools.count()
 
     def on_start(self) -> None:
         """Of Locust."""
         self.draw = random.Random(next(self._numbers))
-        self.session = requests.Session()
-        self.session.trust_env = False
+        self.session = _session()
 
     @locust.task
-    def write(self) -> None:
-        """One text."""
+    def visit(self) -> None:
+        """One request; what breaks it is counted."""
         body, text = self.draw.choice(self.asked)
+        try:
+            self.ask(body, text)
+        except (requests.RequestException, ValueError, LookupError) as error:
+            self.fault(f"error {type(error).__name__}")
+            gevent.sleep(0.1)
+
+    def ask(self, body: dict[str, Any], text: str) -> None:
+        """Asks once."""
+        raise NotImplementedError
+
+    def post(self, body: dict[str, Any]) -> requests.Response:
+        """A request, whose answer is read as it comes."""
+        return self.session.post(f"{self.host}/v1/completions", json=body, stream=True, timeout=600)
+
+    def fault(self, name: str) -> None:
+        """Counts a broken promise."""
+        self.told[name] += 1
+        self.faults[name] += 1
+
+
+class Writer(Visitor):
+    """Asks for a text, reads it to its end, and asks again at once."""
+
+    def ask(self, body: dict[str, Any], text: str) -> None:
+        """One text."""
         begun, first, found = time.monotonic(), None, ""
         with self.post({**body, "stream": True}) as response:
             if response.status_code == 429:
@@ -78,22 +107,19 @@ class Writer(locust.User):
                 gevent.sleep(float(response.headers["Retry-After"]))
                 return
             if response.status_code != 200:
-                self.told[f"error {response.status_code}"] += 1
+                self.fault(f"error {response.status_code}")
                 return
             for data in _events(response):
                 if "error" in data:
-                    self.told[f"error {data['error']['code']}"] += 1
+                    self.fault(f"error {data['error']['code']}")
                     return
                 found += "".join(choice["text"] for choice in data["choices"])
                 if found and first is None:
                     first = time.monotonic()
-        self.told["wrong" if found != text else "right"] += 1
+        if found != text:
+            self.fault("wrong")
         self._count("first", (first or time.monotonic()) - begun)
         self._count("end", time.monotonic() - begun)
-
-    def post(self, body: dict[str, Any]) -> requests.Response:
-        """A request, whose answer is read as it comes."""
-        return self.session.post(f"{self.host}/v1/completions", json=body, stream=True)
 
     def _count(self, name: str, seconds: float) -> None:
         self.environment.events.request.fire(
@@ -106,31 +132,41 @@ class Writer(locust.User):
         )
 
 
-class Rude(Writer):
+class Rude(Visitor):
     """Leaves, hurries, errs."""
 
     wait_time = locust.between(0.02, 0.5)
 
-    @locust.task
-    def write(self) -> None:
+    def ask(self, body: dict[str, Any], text: str) -> None:
         """One thing that a server has to bear."""
-        body, _ = self.draw.choice(self.asked)
-        do = self.draw.choice((self._leave, self._hurry, self._err))
-        do(body)
+        del text
+        self.draw.choice((self._leave, self._hurry, self._err))(body)
 
     def _leave(self, body: dict[str, Any]) -> None:
         with self.post({**body, "stream": True, "canvases": True}) as response:
             for _ in itertools.islice(_events(response), self.draw.randint(0, 3)):
                 pass
-        self.told["rude: left"] += 1
+            self._told("left", response, {200, 429})
 
     def _hurry(self, body: dict[str, Any]) -> None:
         with self.post({**body, "timeout": 0.01}) as response:
-            self.told[f"rude: hurried, {response.status_code}"] += 1
+            self._told("hurried", response, {200, 429, 504})
 
     def _err(self, body: dict[str, Any]) -> None:
         with self.post({**body, "colour": "red"}) as response:
-            self.told[f"rude: erred, {response.status_code}"] += 1
+            self._told("erred", response, {400})
+
+    def _told(self, what: str, response: requests.Response, accepted: set[int]) -> None:
+        self.told[f"rude: {what}, {response.status_code}"] += 1
+        if response.status_code not in accepted:
+            self.fault(f"error {response.status_code}")
+
+
+def _session() -> requests.Session:
+    """One without the proxies of the environment."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def _events(response: requests.Response) -> Iterator[dict[str, Any]]:
@@ -142,11 +178,12 @@ def _events(response: requests.Response) -> Iterator[dict[str, Any]]:
 
 def asked_of(host: str, length: int, steps: list[int]) -> list[tuple[dict[str, Any], str]]:
     """Requests of several steps and seeds, each with the text that nobody disturbed."""
-    model = requests.get(f"{host}/v1/models", timeout=10).json()["data"][0]["id"]
+    session = _session()
+    model = session.get(f"{host}/v1/models", timeout=10).json()["data"][0]["id"]
     found = []
     for seed, most in itertools.product(range(_SEEDS), steps):
         body = {"model": model, "prompt": f"{{mask:{length}}}", "seed": seed, "steps": most}
-        answer = requests.post(f"{host}/v1/completions", json=body, timeout=600)
+        answer = session.post(f"{host}/v1/completions", json=body, timeout=600)
         if answer.status_code != 200:
             raise SystemExit(f"error: the server says {answer.status_code}: {answer.text}")
         found.append((body, answer.json()["choices"][0]["text"]))
@@ -155,11 +192,11 @@ def asked_of(host: str, length: int, steps: list[int]) -> list[tuple[dict[str, A
 
 def counted(host: str) -> dict[str, float]:
     """What the server tells of itself, added up over its lanes."""
-    page = requests.get(f"{host}/metrics", timeout=60).text
-    found = collections.defaultdict[str, float](float)
+    page = _session().get(f"{host}/metrics", timeout=60).text
+    found: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            found[sample.name] += sample.value
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
     return found
 
 
@@ -174,16 +211,12 @@ def idle(host: str, seconds: float) -> bool:
     return False
 
 
-def _line(environment: Environment, seconds: float, length: int, host: str) -> dict[str, Any]:
+def _line(environment: Environment, begun: float, length: int, host: str) -> dict[str, Any]:
+    """What users saw since then, and what the server tells now."""
+    seconds = time.monotonic() - begun
     first, end = (environment.stats.get(name, "stream") for name in ("first", "end"))
-    told, now = Writer.told, counted(host)
-    errors = {name: count for name, count in told.items() if name.startswith("error")}
-    rude = {
-        name.removeprefix("rude: "): count
-        for name, count in sorted(told.items())
-        if name.startswith("rude")
-    }
-    return {
+    told = collections.Counter(Visitor.told)
+    line = {
         "seconds": round(seconds, 1),
         "requests": end.num_requests,
         "requests_per_second": round(end.num_requests / seconds, 2),
@@ -192,10 +225,20 @@ def _line(environment: Environment, seconds: float, length: int, host: str) -> d
         **_percentiles("", end),
         "refused": told["refused"],
         "wrong": told["wrong"],
-        "errors": errors,
-        "rude": rude,
-        "memory_mb": round(now["process_resident_memory_bytes"] / 2**20, 1),
-        "compilations": int(now["mdlm_compilations_after_readiness_total"]),
+        "errors": _named(told, "error "),
+        "rude": _named(told, "rude: "),
+    }
+    now = counted(host)
+    line["memory_mb"] = round(now["process_resident_memory_bytes"] / 2**20, 1)
+    line["compilations"] = int(now["mdlm_compilations_after_readiness_total"])
+    return line
+
+
+def _named(told: collections.Counter[str], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): count
+        for name, count in sorted(told.items())
+        if name.startswith(prefix)
     }
 
 
@@ -209,7 +252,7 @@ def under_load(
     """A line for each `every` seconds of that many users; the first second is not counted."""
     Writer.fixed_count, Rude.fixed_count = users, rude
     classes = [Writer, Rude] if rude else [Writer]
-    environment = Environment(user_classes=classes, host=host, stop_timeout=60)
+    environment = Environment(user_classes=classes, host=host, stop_timeout=600)
     runner = environment.create_local_runner()
     runner.start(users + rude, spawn_rate=users + rude)
     gevent.sleep(1)
@@ -217,10 +260,10 @@ def under_load(
     try:
         while time.monotonic() < until - 0.5:
             environment.stats.reset_all()
-            Writer.told.clear()
+            Visitor.told.clear()
             begun = time.monotonic()
             gevent.sleep(min(every, until - begun))
-            yield _line(environment, time.monotonic() - begun, length, host)
+            yield _line(environment, begun, length, host)
     finally:
         runner.quit()
 
@@ -237,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--patience", type=float, default=20.0, help="seconds for slots to be free")
     given = parser.parse_args(arguments)
-    Writer.asked = asked_of(given.host, given.length, given.steps)
+    Visitor.asked = asked_of(given.host, given.length, given.steps)
     machine = platform.processor() or platform.machine()
     broken = False
     for users in given.users:
@@ -250,11 +293,11 @@ def main(arguments: list[str] | None = None) -> int:
             length=given.length,
         ):
             print(json.dumps({"users": users, **line, "machine": machine}), flush=True)
-            broken |= bool(line["wrong"] or line["errors"])
+            broken |= not line["requests"]
         if not idle(given.host, given.patience):
             print(f"slots stayed in use after {users} users", file=sys.stderr)
             broken = True
-    return int(broken)
+    return int(broken or bool(Visitor.faults))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a policy would have done with the requests that a server has logged: a table, no device.
+"""What a policy would have done with the requests that a server has logged, without a device.
 
     python -m mdlm_jax.serve --workdir=RUN --slots=16 2> server.log
     python -m benchmarks.policy --log=server.log --policy=policy.toml --slots=16 [--faster=2]
 
-Each request of the log comes again, at its time, with its rows and network evaluations. It meets
-`--slots` slots whose tick takes `--tick_ms`, without a policy and with it; the policy looks twice
-a second, as a server's does, on a clock of the simulation. `--faster=2` lets the same requests come
-in half of the time: what if twice as many users came?
+It prints a JSON line without the policy and one with it. Each request of the log comes again, at
+its time, with its rows and network evaluations. It meets `--slots` slots whose tick takes
+`--tick_ms`; the policy looks twice a second, as a server's does, on a clock of the simulation.
+`--faster=2` lets the same requests come in half of the time: what if twice as many users came?
 
 | field | what it is |
 |---|---|
@@ -16,8 +16,10 @@ in half of the time: what if twice as many users came?
 | `stages` | the share of the requests that each stage admitted |
 | `moves` | of the policy, `[seconds, stage]` from the first request on |
 
-Not simulated: a full queue (429), deadlines, strategies that end early where a stage gives fewer
-steps, other models (their steps count, not their speed).
+Only requests that got their text come again, so take the log of a server that answered all. Their
+evaluations stand for their steps: a request that has fewer gaps than steps, or that a strategy ends
+early, would keep more of them than it does here. Not simulated: a full queue (429), deadlines,
+pinned requests, memory, autoregressive models, and the speed of other models.
 """
 
 import argparse
@@ -62,13 +64,15 @@ def recorded(lines: Iterable[str]) -> list[Asked]:
     """The requests that were answered, by the time of their coming.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or a policy was at work.
     """
     found = []
     for line in lines:
         if not (match := _LINE.match(line)):
             continue
         told = dict(re.findall(r"(\w+)=(\d+)", line))
+        if int(told.get("stage", 0)):
+            raise ValueError("the log is of a server with a policy, which had fewer steps already")
         if "rows" in told and int(told.get("evaluations", 0)):
             ended = datetime.datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
             rows, seconds = int(told["rows"]), int(told["ms"]) / 1000
@@ -152,18 +156,16 @@ def simulated(
     seconds, cost, age, looks = [0.0] * len(asked), 0, 0.0, 0.0
     moves = list[tuple[float, int]]()
     stages = [0] * len(asked)
-    # A calm after the last request shows that the policy comes back.
-    calm = asked[-1].at + len(steering.policy.stages) * (steering.policy.times.dwell_s + 1)
-    while coming or engine.active or engine.queue or (steering.stage and engine.now < calm):
+    while coming or engine.active or engine.queue or steering.stage:  # until it is back
         if not (engine.active or engine.queue):  # nothing to do until the next look or request
             then = min(looks, coming[0][1].at) if coming else looks
             engine.now = max(engine.now, then)
-        while looks <= engine.now:
+        if looks <= engine.now:
             before = steering.stage
             steering.look()
             if steering.stage != before:
                 moves.append((round(engine.now, 1), steering.stage))
-            looks += EVERY
+            looks = EVERY * (engine.now // EVERY + 1)
         while coming and coming[0][1].at <= engine.now:
             number, each = coming.popleft()
             stages[number], stage = steering.admit(pinned=False)
@@ -201,6 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tick_ms", type=float, default=None, help="by default from the log")
     parser.add_argument("--faster", type=float, default=1.0, help="than the requests came")
     given = parser.parse_args(arguments)
+    for name in ("slots", "faster", "tick_ms"):
+        if getattr(given, name) is not None and not getattr(given, name) > 0:
+            parser.error(f"--{name} is {getattr(given, name)}, it must be above 0")
     try:
         read = policy.read(given.policy)
         with Path(given.log).open() as lines:

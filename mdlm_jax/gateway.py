@@ -42,7 +42,8 @@ def main() -> int:
         settings = regions.read(_REGIONS.value)
         keys = guards.read_keys(_KEYS.value) if _KEYS.value else []
         listening = server.listen(_HOST.value, _PORT.value)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    form = "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, force=True)  # absl's was there
     logging.getLogger("mdlm_jax").setLevel(logging.INFO)
     made: Any = app.make_app(settings, keys=keys, cors=_CORS.value)
     names = ", ".join(region.name for region in settings.regions)

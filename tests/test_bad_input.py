@@ -350,6 +350,7 @@ def _state_of(places):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
+@pytest.mark.timeout(1800)  # the first one waits for all commands
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_line(outcomes, case):
     done = outcomes[0][case]

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from command_runs import command, run
 
+from benchmarks import policy
+
 pytestmark = pytest.mark.slow
 
 
@@ -101,6 +103,8 @@ def test_a_signal_ends_it_when_what_was_begun_is_written(process):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in told, told
     assert "path=/v1/completions status=200" in told
+    (asked,) = policy.recorded(told.splitlines(keepends=True))  # `benchmarks.policy` reads the log
+    assert asked.rows == 1 and 0 < asked.evaluations <= 100 and asked.seconds > 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/healthz")
 

@@ -196,9 +196,11 @@ def _check_less(stage: Stage, before: Stage, where: str) -> None:
     given = [(asked, stage.steps_of(asked), before.steps_of(asked)) for asked in range(1, 4097)]
     for asked, steps, fewer in given:
         if steps > fewer:
+            by_share = f"share = {before.share:g}"
+            most = by_share if stage.share > before.share else f"steps = {before.steps}"
             raise ValueError(
-                f"{where} gives a request for {asked} steps {steps}, and the one before {fewer}: "
-                "it must not give more, so give it a smaller share, too"
+                f"{where} leaves {steps} of {asked} steps, the one before {fewer}: "
+                f"a stage must not give more, so give it {most} at most"
             )
     if not any(steps < more for _, steps, more in given):
         raise ValueError(f"{where} must do less than the one before: by share, steps or model")

@@ -167,8 +167,9 @@ def test_under_real_load_it_moves_down_and_back(models, server):
         long = {"strategy": "remask(cap, 0.1)", "steps": 300}
 
         def one(seed):
-            answers = busy.client.completions
-            return answers.create(model="tiny", prompt=PROMPT, seed=seed, extra_body=long)
+            return busy.client.completions.create(
+                model="tiny", prompt=PROMPT, seed=seed, extra_body=long, timeout=120
+            )
 
         answers = list(clients.map(one, range(96)))
         tiny_server.wait_until(lambda: steering.stage == 0, seconds=20)

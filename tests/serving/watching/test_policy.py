@@ -172,11 +172,14 @@ QUEUE_TABLE, ONE = "[queue_age_s]\nupper = 2\nlower = 1\n", "[[stage]]\nshare = 
         (QUEUE_TABLE + "[[stage]]\n", "stage 1 must do less than the one before"),
         (
             QUEUE_TABLE + ONE + "[[stage]]\nshare = 0.6",
-            "stage 2 gives a request for 2 steps 2, and the one before 1: it must not give more",
+            "stage 2 leaves 2 of 2 steps, the one before 1: a stage must not give more, so give it "
+            "share = 0.5 at most",
         ),
+        (QUEUE_TABLE + ONE + "[[stage]]\nsteps = 8", "so give it share = 0.5 at most"),
         (
-            QUEUE_TABLE + ONE + "[[stage]]\nsteps = 8",
-            "stage 2 gives a request for 2 steps 2, and the one before 1: it must not give more",
+            QUEUE_TABLE + "[[stage]]\nsteps = 8\n[[stage]]\nsteps = 8\nshare = 0.5\n" + ONE,
+            "stage 3 leaves 9 of 17 steps, the one before 8: a stage must not give more, so give "
+            "it steps = 8 at most",
         ),
         (QUEUE_TABLE + ONE + ONE, "stage 2 must do less than the one before"),
         (ONE + "[p95_s]\nupper = 2", "[p95_s] has no lower"),

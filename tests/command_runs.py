@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -71,7 +72,10 @@ def _of_start(environment):
     return {k: v for k, v in environment.items() if k.startswith(_READ_AT_START)}
 
 
-_AT_START = _of_start(os.environ)
+@functools.cache
+def at_start():
+    """What the servers of commands begin with: the environment of the first call (conftest.py)."""
+    return _of_start(os.environ)
 
 
 class _Server:
@@ -83,7 +87,8 @@ class _Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={k: v for k, v in os.environ.items() if k not in _of_start(os.environ)} | _AT_START,
+            env={k: v for k, v in os.environ.items() if k not in _of_start(os.environ)}
+            | at_start(),
         )
         atexit.register(self._process.communicate)  # it ends when its stdin does
 
@@ -125,7 +130,7 @@ def _server():
 def run(name, *arguments, code=0, env=None, **places):
     """Runs a command in a process of its own, {places} filled in, and checks its exit code."""
     environment = {**os.environ, **(env or {})}
-    if _of_start(environment) == _AT_START:
+    if _of_start(environment) == at_start():
         filled = command(name, arguments, **places)[3:]
         with _server() as server:
             done = server.run(name, filled, environment)

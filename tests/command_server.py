@@ -1,11 +1,13 @@
 """Runs commands as `python -m mdlm_jax.NAME` does, each in a process of its own.
 
-Importing jax and all else is half of a tiny command. This process has imported it and touched no
-device; for each line of JSON on its stdin, `{"name", "arguments", "environment", "folder",
-"printed", "told"}`, it forks, and the child runs the module as the main one, its streams in the
-files `printed` and `told`. The exit code is written to stdout.
+Importing jax and all else takes longer than a tiny command. This process has imported it and
+touched no device; for each line of JSON on its stdin, `{"name", "arguments", "environment",
+"folder", "printed", "told"}`, it forks, and the child runs the module as the main one, its streams
+in the files `printed` and `told`. The exit code is written to stdout.
 """
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -24,6 +26,12 @@ from jax._src import xla_bridge
 from ml_collections import config_flags  # noqa: F401
 
 # What defines no flags: a command's module is run, not imported.
+for name in (
+    "evaluation.bounds.rate_curves", "pages.report", "runs.hooks", "runs.models", "runs.planning",
+    "training.loop", "writing.filling", "writing.sample_files",
+):  # fmt: skip
+    importlib.import_module(f"mdlm_jax.{name}")
+assert "mdlm_jax.host.command_line" not in sys.modules
 
 
 def wait_for_request():
@@ -59,6 +67,8 @@ def become(request):
 
 
 assert not xla_bridge.backends_are_initialized()
+# A child that ends would go through all of it, and copy its memory: half a second.
+gc.freeze()
 asked = wait_for_request()
 become(asked)
 runpy.run_module(f"mdlm_jax.{asked['name']}", run_name="__main__", alter_sys=True)

@@ -2,6 +2,7 @@ import ctypes
 import gc
 import os
 
+import command_runs
 import jax
 import pytest
 from hypothesis import settings
@@ -26,6 +27,7 @@ def _compile_once(tmp_path_factory):
         folder = folder.parent
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    command_runs.at_start()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -31,6 +32,8 @@ def take_over() -> None:
     sys.excepthook = _tell
     sys.unraisablehook = _tell_of_thread
     logging.getLogger("asyncio").addFilter(_is_no_echo)
+    # Orbax leaves them behind when a write has failed, which is told as an error.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints pages about its errors
     absl_logging.get_absl_logger().addFilter(is_worth_telling)
     absl_logging.set_verbosity(absl_logging.WARNING)

@@ -19,7 +19,7 @@ users.
 | `first_p50_ms`, `first_p99_ms` | from a request to the first final text of its stream |
 | `p50_ms`, `p99_ms` | from a request to its end; Locust keeps two digits |
 | `refused` | answers 429: the user waits as `Retry-After` tells, and asks again |
-| `errors` | answers to anybody that are no text and no refusal that was asked for |
+| `errors` | what no user expected, by its status, code or exception |
 | `rude` | what the others did, and how often |
 | `memory_mb` | of the server's process, resident |
 | `compilations` | of the server since it was ready |
@@ -48,6 +48,7 @@ from locust.env import Environment
 from locust.stats import StatsEntry
 from prometheus_client.parser import text_string_to_metric_families
 
+PATIENCE = 120.0  # seconds that a user waits for the next bytes
 _SEEDS = 8
 
 
@@ -77,7 +78,7 @@ class Visitor(locust.User):
         body, text = self.draw.choice(self.asked)
         try:
             self.ask(body, text)
-        except (requests.RequestException, ValueError, LookupError) as error:
+        except Exception as error:  # Locust would only log it
             self.fault(f"error {type(error).__name__}")
             gevent.sleep(0.1)
 
@@ -87,7 +88,9 @@ class Visitor(locust.User):
 
     def post(self, body: dict[str, Any]) -> requests.Response:
         """A request, whose answer is read as it comes."""
-        return self.session.post(f"{self.host}/v1/completions", json=body, stream=True, timeout=600)
+        return self.session.post(
+            f"{self.host}/v1/completions", json=body, stream=True, timeout=PATIENCE
+        )
 
     def fault(self, name: str) -> None:
         """Counts a broken promise."""
@@ -229,7 +232,8 @@ def _line(environment: Environment, begun: float, length: int, host: str) -> dic
         "rude": _named(told, "rude: "),
     }
     now = counted(host)
-    line["memory_mb"] = round(now["process_resident_memory_bytes"] / 2**20, 1)
+    memory = now.get("process_resident_memory_bytes")  # on Linux
+    line["memory_mb"] = memory and round(memory / 2**20, 1)
     line["compilations"] = int(now["mdlm_compilations_after_readiness_total"])
     return line
 
@@ -252,7 +256,7 @@ def under_load(
     """A line for each `every` seconds of that many users; the first second is not counted."""
     Writer.fixed_count, Rude.fixed_count = users, rude
     classes = [Writer, Rude] if rude else [Writer]
-    environment = Environment(user_classes=classes, host=host, stop_timeout=600)
+    environment = Environment(user_classes=classes, host=host, stop_timeout=PATIENCE)
     runner = environment.create_local_runner()
     runner.start(users + rude, spawn_rate=users + rude)
     gevent.sleep(1)
@@ -280,23 +284,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--patience", type=float, default=20.0, help="seconds for slots to be free")
     given = parser.parse_args(arguments)
-    Visitor.asked = asked_of(given.host, given.length, given.steps)
     machine = platform.processor() or platform.machine()
     broken = False
-    for users in given.users:
-        for line in under_load(
-            given.host,
-            users,
-            given.rude,
-            seconds=given.seconds,
-            every=given.every or given.seconds,
-            length=given.length,
-        ):
-            print(json.dumps({"users": users, **line, "machine": machine}), flush=True)
-            broken |= not line["requests"]
-        if not idle(given.host, given.patience):
-            print(f"slots stayed in use after {users} users", file=sys.stderr)
-            broken = True
+    try:
+        Visitor.asked = asked_of(given.host, given.length, given.steps)
+        for users in given.users:
+            written = 0
+            for line in under_load(
+                given.host,
+                users,
+                given.rude,
+                seconds=given.seconds,
+                every=given.every or given.seconds,
+                length=given.length,
+            ):
+                print(json.dumps({"users": users, **line, "machine": machine}), flush=True)
+                written += line["requests"]
+            if not written:
+                print(f"none of {users} users got a text", file=sys.stderr)
+                broken = True
+            if not idle(given.host, given.patience):
+                print(f"slots stayed in use after {users} users", file=sys.stderr)
+                broken = True
+    except requests.RequestException as error:
+        print(f"error: the server does not answer: {error}", file=sys.stderr)
+        broken = True
+    if Visitor.faults:
+        print(f"broken: {dict(Visitor.faults)}", file=sys.stderr)
     return int(broken or bool(Visitor.faults))
 
 

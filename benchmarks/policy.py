@@ -16,10 +16,10 @@ its time, with its rows and network evaluations. It meets `--slots` slots whose 
 | `stages` | the share of the requests that each stage admitted |
 | `moves` | of the policy, `[seconds, stage]` from the first request on |
 
-Only requests that got their text come again, so take the log of a server that answered all. Their
-evaluations stand for their steps: a request that has fewer gaps than steps, or that a strategy ends
-early, would keep more of them than it does here. Not simulated: a full queue (429), deadlines,
-pinned requests, memory, autoregressive models, and the speed of other models.
+Only requests that got their text come again, so take the log of a server that answered all. A
+stage's share is taken of a request's evaluations, not of its steps: one that has fewer gaps than
+steps, or ends early, loses evaluations here that a server would leave it. Not simulated: a full
+queue (429), deadlines, pinned requests, memory, autoregressive models, the speed of other models.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def recorded(lines: Iterable[str]) -> list[Asked]:
             continue
         told = dict(re.findall(r"(\w+)=(\d+)", line))
         if int(told.get("stage", 0)):
-            raise ValueError("the log is of a server with a policy, which had fewer steps already")
+            raise ValueError("the log holds requests whose steps a policy had already reduced")
         if "rows" in told and int(told.get("evaluations", 0)):
             ended = datetime.datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
             rows, seconds = int(told["rows"]), int(told["ms"]) / 1000

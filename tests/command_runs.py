@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,9 @@ def command(name, arguments, **places):
 
 
 # What is read once, when Python starts or a library is imported.
-_READ_AT_START = ("HF_", "JAX_", "LC_", "LD_", "MPL", "PYTHON", "TF_")
+_READ_AT_START = (
+    "HF_", "JAX_", "LANG", "LC_", "LD_", "MPL", "OMP_", "OPENBLAS_", "PYTHON", "TF_"
+)  # fmt: skip
 
 
 def _of_start(environment):
@@ -89,6 +92,7 @@ class _Server:
             text=True,
             env={k: v for k, v in os.environ.items() if k not in _of_start(os.environ)}
             | at_start(),
+            process_group=0,
         )
         atexit.register(self._process.communicate)  # it ends when its stdin does
 
@@ -111,6 +115,12 @@ class _Server:
             printed, told = (file.read_text(encoding="utf-8") for file in files)
         return subprocess.CompletedProcess([name, *arguments], code, printed, told)
 
+    def end(self):
+        """Ends it and the command that it runs, if there is one."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        atexit.unregister(self._process.communicate)
+
 
 _free = queue.SimpleQueue()  # a server answers one thread at a time
 
@@ -123,8 +133,10 @@ def _server():
         server = _Server()
     try:
         yield server
-    finally:
-        _free.put(server)
+    except BaseException:  # a test that took too long: what it asked for must answer nobody else
+        server.end()
+        raise
+    _free.put(server)
 
 
 def run(name, *arguments, code=0, env=None, **places):

@@ -32,8 +32,10 @@ def take_over() -> None:
     sys.excepthook = _tell
     sys.unraisablehook = _tell_of_thread
     logging.getLogger("asyncio").addFilter(_is_no_echo)
-    # Orbax leaves them behind when a write has failed, which is told as an error.
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    # Orbax leaves some coroutines behind when a write has failed, which is told as an error.
+    warnings.filterwarnings(
+        "ignore", "coroutine 'async_serialize.*' was never awaited", RuntimeWarning
+    )
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints pages about its errors
     absl_logging.get_absl_logger().addFilter(is_worth_telling)
     absl_logging.set_verbosity(absl_logging.WARNING)

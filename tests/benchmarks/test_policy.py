@@ -29,7 +29,7 @@ def test_the_log_says_what_came_and_what_it_took(asked):
     with pytest.raises(ValueError, match="no request that was answered"):
         command.recorded(["2026-11-27 15:49:48,233 mdlm_jax.serving.requests id=1 method=GET"])
     line = LOG.read_text().splitlines()[0]
-    with pytest.raises(ValueError, match="of a server with a policy"):
+    with pytest.raises(ValueError, match="whose steps a policy had already reduced"):
         command.recorded([line, f"{line} stage=2"])
 
 

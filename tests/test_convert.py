@@ -65,6 +65,7 @@ def test_bad_input_is_one_line(source, target, told, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_name_of_the_hub(tmp_path):
     commit = "0" * 40
     cached = tmp_path / "hub" / "models--owner--tiny"

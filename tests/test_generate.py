@@ -60,6 +60,7 @@ def test_a_line_tells_how_it_was_made(workdir):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_line_tells_of_the_cache(workdir):
     flags = ("--blocks=4", "--steps=8", "--json")
     (plain,) = records(generate(workdir, *flags).stdout)
@@ -70,6 +71,7 @@ def test_a_line_tells_of_the_cache(workdir):
     assert made["text"]
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_where_it_was_stopped_and_with_other_flags_is_refused(workdir, tmp_path):
     lines = [
         {"prompt": "the [MASK]", "label": "salt"}, {"prompt": ""}, {"prompt": "{mask:3} mill"},

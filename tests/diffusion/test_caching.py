@@ -41,6 +41,7 @@ def test_sample_takes_a_denoiser_with_a_cache():
     jax.tree.map(np.testing.assert_array_equal, drawn(counting()), drawn(plain()))
 
 
+@pytest.mark.slow
 def test_the_memory_goes_from_step_to_step():
     strategy = strategies.exact_count()
     state = sampling.start(strategy, CANVAS, KEYS, mask_id=MASK, steps=jnp.int32([4, 2]))
@@ -53,6 +54,7 @@ def test_the_memory_goes_from_step_to_step():
     np.testing.assert_array_equal(memory, state.evaluations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.5, np.float32([0.5, 2.0])], ids=["one", "a row"])
 def test_a_transform_of_a_cached_denoiser_is_that_of_the_denoiser(value):
     def transform(denoiser):

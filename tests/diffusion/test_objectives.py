@@ -146,6 +146,7 @@ def test_gathered_and_chunked_loss_equals_the_plain_formula(monkeypatch, logits_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, plain_gradient)
 
 
+@pytest.mark.slow
 def test_splitting_a_batch_changes_nothing():
     parameters, build = table_denoiser()
     maskable = jnp.arange(6) < jnp.array([6, 3, 4, 6, 5, 1, 2, 6])[:, None]

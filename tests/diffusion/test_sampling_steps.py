@@ -277,6 +277,7 @@ def test_a_text_without_gaps_is_done_and_a_step_of_such_rows_evaluates_nothing()
         assert np.array_equal(after.canvas, full) and after.evaluations.max() == 0 and not calls
 
 
+@pytest.mark.slow
 def test_a_memory_is_carried_from_evaluation_to_evaluation():
     """The evaluation gets what the last one left; `always` also where no row asks."""
 
@@ -295,6 +296,7 @@ def test_a_memory_is_carried_from_evaluation_to_evaluation():
     assert memory == 4
 
 
+@pytest.mark.slow
 def test_a_row_ends_when_its_own_block_is_finished():
     ends = as_denoiser(lambda tokens, t: 9.0 * jax.nn.one_hot(jnp.full(tokens.shape, 3), 6), 5)
     strategy = strategies.left_to_right(last="greedy")

@@ -95,6 +95,7 @@ def write(strategy):
     return sample(denoiser, KEY, CANVAS, mask_id=MASK, steps=3, strategy=strategy)
 
 
+@pytest.mark.slow
 def test_a_strategy_may_be_a_traced_argument_whose_numbers_vary():
     traced = []
 
@@ -112,6 +113,7 @@ def test_a_strategy_may_be_a_traced_argument_whose_numbers_vary():
     assert jax.tree.leaves(S.exact_count(grid="cosine")) == []
 
 
+@pytest.mark.slow
 def test_traced_values_still_work_where_a_strategy_is_made():
     taus = jnp.array([0.1, 0.9])
     traced = jax.vmap(lambda tau: write(S.threshold(tau)))(taus)

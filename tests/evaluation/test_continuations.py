@@ -185,6 +185,7 @@ def test_order_batches_and_a_mesh_change_nothing():
     np.testing.assert_allclose(again.error, scored.error[order], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_encoder_sees_the_row_and_no_padding():
     """Each row alone and at its own length, of a prompt that fits and one that was cut."""
     config = dataclasses.replace(BASE, max_length=40, layers=1, time_conditioning=True)
@@ -212,6 +213,7 @@ def test_the_encoder_sees_the_row_and_no_padding():
         assert scored.error[i] == pytest.approx(float(jnp.sqrt(alone.mc_variance[0])), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_of_blocks_fills_greedily_with_masks_behind_the_text():
     """What follows in the last block is unknown, as in training; padding would say that it ends."""
     config = dataclasses.replace(BASE, max_length=16, dropout=0.0)

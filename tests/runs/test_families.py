@@ -44,6 +44,7 @@ def halves(monkeypatch):
     return module.FAMILY
 
 
+@pytest.mark.slow
 def test_a_family_of_ones_own_is_trained_measured_and_sampled(halves):
     config = default_config()
     config.data.update(vocab_size=VOCAB, length=LENGTH)

@@ -45,6 +45,7 @@ def batch_of(size):
     }
 
 
+@pytest.mark.slow
 def test_a_step_is_the_one_that_its_config_names():
     """AdamW's first update is `rate g / (|g| + eps)`, halved by each block below the head."""
     rate, eps, ema_decay = 0.02, 0.01, 0.05
@@ -93,6 +94,7 @@ def test_a_step_is_the_one_that_its_config_names():
     jax.tree.map(compare, state.ema, ema)
 
 
+@pytest.mark.slow
 def test_a_muon_step_moves_every_kernel_by_its_rate_and_lies_where_it_did():
     """Orthogonal updates: the directions that so small a batch has a gradient in move alike."""
     program = program_of(

@@ -262,6 +262,7 @@ def test_cadences_below_one_are_named(name):
         LoopConfig(**{"steps": 1, name: 0})
 
 
+@pytest.mark.slow
 def test_a_profile_holds_the_steps_that_were_asked_for(tmp_path, step):
     train(tmp_path, step, profile=Profile(range(3, 5), tmp_path))
     (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")

@@ -53,6 +53,7 @@ def test_what_is_loaded_is_what_was_written(model, folder):
     )
 
 
+@pytest.mark.slow
 def test_gaps_are_filled_as_generate_fills_them(model, folder):
     """Sample for sample, with every option that both have."""
     options = {"steps": 3, "temperature": 0.7, "top_k": 9, "forbid": ["[UNK]"], "length": 12}
@@ -81,6 +82,7 @@ def test_one_text_is_one_text(model):
     assert len(model.fill("", steps=1).split()) > 3  # a whole row
 
 
+@pytest.mark.slow
 def test_likelihood_is_that_of_the_rooms_below(model, folder):
     """A long text counts every token once; another seed is another estimate."""
     texts = [" ".join(WORDS), WORDS[0]]

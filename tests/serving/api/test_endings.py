@@ -160,6 +160,7 @@ def test_a_round_that_fails_fails_its_rows_and_makes_the_server_unready(small, m
     stream.close()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_server_waits_for_what_was_begun(tiny):
     """And a row that takes longer than that is told so."""
     texts = []

@@ -43,6 +43,7 @@ def test_versions_of_the_same_arrays_share_memory_and_slots():
         assert len(engine.stats().lanes) == 2
 
 
+@pytest.mark.slow
 def test_parameters_on_the_host_are_put_on_the_device_once():
     params = params_of(WIDE)
     with Engine() as engine:

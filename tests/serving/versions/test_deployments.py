@@ -205,6 +205,7 @@ def test_a_number_is_not_followed_and_an_alias_takes_no_share(engine, client):
     assert names(catalog) == ["tiny", "tiny/2"]
 
 
+@pytest.mark.slow
 def test_a_version_that_cannot_be_loaded_changes_nothing(engine, client, monkeypatch, caplog):
     catalog = serving(engine, client)
     catalog.update()

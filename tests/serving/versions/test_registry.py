@@ -99,6 +99,7 @@ def test_versions_of_one_model_share_what_is_stored(three, run_folder, with_thre
     assert len([*(with_three.parent / "mlruns").iterdir()]) == 1
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_cut_off_is_not_used(client, run_folder):
     made = register(client, run_folder, steps=1)
     client.update_run(made.run_id, status="RUNNING")

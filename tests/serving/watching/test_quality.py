@@ -103,6 +103,7 @@ def by_rate(page, name, model="tiny"):
     return {float(of["rate"]): value for of, value in found if of["model"] == model}
 
 
+@pytest.mark.slow
 def test_a_server_tells_what_evaluation_measures_and_writes_what_it_wrote(tiny, canary_file):
     engine = Engine()
     quality = Quality(engine, canary_file)

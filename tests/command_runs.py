@@ -139,10 +139,13 @@ def _server():
     _free.put(server)
 
 
-def run(name, *arguments, code=0, env=None, **places):
-    """Runs a command in a process of its own, {places} filled in, and checks its exit code."""
+def run(name, *arguments, code=0, env=None, fork=True, **places):
+    """Runs a command in a process of its own, {places} filled in, and checks its exit code.
+
+    It is forked where it may be: `fork` is False where not all of the library can be imported.
+    """
     environment = {**os.environ, **(env or {})}
-    if _of_start(environment) == at_start():
+    if fork and _of_start(environment) == at_start():
         filled = command(name, arguments, **places)[3:]
         with _server() as server:
             done = server.run(name, filled, environment)

@@ -115,7 +115,7 @@ def test_commands_with_processes_of_beam(tmp_path):
         ],
     }.items():
         env = {"MDLM_JAX_CACHE": str(tmp_path / name)}
-        done = run("prepare", *TINY, *flags, text=text, env=env)
+        done = run("prepare", *TINY, *flags, text=text, env=env, fork=False)
         told.append(done.stdout.replace(str(tmp_path / name), ""))
     assert told[0] == told[1]
     plain, beam = (next((tmp_path / name).glob("text_files-*")) for name in ("plain", "beam"))

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # bash launch/test.sh [pytest arguments]
 #
-# Makes .venv, installs mdlm_jax[dev], and runs every unmarked test: 17 minutes on 2 CPU cores
-# that other work shared (2026-11-27).
-# `bash launch/test.sh -m slow` runs the slow ones. Needs Python >= 3.11 with pip.
+# Makes .venv, installs mdlm_jax[dev], and runs every unmarked test: 10 minutes on 2 CPU cores
+# (2026-11-27). `bash launch/test.sh -m slow` runs the slow ones, half an hour. Needs Python >= 3.11
+# with pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh

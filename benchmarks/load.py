@@ -48,7 +48,7 @@ from locust.env import Environment
 from locust.stats import StatsEntry
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE = 120.0  # seconds that a user waits for the next bytes
+SILENCE = 120.0  # seconds that a user waits for the next bytes
 _SEEDS = 8
 
 
@@ -89,7 +89,7 @@ class Visitor(locust.User):
     def post(self, body: dict[str, Any]) -> requests.Response:
         """A request, whose answer is read as it comes."""
         return self.session.post(
-            f"{self.host}/v1/completions", json=body, stream=True, timeout=PATIENCE
+            f"{self.host}/v1/completions", json=body, stream=True, timeout=SILENCE
         )
 
     def fault(self, name: str) -> None:
@@ -181,6 +181,8 @@ def _events(response: requests.Response) -> Iterator[dict[str, Any]]:
 
 def asked_of(host: str, length: int, steps: list[int]) -> list[tuple[dict[str, Any], str]]:
     """Requests of several steps and seeds, each with the text that nobody disturbed."""
+    if "mdlm_slots_active" not in counted(host):
+        raise SystemExit(f"error: {host}/metrics is not that of a server (mdlm_jax.serve)")
     session = _session()
     model = session.get(f"{host}/v1/models", timeout=10).json()["data"][0]["id"]
     found = []
@@ -256,7 +258,7 @@ def under_load(
     """A line for each `every` seconds of that many users; the first second is not counted."""
     Writer.fixed_count, Rude.fixed_count = users, rude
     classes = [Writer, Rude] if rude else [Writer]
-    environment = Environment(user_classes=classes, host=host, stop_timeout=PATIENCE)
+    environment = Environment(user_classes=classes, host=host, stop_timeout=SILENCE)
     runner = environment.create_local_runner()
     runner.start(users + rude, spawn_rate=users + rude)
     gevent.sleep(1)
@@ -284,6 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--patience", type=float, default=20.0, help="seconds for slots to be free")
     given = parser.parse_args(arguments)
+    if min(*given.users, *given.steps, given.length) < 1 or given.seconds <= 0 or given.rude < 0:
+        parser.error("--users, --steps and --length must be at least 1, --seconds above 0")
     machine = platform.processor() or platform.machine()
     broken = False
     try:

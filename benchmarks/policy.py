@@ -85,7 +85,7 @@ def recorded(lines: Iterable[str]) -> list[Asked]:
 
 
 def tick_of(asked: Sequence[Asked]) -> float:
-    """Seconds of a tick: of ten requests, nine took longer for an evaluation. Those had to wait."""
+    """Seconds of a tick: a tenth of the requests took less for an evaluation, the others waited."""
     paces = sorted(each.seconds / each.evaluations for each in asked)
     return paces[len(paces) // 10]
 
@@ -150,7 +150,7 @@ def simulated(
     """
     engine = Slots(slots)
     full = policy.Policy((policy.Stage(),), {})
-    steering = Steering(given or full, engine, memory=lambda: None, clock=engine.clock)  # type: ignore[arg-type]
+    steering = Steering(given or full, engine, memory=lambda: None, clock=engine.clock)
     coming = collections.deque(enumerate(asked))
     left = [each.rows for each in asked]
     seconds, cost, age, looks = [0.0] * len(asked), 0, 0.0, 0.0

@@ -7,12 +7,11 @@ Serve app or another gateway. Users talk to the gateway as to one server, with a
 OpenAI's API. SIGTERM or Ctrl-C ends it when what was begun is told; a second one ends it at once.
 """
 
-import logging
 from typing import Any
 
 from absl import flags
 
-from mdlm_jax.host import command_line
+from mdlm_jax.host import command_line, endings
 
 _REGIONS = command_line.define_path("regions", None, "The file of the regions: regions.toml.")
 _HOST = flags.DEFINE_string(
@@ -42,9 +41,7 @@ def main() -> int:
         settings = regions.read(_REGIONS.value)
         keys = guards.read_keys(_KEYS.value) if _KEYS.value else []
         listening = server.listen(_HOST.value, _PORT.value)
-    form = "%(asctime)s %(name)s %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, force=True)  # absl's was there
-    logging.getLogger("mdlm_jax").setLevel(logging.INFO)
+    endings.start_log()
     made: Any = app.make_app(settings, keys=keys, cors=_CORS.value)
     names = ", ".join(region.name for region in settings.regions)
     print(f"the regions {names} are served at {listening.address}", flush=True)

@@ -25,7 +25,6 @@ written; a second one ends it at once.
 """
 
 import contextlib
-import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from mdlm_jax.host import command_line
+from mdlm_jax.host import command_line, endings
 from mdlm_jax.writing import decoding, requests
 from mdlm_jax.writing import model as models
 
@@ -144,9 +143,7 @@ def main() -> int:
         plan = _registered() if _MODEL.value else _loaded()
         steered = _policy(plan.names) if _POLICY.value else None
         listening = server.listen(_HOST.value, _PORT.value)
-    form = "%(asctime)s %(name)s %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, force=True)  # absl's was there
-    logging.getLogger("mdlm_jax").setLevel(logging.INFO)
+    endings.start_log()
 
     from mdlm_jax.serving.api.limits import Limits
     from mdlm_jax.serving.batching.engine import Engine

@@ -41,6 +41,13 @@ def take_over() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
 
 
+def start_log() -> None:
+    """Writes what a server logs to stderr, with the time. absl's handler, which is there, goes."""
+    form = "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, force=True)
+    logging.getLogger("mdlm_jax").setLevel(logging.INFO)
+
+
 def reader_left() -> bool:
     """Whether nobody reads the output any more, as behind `| head`."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)

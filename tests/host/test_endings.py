@@ -44,3 +44,18 @@ def test_an_ascii_terminal_shows_escapes_and_a_refusal_is_one_line(tmp_path):
     assert (process.returncode, shown) == (1, b"\\xe9\n\\u65e9\n")
     told = f"error: {tmp_path}: Is a directory; what was saved before is whole\n"
     assert line.decode() == told
+
+
+LEFT = """
+from mdlm_jax.host import endings
+endings.take_over()
+async def async_serialize_a_part(): pass
+async def ours(): pass
+for left in (async_serialize_a_part, ours):
+    left()
+"""
+
+
+def test_coroutines_that_orbax_leaves_are_no_news_and_others_are():
+    told = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True).stderr
+    assert "coroutine 'ours' was never awaited" in told and "async_serialize" not in told
